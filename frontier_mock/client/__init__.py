@@ -1,0 +1,1 @@
+"""The load generator and what clients need to live in virtual time."""

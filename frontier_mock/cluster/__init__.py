@@ -1,0 +1,1 @@
+"""Workers placed and joined, and the offline router between them. PURE."""

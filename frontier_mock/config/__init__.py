@@ -1,0 +1,1 @@
+"""Scenario files, profiles and engine flags to frozen specs."""

@@ -1,0 +1,1 @@
+"""The kernel: commands in, events out, the calendar between them. PURE."""

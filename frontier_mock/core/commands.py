@@ -1,0 +1,40 @@
+"""Commands: everything that may enter the engine, and so everything the journal records."""
+
+from dataclasses import dataclass
+
+from frontier_mock.core.prompt import Prompt
+
+AUTO_WORKER = -1
+"""`Submit.worker` for "let the cluster's own router choose" (offline runs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """One sequence to generate. A request with n choices is n of these.
+
+    `output_tokens` is where generation will stop (at least 1), decided before submission: the
+    length cap, or the sampled end-of-sequence position. `finish_reason` says which ("length" or
+    "stop"); a scheduler that works ahead can foresee the former but not the latter.
+    `max_tokens` is the cap the client asked for, `output_tokens <= max_tokens`.
+    `output_keys` are block keys (see `core.prompt`) of the blocks that follow the prompt's last
+    full block, once output tokens fill them; empty if generated text can never be a prefix.
+    """
+
+    prompt: Prompt
+    output_tokens: int
+    max_tokens: int
+    finish_reason: str = "length"
+    worker: int = AUTO_WORKER
+    priority: int = 0
+    output_keys: bytes = b""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Stop sequence `rid` at the next step boundary; unknown or finished ids are ignored."""
+
+    rid: int
+
+
+Command = Submit | Abort

@@ -1,0 +1,128 @@
+"""Events: everything the engine says. The event log is a list of these, and its digest is a law.
+
+Tuples rather than frozen dataclasses, because a run makes five per request and a NamedTuple costs
+a third. Each begins with (t_ns, worker, rid): when, on which worker, for which sequence. `rid` is
+the number of the Submit command, counted from 0 in the order in which they were fed.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+from frontier_mock.simtime import SimTime
+
+
+class Submitted(NamedTuple):
+    """A sequence arrived at a worker's front end."""
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    prompt_tokens: int
+    max_tokens: int
+
+
+class Queued(NamedTuple):
+    """The front end handed the sequence to the scheduler (vLLM's QUEUED)."""
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+
+
+class Scheduled(NamedTuple):
+    """First admission of the sequence into the running batch, `cached_tokens` from the cache.
+
+    Emitted again with `resumed=True` after a preemption. `t_ns` is when the scheduler decided,
+    one step before execution under async scheduling.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    cached_tokens: int
+    resumed: bool
+
+
+class FirstToken(NamedTuple):
+    """The step that produced the sequence's first output token ended."""
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+
+
+class Preempted(NamedTuple):
+    """Evicted from the running batch after `output_tokens`; its blocks are free."""
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    output_tokens: int
+
+
+class Finished(NamedTuple):
+    """The sequence ended: `reason` is "stop", "length" or "abort".
+
+    `spans` are its output tokens as (first step, number of consecutive steps, one token each);
+    the time of each is the end of that step, see `serving.timeline`.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    reason: str
+    output_tokens: int
+    spans: tuple[tuple[int, int], ...]
+
+
+class Rejected(NamedTuple):
+    """Refused on arrival: `reason` is "prompt_too_long" or "queue_full"."""
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    reason: str
+
+
+Event = Submitted | Queued | Scheduled | FirstToken | Preempted | Finished | Rejected
+
+
+class EventLog:
+    """All events in order, and the digest of everything appended so far.
+
+    `events` holds what has not been dropped; `append` is its bound method, so that the hot path
+    pays for a list append only.
+    """
+
+    __slots__ = ("_dropped", "_hash", "_hashed", "append", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.append = self.events.append
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._hashed = 0
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        """Number of events ever appended."""
+        return self._dropped + len(self.events)
+
+    def digest(self) -> str:
+        """Hex digest of every event appended so far."""
+        self._absorb()
+        return self._hash.hexdigest()
+
+    def drop(self, count: int) -> None:
+        """Forget the first `count` events still held, keeping them in the digest."""
+        self._absorb()
+        del self.events[:count]
+        self._hashed -= count
+        self._dropped += count
+
+    def _absorb(self) -> None:
+        events = self.events
+        start = self._hashed
+        if start < len(events):
+            text = "".join([f"{type(e).__name__}{tuple(e)}\n" for e in events[start:]])
+            self._hash.update(text.encode())
+            self._hashed = len(events)

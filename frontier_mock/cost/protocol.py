@@ -1,0 +1,39 @@
+"""The price of a step, as the worker asks for it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class DecodeLine(NamedTuple):
+    """Duration of a pure decode step as a straight line in the batch's total context.
+
+    A step over a fixed number of sequences whose context lengths sum to `kv` tokens (each counted
+    with the token being computed) takes `base_ns + slope_ns * kv`, for `kv <= kv_max`. Beyond it
+    ask again. The line is what lets a run of thousands of steps be one event.
+    """
+
+    base_ns: float
+    slope_ns: float
+    kv_max: int
+
+
+class Chunk(NamedTuple):
+    """One sequence's share of a prefill: `new` tokens computed after `past` cached ones."""
+
+    new: int
+    past: int
+
+
+class StepCost(Protocol):
+    """Prices steps for one worker; a pure function of its arguments."""
+
+    def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
+        """The line that holds at `kv_tokens` for a batch of `num_seqs` one-token decodes."""
+        ...
+
+    def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: Sequence[Chunk]) -> int:
+        """Nanoseconds for a step with prefill chunks in it, beside `num_decodes` decodes.
+
+        Every chunk needs its own attention; the linear layers see all tokens together.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Loops around the pure core: clocks, the driver, the journal."""

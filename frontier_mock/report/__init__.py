@@ -1,0 +1,1 @@
+"""A fold over events: metrics, tables, result JSON, HTML."""

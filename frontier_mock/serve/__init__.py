@@ -1,0 +1,1 @@
+"""Sockets: the only package with aiohttp servers."""

@@ -1,0 +1,1 @@
+"""Bytes to commands and events to bytes, exactly as the impersonated engine. PURE."""

@@ -1,0 +1,1 @@
+"""Trace readers and synthetic workloads: timed commands. PURE."""

@@ -1,0 +1,1 @@
+"""Data only: hardware, models, kernel tables and engine presets; see SOURCES.md."""

@@ -1,0 +1,1 @@
+"""The scenario library: YAML files that are runnable by name."""
