@@ -17,13 +17,13 @@ from frontier_mock.simtime import SimTime
 class Item(NamedTuple):
     """Who a request is to its source; the driver hands it back untouched in `on_finish`.
 
-    `index` counts the source's requests from 0 in the order of their definition and is the
+    `seq` counts the source's requests from 0 in the order of their definition and is the
     canonical order within one instant. `lane` is the closed-loop lane or the session, -1 for an
     open loop. `turn` counts within a session. `line` is the trace line the request came from, 0 if
     from none. Requests with `measured` False are warm-up and stay out of the figures.
     """
 
-    index: int
+    seq: int
     measured: bool = True
     lane: int = -1
     turn: int = 0
@@ -47,13 +47,13 @@ class Source(Protocol):
         ...
 
     def initial(self) -> Sequence[Timed]:
-        """What is known from the start, sorted by (t_ns, item.index). Call once."""
+        """What is known from the start, sorted by (t_ns, item.seq). Call once."""
         ...
 
     def on_finish(self, item: Item, t_ns: SimTime) -> Sequence[Timed]:
         """What the end of `item` at `t_ns` releases, sorted by time, none before `t_ns`.
 
         Call exactly once for each request, be it finished, rejected or aborted; in the order of
-        (t_ns, item.index) where several end at once.
+        (t_ns, item.seq) where several end at once.
         """
         ...
