@@ -26,7 +26,11 @@ class HardwareSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Shape of a dense decoder with grouped-query attention, as in its config.json."""
+    """Shape of a dense decoder with grouped-query attention, as in its config.json.
+
+    `qk_norm` is a norm on queries and keys per head (Qwen3), `qkv_bias` a bias on that projection
+    (Qwen2). `checkpoint_weights` is what the checkpoint of this name holds: "bf16" or "fp8".
+    """
 
     name: str
     num_layers: int
@@ -40,6 +44,9 @@ class ModelSpec:
     tie_word_embeddings: bool
     eos_token_id: int
     source: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    checkpoint_weights: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

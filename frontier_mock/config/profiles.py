@@ -1,0 +1,262 @@
+"""Profiles by name: hardware, models, engines and kernel tables out of the data package.
+
+They live under `profiles/` and install as `frontier_mock.profiles`. Everything here raises
+`ConfigError` with one line for a name that is not there.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+
+from frontier_mock.config.errors import ConfigError, nearest
+from frontier_mock.cost.specs import EnginePreset, HardwareSpec, ModelSpec
+from frontier_mock.cost.tables import (
+    Curve,
+    DecodeAttentionFit,
+    Floats,
+    GemmFit,
+    GemmTable,
+    KernelTables,
+    PrefillAttentionFit,
+)
+
+RESIDUAL_SCALE = 4096.0
+"""Residuals of GEMM tables are stored as int16 in units of 1 / RESIDUAL_SCALE."""
+
+_Spec = TypeVar("_Spec", HardwareSpec, EnginePreset, ModelSpec)
+
+_YamlLoader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_hardware(name: str) -> HardwareSpec:
+    """The GPU called `name` (case does not matter)."""
+    return _hardware(name.lower())
+
+
+@cache
+def _hardware(name: str) -> HardwareSpec:
+    folder = _root() / "hardware"
+    known = _stems(folder)
+    if name not in known:
+        raise _unknown("hardware", name, known)
+    return _filled(HardwareSpec, _read_yaml(folder / f"{name}.yaml"), f"hardware {name}")
+
+
+def known_hardware() -> list[str]:
+    """Names `load_hardware` accepts."""
+    return _stems(_root() / "hardware")
+
+
+@cache
+def load_model(name: str) -> ModelSpec:
+    """The model with this Hugging Face name, or described by this `config.json` (or its folder).
+
+    The last component of a known name is enough when it is spelt in full.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "config.json").is_file():
+        path = path / "config.json"
+    if path.suffix == ".json" or path.is_file():
+        return _model_from_config(name, path)
+    cards = _model_cards()
+    card = cards.get(name.lower())
+    if card is None:
+        known = sorted({c["name"] for c in cards.values()})
+        hint = nearest(name, known)
+        raise ConfigError(
+            f"model: no profile for {name!r}{hint}; allowed: a path to a Hugging Face config.json, "
+            f"or one of {', '.join(known)}"
+        )
+    return _filled(ModelSpec, card, f"model {name}")
+
+
+def known_models() -> list[str]:
+    """Names `load_model` accepts, in full."""
+    return sorted({card["name"] for card in _model_cards().values()})
+
+
+@cache
+def _model_cards() -> dict[str, dict[str, Any]]:
+    """Every model card by lower-case full name, alias and unambiguous last component."""
+    cards: dict[str, dict[str, Any]] = {}
+    for stem in _stems(_root() / "models"):
+        for name, entry in _read_yaml(_root() / "models" / f"{stem}.yaml").items():
+            aliases = entry.pop("aliases", {})
+            for alias, weights in {name: "bf16", **aliases}.items():
+                card = {**entry, "name": alias, "checkpoint_weights": weights}
+                cards[alias.lower()] = card
+                cards.setdefault(alias.rsplit("/", 1)[-1].lower(), card)
+    return cards
+
+
+_UNSUPPORTED_KEYS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "kv_lora_rank",
+    "linear_num_value_heads",
+)
+"""Keys of a config.json that mean experts, latent attention or linear attention."""
+
+
+def _model_from_config(name: str, path: Path) -> ModelSpec:
+    """Read a dense decoder's `config.json`."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"model: cannot read {name!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"model: {name!r} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"model: {name!r} is not a JSON object")
+    for key in _UNSUPPORTED_KEYS:
+        if config.get(key):
+            raise ConfigError(f"model: {name!r} has {key}; allowed: dense decoders with GQA")
+    return _model_from_keys(name, config)
+
+
+def _model_from_keys(name: str, config: Mapping[str, Any]) -> ModelSpec:
+    def integer(key: str, default: int | None = None) -> int:
+        value = config.get(key, default)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"model: {name!r} key {key} is {value!r}; allowed: a whole number")
+        return value
+
+    heads = integer("num_attention_heads")
+    hidden = integer("hidden_size")
+    if min(heads, hidden, integer("num_hidden_layers")) < 1:
+        raise ConfigError(f"model: {name!r} has no layers, heads or hidden units")
+    model_type = config.get("model_type", "")
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
+    return ModelSpec(
+        name=name,
+        num_layers=integer("num_hidden_layers"),
+        hidden_size=hidden,
+        intermediate_size=integer("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=integer("num_key_value_heads", heads),
+        head_dim=integer("head_dim", hidden // heads),
+        vocab_size=integer("vocab_size"),
+        max_position_embeddings=integer("max_position_embeddings"),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        eos_token_id=integer("eos_token_id", 0),
+        source=f"config.json at {name}",
+        qk_norm=model_type == "qwen3",
+        qkv_bias=model_type == "qwen2" or bool(config.get("attention_bias", False)),
+        checkpoint_weights="fp8" if method == "fp8" else "bf16",
+    )
+
+
+@cache
+def load_engine(name: str) -> EnginePreset:
+    """The preset of an engine version: the newest one not newer than `vllm-X.Y[.Z]`.
+
+    `vllm` alone is the newest preset. The returned preset keeps its own name and version.
+    """
+    presets = {stem: _version_of(stem) for stem in _stems(_root() / "engines")}
+    family, _, version = name.lower().partition("-")
+    ours = {stem: at for stem, at in presets.items() if stem.startswith(f"{family}-")}
+    parts = version.split(".")
+    if not ours or (version and not all(part.isdecimal() for part in parts)):
+        raise _unknown("engine", name, sorted(presets, key=lambda stem: presets[stem]))
+    wanted = tuple(int(part) for part in parts) if version else max(ours.values())
+    wanted += (0,) * (3 - len(wanted))
+    older = [stem for stem, at in ours.items() if at <= wanted]
+    if not older:
+        oldest = min(ours, key=lambda stem: ours[stem])
+        raise ConfigError(f"engine: {name!r} is older than any preset; allowed: {oldest} or later")
+    best = max(older, key=lambda stem: ours[stem])
+    return _filled(EnginePreset, _read_yaml(_root() / "engines" / f"{best}.yaml"), f"engine {best}")
+
+
+def _version_of(stem: str) -> tuple[int, ...]:
+    version = tuple(int(part) for part in stem.partition("-")[2].split("."))
+    return version + (0,) * (3 - len(version))
+
+
+@cache
+def load_kernels(name: str) -> KernelTables:
+    """The kernel tables called `name`, as `HardwareSpec.kernels` names them."""
+    folder = _root() / "kernels"
+    known = sorted(entry.name for entry in folder.iterdir() if (entry / "kernels.json").is_file())
+    if name not in known:
+        raise _unknown("kernels", name, known)
+    data = json.loads((folder / name / "kernels.json").read_text(encoding="utf-8"))
+    base = data.get("base")
+    grids = folder / (base or name) / "gemm.npz"
+    if base is not None:
+        below = json.loads((folder / base / "kernels.json").read_text(encoding="utf-8"))
+        data = {**below, **data}
+    return KernelTables(
+        name=name,
+        gemm=_gemm_tables(data["gemm"], grids),
+        decode={kv: DecodeAttentionFit(**fit) for kv, fit in data["decode"].items()},
+        prefill={int(size): PrefillAttentionFit(**fit) for size, fit in data["prefill"].items()},
+        all_reduce=_curves(data["all_reduce"]),
+        all_gather=_curves(data["all_gather"]),
+        elementwise_us=data["elementwise_us"],
+        elementwise_memory=data["elementwise_memory"],
+    )
+
+
+def _gemm_tables(
+    fits: Mapping[str, Mapping[str, float]], grids: Traversable
+) -> dict[str, GemmTable]:
+    """Equations with their measured residuals, or without where nothing was measured."""
+    tables = {}
+    with resources.as_file(grids) as path, np.load(path) as arrays:
+        for weights, fit in fits.items():
+            residual = arrays[f"{weights}_residual"].astype(np.float32)
+            residual /= RESIDUAL_SCALE
+            axes = [np.log(arrays[f"{weights}_{axis}"]) for axis in "nkm"]
+            tables[weights] = GemmTable(GemmFit(**fit), axes[0], axes[1], axes[2], residual)
+    return tables
+
+
+def _curves(curves: Mapping[str, Mapping[str, list[float]]]) -> dict[int, Curve]:
+    def array(values: list[float]) -> Floats:
+        return np.asarray(values, dtype=np.float64)
+
+    return {
+        int(ranks): Curve(array(curve["size_bytes"]), array(curve["time_us"]))
+        for ranks, curve in curves.items()
+    }
+
+
+def _root() -> Traversable:
+    return resources.files("frontier_mock.profiles")
+
+
+def _stems(folder: Traversable) -> list[str]:
+    return sorted(e.name[: -len(".yaml")] for e in folder.iterdir() if e.name.endswith(".yaml"))
+
+
+def _read_yaml(file: Traversable) -> dict[str, Any]:
+    data = yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader)
+    assert isinstance(data, dict), f"{file} is not a mapping"
+    return data
+
+
+def _filled(spec: type[_Spec], data: Mapping[str, Any], what: str) -> _Spec:
+    """`data` as a spec; a profile that lacks a field or has one too many is our own mistake."""
+    fields = {field.name: field for field in dataclasses.fields(spec)}
+    assert set(data) <= set(fields), f"{what}: unknown {sorted(set(data) - set(fields))}"
+    return spec(**data)
+
+
+def _unknown(key: str, name: str, known: Iterable[str]) -> ConfigError:
+    words = list(known)
+    return ConfigError(
+        f"{key}: {name!r} is not known{nearest(name, words)}; allowed: {', '.join(words)}"
+    )

@@ -1,0 +1,250 @@
+"""The price of a step: layers, attention, head and CPU, put together. PURE.
+
+Theory of operation
+1. A step's GPU time is `layers * (linear(T) + attention(batch)) + embed(T) + head(rows)`. T is the
+   number of tokens after padding to the captured CUDA graph; attention sees the real ragged batch.
+2. T and rows are small integers, so those parts are tabulated in blocks on first use. What remains
+   per step is attention, a handful of multiplications.
+3. For a fixed batch, decode attention is concave in total context. It is cut at fixed knots and
+   made straight between them; the error is below 0.1 % and the lines meet.
+4. CPU time is added when scheduling is synchronous. When asynchronous it hides behind the GPU: the
+   step takes the longer of the two, and the crossing is one more knot.
+5. Beyond the largest graph the host launches every kernel itself, and the GPU waits for the host
+   if that is slower.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from frontier_mock.cost.attention import PrefillPrice, decode_us
+from frontier_mock.cost.cuda_graphs import padded_size
+from frontier_mock.cost.layers import embed_us, head_us, layer_us, shard_model
+from frontier_mock.cost.protocol import Chunk, DecodeLine
+from frontier_mock.cost.specs import StepSpec
+from frontier_mock.cost.tables import Floats, KernelTables
+
+_BLOCK: Final = 512
+"""Token counts tabulated at a time."""
+
+_KNOTS_PER_OCTAVE: Final = 4
+_KNOT_OCTAVES: Final = 26
+"""Knots reach 2**26 tokens of context, more than any one GPU holds."""
+
+_UNBOUNDED: Final = 1 << 62
+
+_GRAPH_REPLAY_US: Final = 10.0
+"""Launching a captured graph (cost_model.md section 1.9)."""
+
+_LAUNCH_US: Final = 5.0
+"""Host time of one bare kernel launch (cost_model.md section 1.9)."""
+
+_PYTHON_LAUNCH_US: Final = 18.0
+"""Host time of a kernel reached through Python: attention and collectives (section 1.9)."""
+
+_LAYER_KERNELS: Final = 11
+"""Kernels of a dense layer: four linear ones, two norms, rope, activation, cache write, attention
+and its scheduler; two of them are behind Python."""
+
+_PYTHON_OPS: Final = 2
+
+
+def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
+    """Price steps of a dense model by `tables`.
+
+    Raises ValueError for parallelism this model of cost does not cover, or that does not divide
+    the model, or for a weight type, cache type or degree the tables lack.
+    """
+    parallel, precision = spec.parallel, spec.precision
+    if parallel.pp != 1 or parallel.dp != 1 or parallel.ep != 1:
+        raise ValueError(
+            f"pipeline, data and expert parallelism are not priced for dense models "
+            f"(pp={parallel.pp}, dp={parallel.dp}, ep={parallel.ep}); only tp may exceed 1"
+        )
+    if precision.weights not in tables.gemm:
+        allowed = ", ".join(sorted(tables.gemm))
+        raise ValueError(f"no {precision.weights} kernels for {tables.name}; it has {allowed}")
+    if precision.kv not in tables.decode:
+        allowed = ", ".join(sorted(tables.decode))
+        raise ValueError(f"no {precision.kv} KV cache for {tables.name}; it has {allowed}")
+    if parallel.tp > 1 and parallel.tp not in tables.all_reduce:
+        allowed = ", ".join(str(n) for n in (1, *sorted(tables.all_reduce)))
+        raise ValueError(f"no all-reduce over tp={parallel.tp} for {tables.name}: tp is {allowed}")
+    return TabledStepCost(spec, tables)
+
+
+class TabledStepCost:
+    """`StepCost` from kernel tables; a pure function of its arguments, memoised.
+
+    Workers with the same `spec` may share one.
+    """
+
+    __slots__ = (
+        "_cpu_request_ns",
+        "_cpu_step_ns",
+        "_decode_fit",
+        "_eager_ns",
+        "_head_ns",
+        "_knots",
+        "_layers",
+        "_lines",
+        "_prefill",
+        "_shard",
+        "spec",
+        "_tables",
+        "_token_ns",
+    )
+
+    def __init__(self, spec: StepSpec, tables: KernelTables) -> None:
+        self.spec = spec
+        self._tables = tables
+        self._shard = shard_model(spec.model, spec.parallel, spec.precision)
+        self._layers = spec.model.num_layers
+        self._decode_fit = tables.decode[spec.precision.kv]
+        prefill = tables.prefill[_nearest(tuple(tables.prefill), spec.model.head_dim)]
+        self._prefill = PrefillPrice(prefill, spec.hardware, self._shard.heads)
+        self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
+        self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
+        self._eager_ns = _eager_launch_us(spec) * 1e3
+        self._token_ns: list[float] = []
+        self._head_ns: list[float] = []
+        self._lines: dict[int, tuple[list[int], list[DecodeLine]]] = {}
+        exponents = np.arange(_KNOT_OCTAVES * _KNOTS_PER_OCTAVE + 1) / _KNOTS_PER_OCTAVE
+        self._knots: Floats = np.unique(np.rint(np.exp2(exponents)))
+
+    def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
+        """The line that holds at `kv_tokens` for a batch of `num_seqs` one-token decodes."""
+        cut = self._lines.get(num_seqs)
+        if cut is None:
+            cut = self._lines[num_seqs] = self._cut(num_seqs)
+        ends, lines = cut
+        return lines[bisect_left(ends, kv_tokens)]
+
+    def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: Sequence[Chunk]) -> int:
+        """Nanoseconds for a step with prefill chunks in it, beside `num_decodes` decodes."""
+        if not chunks:
+            line = self.decode(num_decodes, decode_kv_tokens)
+            return round(line.base_ns + line.slope_ns * decode_kv_tokens)
+        tokens = num_decodes
+        for chunk in chunks:
+            tokens += chunk[0]
+        rows = num_decodes + len(chunks)
+        attention_us = self._prefill.chunks_us(chunks)
+        gpu_ns = self._fixed_ns(tokens, rows) + self._layers * attention_us * 1e3
+        if num_decodes:
+            gpu_ns += self._decode_beside_ns(num_decodes, decode_kv_tokens)
+        return round(self._with_cpu(gpu_ns, rows))
+
+    def _decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
+        """All layers' decode attention in a mixed step; its launch is the chunks' launch."""
+        fit, heads = self._decode_fit, self._shard.heads
+        moved = kv_tokens * heads.bytes_per_token
+        streamed = moved / (fit.memory * self.spec.hardware.hbm_bytes_per_s) * 1e6
+        ramp = fit.ramp_us * moved / (moved + fit.ramp_bytes)
+        tiles = fit.tile_us * num_seqs * heads.kv / self.spec.hardware.sm_count
+        return self._layers * (tiles + ramp + streamed) * 1e3
+
+    def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
+        """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
+        spec = self.spec
+        knots = self._knots
+        attention = decode_us(self._decode_fit, spec.hardware, self._shard.heads, num_seqs, knots)
+        gpu = self._fixed_ns(num_seqs, num_seqs) + self._layers * attention * 1e3
+        xs, ys = knots.tolist(), gpu.tolist()
+        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
+        if not spec.async_scheduling:
+            ys = [y + cpu_ns for y in ys]
+        else:
+            xs, ys = _raise_to(xs, ys, cpu_ns)
+            gap_ns = spec.engine.async_gap_s * 1e9
+            ys = [y + gap_ns for y in ys]
+        ends: list[int] = []
+        lines: list[DecodeLine] = []
+        for i in range(len(xs) - 1):
+            slope = (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
+            end = int(xs[i + 1]) if i < len(xs) - 2 else _UNBOUNDED
+            ends.append(end)
+            lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
+        return ends, lines
+
+    def _fixed_ns(self, tokens: int, rows: int) -> float:
+        """GPU time that depends on token and row counts alone, launch limits included."""
+        padded = padded_size(self.spec.cudagraph_sizes, tokens)
+        token_ns = self._tokens_ns(padded or tokens)
+        if padded:
+            token_ns += _GRAPH_REPLAY_US * 1e3
+        elif token_ns < self._eager_ns:
+            token_ns = self._eager_ns
+        return token_ns + self._rows_ns(rows)
+
+    def _tokens_ns(self, tokens: int) -> float:
+        table = self._token_ns
+        while tokens >= len(table):
+            self._extend_tokens()
+        return table[tokens]
+
+    def _rows_ns(self, rows: int) -> float:
+        table = self._head_ns
+        while rows >= len(table):
+            self._extend_rows()
+        return table[rows]
+
+    def _extend_tokens(self) -> None:
+        """Tabulate the next block; a running maximum keeps measured noise monotone."""
+        start = len(self._token_ns)
+        tokens = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
+        layer = layer_us(self.spec, self._tables, self._shard, tokens)
+        total = (self._layers * layer + embed_us(self.spec, self._tables, tokens)) * 1e3
+        if start:
+            total[0] = max(total[0], self._token_ns[-1])
+        self._token_ns += np.maximum.accumulate(total).tolist()
+
+    def _extend_rows(self) -> None:
+        start = len(self._head_ns)
+        rows = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
+        total = head_us(self.spec, self._tables, self._shard, rows) * 1e3
+        if start:
+            total[0] = max(total[0], self._head_ns[-1])
+        self._head_ns += np.maximum.accumulate(total).tolist()
+
+    def _with_cpu(self, gpu_ns: float, running: int) -> float:
+        """Add or hide the engine's CPU time."""
+        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * running
+        if not self.spec.async_scheduling:
+            return gpu_ns + cpu_ns
+        return max(gpu_ns, cpu_ns) + self.spec.engine.async_gap_s * 1e9
+
+
+def _raise_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[float], list[float]]:
+    """The ascending polyline (xs, ys) lifted to `floor`, with a knot where it leaves it."""
+    if ys[0] >= floor:
+        return xs, ys
+    for i in range(1, len(xs)):
+        if ys[i] > floor:
+            share = (floor - ys[i - 1]) / (ys[i] - ys[i - 1])
+            crossing = xs[i - 1] + share * (xs[i] - xs[i - 1])
+            head_xs, head_ys = ([xs[0]], [floor]) if crossing > xs[0] else ([], [])
+            return [*head_xs, crossing, *xs[i:]], [*head_ys, floor, *ys[i:]]
+    return [xs[0], xs[-1]], [floor, floor]
+
+
+def _eager_launch_us(spec: StepSpec) -> float:
+    """Host time to launch one forward pass kernel by kernel.
+
+    An engine that captures graphs has compiled the layers, and reaches only attention and the
+    collectives through Python; one told not to (`--enforce-eager`) reaches everything that way.
+    """
+    collectives = 0 if spec.parallel.tp == 1 else 2
+    python_ops = _PYTHON_OPS + collectives
+    bare_kernels = _LAYER_KERNELS - _PYTHON_OPS
+    if not spec.cudagraph_sizes:
+        python_ops, bare_kernels = python_ops + bare_kernels, 0
+    per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
+    return spec.model.num_layers * per_layer
+
+
+def _nearest(sizes: tuple[int, ...], size: int) -> int:
+    """The tabulated head size closest to `size`."""
+    return min(sizes, key=lambda s: (abs(s - size), s))
