@@ -1,0 +1,135 @@
+"""The cluster: workers on one calendar, behind the three verbs of the pure core.
+
+`next_time()`, `advance_to(t)`, `feed(t, command)`: every driver, live or offline, is a loop around
+these (design.md section 1). Internal events due at t always precede a command stamped t, and
+deliveries from front ends precede wake-ups of the same nanosecond.
+"""
+
+from collections.abc import Sequence as SequenceABC
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frontier_mock.cluster.routing import Router
+from frontier_mock.cluster.specs import ClusterSpec
+from frontier_mock.core.calendar import RANK_DELIVER, Calendar
+from frontier_mock.core.commands import AUTO_WORKER, Abort, Command, Submit
+from frontier_mock.core.events import EventLog, Rejected, Submitted
+from frontier_mock.cost.protocol import StepCost
+from frontier_mock.serving.sequence import DONE, Sequence
+from frontier_mock.serving.worker import Worker
+from frontier_mock.simtime import SimTime, from_seconds
+
+
+class Cluster:
+    """A deterministic state machine over integer nanoseconds; build it with `build_cluster`."""
+
+    def __init__(self, spec: ClusterSpec, costs: SequenceABC[StepCost]) -> None:
+        self.spec = spec
+        self.log = EventLog()
+        self.now_ns: SimTime = 0
+        self.workers = [
+            Worker(i, worker.scheduler, cost, self.log, spec.single_step)
+            for i, (worker, cost) in enumerate(zip(spec.workers, costs, strict=True))
+        ]
+        self._calendar = Calendar(len(self.workers))
+        self._router = Router(spec.router_policy, spec.seed, self.workers)
+        self._live: dict[int, Sequence] = {}
+        self._sweep_at = 1024
+        self._next_rid = 0
+        self._frontend_ns = [
+            (from_seconds(w.step.engine.frontend_s), w.step.engine.frontend_token_s * 1e9)
+            for w in spec.workers
+        ]
+
+    def next_time(self) -> SimTime | None:
+        """Time of the next internal event, or None when nothing is left to happen."""
+        return self._calendar.next_time()
+
+    def next_boundary(self, worker: int) -> SimTime | None:
+        """End of the step that `worker` executes now, strictly later than now; None if idle."""
+        return self.workers[worker].next_boundary(self.now_ns)
+
+    def advance_to(self, t_ns: SimTime) -> None:
+        """Process every internal event due at or before `t_ns`. Raises ValueError for the past."""
+        if t_ns < self.now_ns:
+            raise ValueError(f"cannot go back from {self.now_ns} ns to {t_ns} ns")
+        calendar = self._calendar
+        workers = self.workers
+        live = self._live
+        while (entry := calendar.pop_until(t_ns)) is not None:
+            at_ns, rank, key = entry
+            self.now_ns = at_ns
+            if rank == RANK_DELIVER:
+                seq = live[key]
+                worker = workers[seq.worker]
+                worker.deliver(seq, at_ns)
+            else:
+                worker = workers[key]
+                worker.wake(at_ns)
+            calendar.wake_at(worker.index, worker.wake_ns)
+        self.now_ns = t_ns
+
+    def feed(self, t_ns: SimTime, command: Command) -> int:
+        """Advance to `t_ns`, then apply `command`. Returns the rid of a Submit, -1 for an Abort."""
+        self.advance_to(t_ns)
+        if isinstance(command, Abort):
+            self._abort(command.rid)
+            return -1
+        return self._submit(command)
+
+    def tokens(self, rid: int) -> int:
+        """Output tokens that sequence `rid` has produced by now. Raises KeyError once it ended."""
+        seq = self._live[rid]
+        return seq.produced_by(self.workers[seq.worker].step_ended_by(self.now_ns))
+
+    def token_times_ns(self, rid: int) -> NDArray[np.int64]:
+        """When each token produced so far ended its step. Raises KeyError once it ended."""
+        seq = self._live[rid]
+        worker = self.workers[seq.worker]
+        spans = list(seq.spans)
+        step = min(worker.step_ended_by(self.now_ns), seq.finish_step)
+        if 0 < seq.first_step <= step:
+            spans.append((seq.first_step, step - seq.first_step + 1))
+        return worker.timeline.token_times_ns(spans)
+
+    def _submit(self, command: Submit) -> int:
+        rid = self._next_rid
+        self._next_rid = rid + 1
+        index = command.worker
+        if index == AUTO_WORKER:
+            index = self._router.choose(command.prompt)
+        worker = self.workers[index]
+        spec = worker.spec
+        now = self.now_ns
+        prompt_tokens = command.prompt.num_tokens
+        self.log.append(Submitted(now, index, rid, prompt_tokens, command.max_tokens))
+        if prompt_tokens + command.output_tokens > spec.max_model_len:
+            self.log.append(Rejected(now, index, rid, "prompt_too_long"))
+            return rid
+        limit = spec.max_num_queued_reqs
+        if limit and worker.in_frontend + worker.scheduler.num_waiting >= limit:
+            self.log.append(Rejected(now, index, rid, "queue_full"))
+            return rid
+        seq = Sequence(rid, command, index)
+        self._live[rid] = seq
+        worker.in_frontend += 1
+        base_ns, token_ns = self._frontend_ns[index]
+        self._calendar.deliver_at(now + base_ns + round(token_ns * prompt_tokens), rid)
+        if len(self._live) >= self._sweep_at:
+            self._sweep()
+        return rid
+
+    def _abort(self, rid: int) -> None:
+        seq = self._live.get(rid)
+        if seq is not None:
+            worker = self.workers[seq.worker]
+            worker.abort(seq, self.now_ns)
+            self._calendar.wake_at(worker.index, worker.wake_ns)
+
+    def _sweep(self) -> None:
+        """Forget ended sequences, at a cost that is constant per submission."""
+        done = [rid for rid, seq in self._live.items() if seq.state == DONE]
+        for rid in done:
+            del self._live[rid]
+        self._sweep_at = max(1024, 2 * len(self._live))

@@ -1,0 +1,62 @@
+"""The offline stand-in for a router: policies of the field, seen at arrival time."""
+
+from collections.abc import Sequence
+
+from frontier_mock.core.prompt import Prompt
+from frontier_mock.rng import draw_u64
+from frontier_mock.serving.worker import Worker
+
+POLICIES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_aware")
+"""Allowed values of the scenario key `cluster.router.policy`."""
+
+_IMBALANCE = 4
+"""`prefix_aware` follows the cache unless the load gap exceeds this many sequences per worker."""
+
+
+class Router:
+    """Chooses a worker for a prompt. `load` is what a router can know: sequences not yet ended."""
+
+    def __init__(self, policy: str, seed: int, workers: Sequence[Worker]) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"unknown router policy {policy!r}: one of {', '.join(POLICIES)}")
+        self._policy = policy
+        self._seed = seed
+        self._workers = workers
+        self._count = 0
+
+    def choose(self, prompt: Prompt) -> int:
+        """Index of the worker that gets `prompt`."""
+        count = self._count
+        self._count = count + 1
+        n = len(self._workers)
+        if n == 1:
+            return 0
+        if self._policy == "round_robin":
+            return count % n
+        if self._policy == "random":
+            return draw_u64(self._seed, "router/random", count) % n
+        if self._policy == "power_of_two":
+            first = draw_u64(self._seed, "router/first", count) % n
+            second = (first + 1 + draw_u64(self._seed, "router/second", count) % (n - 1)) % n
+            return min(first, second, key=lambda i: (self._load(i), i))
+        if self._policy == "least_loaded":
+            return min(range(n), key=lambda i: (self._load(i), i))
+        return self._prefix_aware(prompt)
+
+    def _load(self, index: int) -> int:
+        worker = self._workers[index]
+        return worker.in_frontend + worker.scheduler.num_waiting + len(worker.scheduler.running)
+
+    def _prefix_aware(self, prompt: Prompt) -> int:
+        """Longest cached prefix first, least loaded where the gap is large or nothing is cached."""
+        n = len(self._workers)
+        loads = [self._load(i) for i in range(n)]
+        if max(loads) - min(loads) > _IMBALANCE * n:
+            return min(range(n), key=lambda i: (loads[i], i))
+        hits = []
+        for worker in self._workers:
+            block = worker.spec.block_size
+            keys = prompt.block_keys(block)
+            match = worker.kv.lookup(keys, (prompt.num_tokens - 1) // block)
+            hits.append(match.num_blocks * block)
+        return min(range(n), key=lambda i: (-hits[i], loads[i], i))

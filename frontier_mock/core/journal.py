@@ -1,0 +1,96 @@
+"""The journal: every command with its stamp, enough to repeat a run byte for byte.
+
+One JSON line per command. Prompts are written as block keys, which is all the engine ever sees of
+them, so a journal holds no text.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+
+from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.prompt import KeyedPrompt
+from frontier_mock.simtime import SimTime
+
+
+class JournalError(ValueError):
+    """A line that is not a journal entry; the message names the line number."""
+
+
+class Journal:
+    """Commands in the order in which they were fed, with their stamps."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[SimTime, Command]] = []
+
+    def record(self, stamp_ns: SimTime, command: Command) -> None:
+        """Append one command fed at `stamp_ns`."""
+        self.entries.append((stamp_ns, command))
+
+
+def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
+    """One entry as JSON without a newline; prompts are cut into blocks of `block_tokens`."""
+    if isinstance(command, Abort):
+        return json.dumps({"t": stamp_ns, "abort": command.rid})
+    keys = command.prompt.block_keys(block_tokens)
+    return json.dumps(
+        {
+            "t": stamp_ns,
+            "worker": command.worker,
+            "prompt": [command.prompt.num_tokens, block_tokens, _pack(keys)],
+            "output": [command.output_tokens, command.max_tokens, command.finish_reason],
+            "output_keys": _pack(command.output_keys),
+            "priority": command.priority,
+            "tag": command.tag,
+        }
+    )
+
+
+def from_lines(lines: Iterable[str]) -> Journal:
+    """Read what `to_line` wrote. Raises JournalError naming the first bad line."""
+    journal = Journal()
+    for number, line in enumerate(lines, start=1):
+        try:
+            journal.record(*_entry(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(f"journal line {number}: {error}") from None
+    return journal
+
+
+def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
+    stamp_ns = _int(fields["t"])
+    if "abort" in fields:
+        return stamp_ns, Abort(_int(fields["abort"]))
+    prompt, output = fields["prompt"], fields["output"]
+    if not isinstance(prompt, list) or not isinstance(output, list):
+        raise ValueError("prompt and output must be lists")
+    num_tokens, block_tokens, keys = prompt
+    output_tokens, max_tokens, reason = output
+    return stamp_ns, Submit(
+        prompt=KeyedPrompt(_int(num_tokens), _int(block_tokens), _unpack(keys)),
+        output_tokens=_int(output_tokens),
+        max_tokens=_int(max_tokens),
+        finish_reason=str(reason),
+        worker=_int(fields["worker"]),
+        priority=_int(fields["priority"]),
+        output_keys=_unpack(fields["output_keys"]),
+        tag=str(fields["tag"]),
+    )
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not an integer")
+    return value
+
+
+def _pack(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _unpack(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("block keys must be a base64 string")
+    return base64.b64decode(value, validate=True)

@@ -1,0 +1,1 @@
+"""Scheduling policies, one engine family per module. PURE."""

@@ -1,0 +1,521 @@
+"""vLLM V1's scheduler, at the cost of changes instead of the cost of batches.
+
+Theory of operation. vLLM walks its running list at every step; almost always the walk finds that
+every decode gets its one token again. Here the decodes of a step are four numbers, and only what
+changes them costs anything:
+
+Rule 1. Step `s` contains every counted sequence: `num_decodes` of them, with total context
+        `kv_offset + num_decodes * s` (each sequence's context is `offset + s`).
+Rule 2. A decode needs a new block in the steps in which its context is 1 modulo the block size, so
+        a histogram of `offset mod block` gives the blocks needed in any step.
+Rule 3. A sequence joins in the step after the one that computes its last prompt token, and leaves
+        after its last step. With async scheduling a length cap is foreseen, an end of sequence is
+        not: such a sequence occupies one more step (specs/vllm.md section 8.4).
+Rule 4. Whenever blocks or budget do not suffice for everybody, the exact walk in list order
+        (`_walk`) decides: who is preempted, who is held back for a step.
+Rule 5. `schedule` is called once per step, in order, when vLLM would: at the boundary before the
+        step (sync), or one boundary earlier (async). `coast` stands for many calls that change
+        nothing.
+
+Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md section 8 has it.
+"""
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+
+from frontier_mock.core.events import EventLog, Preempted, Scheduled
+from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.sequence import (
+    DECODE,
+    DONE,
+    DRAINING,
+    FRONTEND,
+    PREFILL,
+    WAITING,
+    Sequence,
+)
+from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.simtime import SimTime
+
+_UNSHARED = 1 << 63
+
+
+class Step(NamedTuple):
+    """What one step computes: `num_decodes` decodes and the prefill `chunks`.
+
+    `firsts` are the sequences whose last chunk this is: they get a token when it ends.
+    """
+
+    number: int
+    num_decodes: int
+    kv_offset: int
+    chunks: tuple[Chunk, ...]
+    firsts: tuple[Sequence, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Total context of the decodes, each with the token being computed."""
+        return self.kv_offset + self.num_decodes * self.number
+
+
+class VllmScheduler:
+    """Waiting and running sequences of one engine, and the rules that move them."""
+
+    def __init__(self, spec: SchedulerSpec, kv: KvCache, log: EventLog, worker: int) -> None:
+        if spec.policy not in ("fcfs", "priority"):
+            raise ValueError(f"unknown scheduling policy {spec.policy!r}")
+        self.spec = spec
+        self.kv = kv
+        self._log = log
+        self._worker = worker
+        self._block = spec.block_size
+        self._lag = 1 if spec.async_scheduling else 0
+        self._priority = spec.policy == "priority"
+        self.running: dict[int, Sequence] = {}
+        self._fcfs: deque[Sequence] = deque()
+        self._heap: list[tuple[int, int, Sequence]] = []
+        self._prefilling: list[Sequence] = []
+        self._joining: list[Sequence] = []
+        self._leaving: dict[int, list[Sequence]] = {}
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._phase_counts = [0] * spec.block_size
+        self._grants: list[tuple[Sequence, Chunk]] = []
+        self.num_decodes = 0
+        self.kv_offset = 0
+        self.last_scheduled = 0
+        self.blocked = False
+        self.hit_tokens = 0
+        self.query_tokens = 0
+        self.preemptions = 0
+
+    # Waiting ---------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for admission, preempted ones included."""
+        return len(self._heap) if self._priority else len(self._fcfs)
+
+    def enqueue(self, seq: Sequence) -> None:
+        """Put a new arrival at the end of the waiting queue."""
+        seq.state = WAITING
+        if self._priority:
+            heappush(self._heap, (seq.priority, seq.rid, seq))
+            self.blocked = False
+        else:
+            if not self._fcfs:
+                self.blocked = False
+            self._fcfs.append(seq)
+
+    def _requeue(self, seq: Sequence) -> None:
+        seq.state = WAITING
+        if self._priority:
+            heappush(self._heap, (seq.priority, seq.rid, seq))
+        else:
+            self._fcfs.appendleft(seq)
+
+    def _head(self) -> Sequence | None:
+        if self._priority:
+            return self._heap[0][2] if self._heap else None
+        return self._fcfs[0] if self._fcfs else None
+
+    def _pop_head(self) -> None:
+        if self._priority:
+            heappop(self._heap)
+        else:
+            self._fcfs.popleft()
+
+    # The set of decodes ----------------------------------------------------------------------
+
+    def _count(self, seq: Sequence) -> None:
+        seq.counted = True
+        self.num_decodes += 1
+        self.kv_offset += seq.offset
+        self._phase_counts[seq.offset % self._block] += 1
+
+    def _uncount(self, seq: Sequence) -> None:
+        seq.counted = False
+        self.num_decodes -= 1
+        self.kv_offset -= seq.offset
+        self._phase_counts[seq.offset % self._block] -= 1
+
+    def _last_step(self, seq: Sequence) -> int:
+        return seq.finish_step + 1 if self._lag and seq.stops_early else seq.finish_step
+
+    def _start_output(self, seq: Sequence, step: int) -> None:
+        """The prefill of `seq` completes in `step`: its next token ends that step."""
+        seq.state = DECODE
+        seq.first_step = step
+        seq.offset = seq.goal - step
+        self._set_finish(seq, step + seq.output_tokens - seq.base - 1)
+        if self._last_step(seq) > step:
+            self._joining.append(seq)
+
+    def _set_finish(self, seq: Sequence, step: int) -> None:
+        seq.finish_step = step
+        heappush(self._ends, (step, seq.rid, seq))
+        if not seq.stops_early and self._lag:
+            self._leaving.setdefault(step, []).append(seq)
+
+    def _roll(self, step: int) -> None:
+        """Bring the set of decodes from `step - 1` to `step`."""
+        if self._leaving:
+            for seq in self._leaving.pop(step - 1, ()):
+                if seq.counted and seq.finish_step == step - 1:
+                    self._uncount(seq)
+        if self._joining:
+            for seq in self._joining:
+                if seq.state == DECODE:
+                    self._count(seq)
+            self._joining.clear()
+
+    def next_finish(self) -> int | None:
+        """The earliest step in which some sequence produces its last token."""
+        ends = self._ends
+        while ends:
+            step, _, seq = ends[0]
+            if seq.finish_step == step and seq.state in (DECODE, DRAINING):
+                return step
+            heappop(ends)
+        return None
+
+    def pop_finished(self, step: int) -> list[Sequence]:
+        """Sequences whose last token `step` produced, freed and no longer counted."""
+        finished = []
+        while self.next_finish() == step:
+            seq = heappop(self._ends)[2]
+            seq.close_span(step)
+            self._release(seq)
+            finished.append(seq)
+        return finished
+
+    def _release(self, seq: Sequence) -> None:
+        """Forget a sequence for good and free what it holds."""
+        if seq.counted:
+            self._uncount(seq)
+        if seq.state == PREFILL:
+            self._prefilling.remove(seq)
+        if seq.state in (DECODE, PREFILL):
+            del self.running[seq.rid]
+            self._free(seq)
+        seq.state = DONE
+        self.blocked = False
+
+    def abort(self, seq: Sequence, step: int) -> None:
+        """Drop `seq` at the boundary after `step`, wherever it is."""
+        if seq.state == WAITING:
+            if self._priority:
+                self._heap = [entry for entry in self._heap if entry[2] is not seq]
+                heapify(self._heap)
+            else:
+                self._fcfs.remove(seq)
+        if seq.state in (DECODE, DRAINING):
+            seq.close_span(min(step, seq.finish_step))
+        if seq.state != FRONTEND:
+            self._release(seq)
+        seq.state = DONE
+
+    # Blocks ----------------------------------------------------------------------------------
+
+    def _free(self, seq: Sequence) -> None:
+        """Free the blocks of a running sequence, as of the last step scheduled."""
+        table = seq.table
+        if table is None:
+            return
+        block = self._block
+        held = seq.held_blocks
+        if seq.state == PREFILL:
+            committed = seq.computed // block
+        else:
+            context = seq.offset + min(self.last_scheduled, self._last_step(seq))
+            held = max(held, -(-context // block))
+            # The newest token was a placeholder when its slot was allocated under async scheduling,
+            # so a block it completes was never entered in the prefix cache.
+            committed = max(context - self._lag, seq.goal) // block
+        self.kv.close(table, held, self._content_keys(seq, committed), committed)
+        seq.table = None
+        seq.held_blocks = 0
+
+    def _content_keys(self, seq: Sequence, num_blocks: int) -> bytes:
+        """Keys of the first `num_blocks` blocks; output nobody can ask for gets keys of its own."""
+        keys = seq.keys
+        missing = num_blocks - len(keys) // 8
+        if missing > 0 and self.spec.enable_prefix_caching:
+            tail = seq.submit.output_keys
+            have = len(tail) // 8
+            if have < missing:
+                start = _UNSHARED + (seq.rid << 24) + have
+                own = np.arange(start, start + missing - have, dtype=np.uint64)
+                tail += own.astype("<u8").tobytes()
+            return keys + tail
+        return keys
+
+    def _blocks_needed(self, step: int) -> int:
+        return self._phase_counts[(1 - step) % self._block] if self.num_decodes else 0
+
+    # One step --------------------------------------------------------------------------------
+
+    def schedule(self, step: int, t_ns: SimTime) -> Step | None:
+        """Decide what `step` computes; None if there is nothing to compute."""
+        self._roll(step)
+        self._grants = []
+        budget = self.spec.max_num_batched_tokens - self.num_decodes
+        cap = self._chunk_cap()
+        need = self._blocks_needed(step)
+        preempted = False
+        if not self._prefilling and need <= self.kv.num_free and budget >= 0:
+            if need:
+                self.kv.take(need)
+        else:
+            budget, preempted = self._schedule_running(step, t_ns, cap)
+        if not preempted and (self._fcfs or self._heap):
+            self._admit(step, t_ns, budget, cap)
+        self.last_scheduled = step
+        grants = self._grants
+        # Without grants, nothing can be admitted later either, until something ends or arrives.
+        self.blocked = not preempted and not grants and not self._prefilling
+        if not grants:
+            return (
+                Step(step, self.num_decodes, self.kv_offset, (), ()) if self.num_decodes else None
+            )
+        return Step(
+            step,
+            self.num_decodes,
+            self.kv_offset,
+            tuple([chunk for _, chunk in grants]),
+            tuple([seq for seq, _ in grants if seq.first_step == step]),
+        )
+
+    def _chunk_cap(self) -> int:
+        threshold = self.spec.long_prefill_token_threshold
+        if threshold > 0 and len(self.running) + self.num_waiting > 1:
+            return threshold
+        return self.spec.max_num_batched_tokens
+
+    def _schedule_running(self, step: int, t_ns: SimTime, cap: int) -> tuple[int, bool]:
+        """Running sequences when some still prefill or something may be short.
+
+        Returns the budget left and whether anything was preempted.
+        """
+        left = self.spec.max_num_batched_tokens - self.num_decodes
+        decode_need = need = self._blocks_needed(step)
+        plan: list[tuple[Sequence, int]] = []
+        for seq in self._prefilling:
+            new = min(seq.goal - seq.computed, cap, left)
+            if new <= 0:
+                break
+            left -= new
+            need += -(-(seq.computed + new) // self._block) - seq.held_blocks
+            plan.append((seq, new))
+        # Only with a threshold can a decode stand behind a prefill in the list, and starve.
+        starved = self.spec.long_prefill_token_threshold > 0 and left <= 0
+        if need > self.kv.num_free or left < 0 or starved:
+            return self._walk(step, t_ns, cap)
+        if decode_need:
+            self.kv.take(decode_need)
+        for seq, new in plan:
+            self._grant(seq, new, step)
+        return left, False
+
+    def _walk(self, step: int, t_ns: SimTime, cap: int) -> tuple[int, bool]:
+        """vLLM's own loop over the running list, for steps in which something is short."""
+        budget = self.spec.max_num_batched_tokens
+        order = list(self.running.values())
+        spent: dict[int, tuple[int, int]] = {}
+        starved: list[Sequence] = []
+        preempted = False
+        i = 0
+        while i < len(order):
+            seq = order[i]
+            tokens, blocks = self._wants(seq, step, cap, budget)
+            if tokens <= 0:
+                if seq.counted:
+                    starved.append(seq)
+                i += 1
+                continue
+            while blocks > self.kv.num_free and seq in order:
+                victim = self._victim(order)
+                at = order.index(victim)
+                del order[at]
+                tokens_back, blocks_back = spent.pop(victim.rid, (0, 0))
+                budget += tokens_back
+                if at < i:
+                    i -= 1
+                self._preempt(victim, step, t_ns, blocks_back)
+                preempted = True
+            if i == len(order) or order[i] is not seq:
+                continue
+            budget -= tokens
+            spent[seq.rid] = (tokens, blocks if seq.counted else 0)
+            if seq.state == PREFILL:
+                self._grant(seq, tokens, step)
+            elif blocks:
+                self.kv.take(blocks)
+            i += 1
+        for seq in starved:
+            if seq.state == DECODE:
+                self._hold_back(seq, step)
+        return budget, preempted
+
+    def _wants(self, seq: Sequence, step: int, cap: int, budget: int) -> tuple[int, int]:
+        """(tokens, new blocks) that a running sequence can use in `step` under `budget`."""
+        if seq.state == PREFILL:
+            tokens = min(seq.goal - seq.computed, cap, budget)
+            return tokens, -(-(seq.computed + tokens) // self._block) - seq.held_blocks
+        if seq.counted:
+            first_of_block = (seq.offset + step) % self._block == 1 % self._block
+            return min(1, budget), int(first_of_block)
+        return 0, 0
+
+    def _victim(self, order: list[Sequence]) -> Sequence:
+        if self._priority:
+            return max(order, key=lambda seq: (seq.priority, seq.rid))
+        return order[-1]
+
+    def _hold_back(self, seq: Sequence, step: int) -> None:
+        """Budget ran out before this decode: it repeats its turn in the next step."""
+        self._uncount(seq)
+        finish = seq.finish_step + 1
+        seq.close_span(step - 1)
+        seq.first_step = step + 1
+        seq.offset -= 1
+        self._set_finish(seq, finish)
+        self._joining.append(seq)
+
+    def _grant(self, seq: Sequence, new: int, step: int) -> None:
+        """Give a running prefill its next `new` tokens in `step`."""
+        past = seq.computed
+        computed = past + new
+        block = self._block
+        held = -(-computed // block)
+        if held > seq.held_blocks:
+            self.kv.take(held - seq.held_blocks)
+            seq.held_blocks = held
+        seq.computed = computed
+        table = seq.table
+        assert table is not None
+        full = computed // block
+        if self.spec.enable_prefix_caching:
+            self.kv.commit(table, self._content_keys(seq, full), full)
+        self._grants.append((seq, Chunk(new, past)))
+        if computed == seq.goal:
+            self._prefilling.remove(seq)
+            self._start_output(seq, step)
+
+    def _admit(self, step: int, t_ns: SimTime, budget: int, cap: int) -> None:
+        spec = self.spec
+        kv = self.kv
+        block = self._block
+        while budget > 0 and len(self.running) < spec.max_num_seqs:
+            seq = self._head()
+            if seq is None:
+                return
+            if not seq.keys and spec.enable_prefix_caching:
+                seq.keys = seq.submit.prompt.block_keys(block)
+            goal = seq.goal
+            keys = self._content_keys(seq, goal // block) if seq.base else seq.keys
+            match = kv.lookup(keys, (goal - 1) // block)
+            hit = match.num_blocks * block
+            new = goal - hit
+            if new > cap:
+                new = cap
+            if new > budget:
+                if not spec.enable_chunked_prefill:
+                    return
+                new = budget
+            whole = goal if spec.reserve_full_isl else hit + new
+            required = -(-whole // block) - match.num_blocks + match.num_evictable
+            if self.running and spec.watermark > 0:
+                required += int(spec.watermark * kv.num_blocks)
+            if required > kv.num_free:
+                return
+            self._pop_head()
+            seq.table = kv.open(match)
+            seq.held_blocks = match.num_blocks
+            seq.computed = hit
+            resumed = seq.preemptions > 0
+            if seq.cached_tokens < 0:
+                seq.cached_tokens = hit
+                self.query_tokens += goal
+                self.hit_tokens += hit
+            seq.state = PREFILL
+            self.running[seq.rid] = seq
+            self._prefilling.append(seq)
+            self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
+            self._grant(seq, new, step)
+            budget -= new
+
+    def _preempt(self, victim: Sequence, step: int, t_ns: SimTime, extra_blocks: int) -> None:
+        """Evict a running sequence while `step` is being scheduled (recompute preemption).
+
+        `extra_blocks` were taken for it in this very step.
+        Tokens of steps already scheduled are still delivered: under async scheduling the victim's
+        last token may be in flight, and then it has nothing left to recompute.
+        """
+        del self.running[victim.rid]
+        if victim.counted:
+            self._uncount(victim)
+        if victim in self._joining:
+            self._joining.remove(victim)
+        self._grants = [grant for grant in self._grants if grant[0] is not victim]
+        done = victim.state == DECODE and victim.finish_step < step
+        if victim.state == PREFILL:
+            self._prefilling.remove(victim)
+        elif extra_blocks:
+            victim.held_blocks = -(-(victim.offset + step) // self._block)
+        self._free(victim)
+        if victim.state == DECODE and not done:
+            victim.close_span(step - 1)
+        victim.preemptions += 1
+        self.preemptions += 1
+        output = victim.produced_by(step - 1)
+        self._log.append(Preempted(t_ns, self._worker, victim.rid, output))
+        if done:
+            victim.state = DRAINING
+            return
+        victim.goal = victim.prompt_tokens + victim.base
+        victim.computed = 0
+        victim.finish_step = 0
+        self._requeue(victim)
+
+    # Many steps ------------------------------------------------------------------------------
+
+    def coast_limit(self, limit: int) -> int:
+        """Largest step <= `limit` through which decodes alone certainly find their blocks."""
+        free = self.kv.num_free
+        first = self.last_scheduled + 1
+        count = limit - first + 1
+        if count <= 0:
+            return limit
+        n = self.num_decodes
+        block = self._block
+        if n * (-(-count // block)) <= free:
+            return limit
+        cycles = free // n
+        step = first + cycles * block
+        left = free - cycles * n
+        while step <= limit:
+            left -= self._phase_counts[(1 - step) % block]
+            if left < 0:
+                break
+            step += 1
+        return min(step - 1, limit)
+
+    def coast(self, step: int) -> None:
+        """Schedule every step up to `step`, none of which changes the set of decodes."""
+        first = self.last_scheduled + 1
+        count = step - first + 1
+        if count <= 0:
+            return
+        block = self._block
+        cycles, rest = divmod(count, block)
+        need = cycles * self.num_decodes
+        phases = self._phase_counts
+        for s in range(first, first + rest):
+            need += phases[(1 - s) % block]
+        if need:
+            self.kv.take(need)
+        self.last_scheduled = step

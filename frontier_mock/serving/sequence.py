@@ -1,0 +1,87 @@
+"""One sequence's state while the engine holds it."""
+
+from frontier_mock.core.commands import Submit
+from frontier_mock.serving.kv_cache import BlockTable
+
+FRONTEND = 0
+WAITING = 1
+PREFILL = 2
+DECODE = 3
+DRAINING = 4
+"""Preempted after its last token was already in flight: it holds nothing and will finish."""
+DONE = 5
+
+
+class Sequence:
+    """Mutable state of one Submit; the scheduler owns it.
+
+    The current stretch of output began at `first_step` with `base` tokens before it; it has
+    produced `step - first_step + 1` more by the end of `step`. `offset + step` is the context
+    length in tokens, with the token being computed, of its decode in `step`.
+    """
+
+    __slots__ = (
+        "base",
+        "cached_tokens",
+        "computed",
+        "counted",
+        "finish_step",
+        "first_step",
+        "goal",
+        "held_blocks",
+        "keys",
+        "offset",
+        "output_tokens",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "rid",
+        "spans",
+        "state",
+        "stops_early",
+        "submit",
+        "table",
+        "worker",
+    )
+
+    def __init__(self, rid: int, submit: Submit, worker: int) -> None:
+        self.rid = rid
+        self.submit = submit
+        self.worker = worker
+        self.priority = submit.priority
+        self.prompt_tokens = submit.prompt.num_tokens
+        self.output_tokens = submit.output_tokens
+        # Reaching the cap is foreseen by the scheduler even if the last token happens to be a stop.
+        self.stops_early = (
+            submit.finish_reason != "length" and submit.output_tokens < submit.max_tokens
+        )
+        self.state = FRONTEND
+        self.goal = self.prompt_tokens
+        self.computed = 0
+        self.base = 0
+        self.cached_tokens = -1
+        self.preemptions = 0
+        self.keys = b""
+        self.table: BlockTable | None = None
+        self.held_blocks = 0
+        self.first_step = 0
+        self.finish_step = 0
+        self.offset = 0
+        self.counted = False
+        self.spans: list[tuple[int, int]] = []
+
+    def produced_by(self, step: int) -> int:
+        """Output tokens after the end of `step`."""
+        first = self.first_step
+        if first == 0 or step < first:
+            return self.base
+        return self.base + min(step, self.finish_step) - first + 1
+
+    def close_span(self, last_step: int) -> None:
+        """End the current stretch of output with the token of `last_step`."""
+        first = self.first_step
+        if 0 < first <= last_step:
+            count = last_step - first + 1
+            self.spans.append((first, count))
+            self.base += count
+        self.first_step = 0

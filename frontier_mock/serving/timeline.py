@@ -1,0 +1,124 @@
+"""When each step of a worker ended: the closed form that replaces a list of token times.
+
+Steps are numbered from 1. A segment is a run of steps whose durations grow by a constant
+(design.md section 3): step `first + j - 1` of it ends at
+
+    t0 + round(j * a + d * j * (j - 1) / 2)
+
+with `a` the duration of its first step and `d` the growth per step, in float nanoseconds. Every
+reader, scalar or vectorised, evaluates that expression, so rounding cannot tell them apart.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frontier_mock.simtime import SimTime
+
+
+class Timeline:
+    """Segments of one worker in time order; appended by the worker, read by everyone else."""
+
+    __slots__ = ("_a", "_d", "_first", "_t0", "dropped_steps", "last_step")
+
+    def __init__(self) -> None:
+        self._first: list[int] = []
+        self._t0: list[SimTime] = []
+        self._a: list[float] = []
+        self._d: list[float] = []
+        self.last_step = 0
+        self.dropped_steps = 0
+
+    def begin(self, first_step: int, t0_ns: SimTime, a_ns: float, d_ns: float) -> None:
+        """Open a segment whose first step starts at `t0_ns`."""
+        self._first.append(first_step)
+        self._t0.append(t0_ns)
+        self._a.append(a_ns)
+        self._d.append(d_ns)
+        self.last_step = first_step
+
+    def tail_boundary_ns(self, step: int) -> SimTime:
+        """End of `step`, which lies in the last segment."""
+        j = step - self._first[-1] + 1
+        return self._t0[-1] + round(j * self._a[-1] + self._d[-1] * (j * (j - 1) / 2))
+
+    def boundary_ns(self, step: int) -> SimTime:
+        """End of `step`. Raises LookupError for a step before the first one kept."""
+        i = bisect_right(self._first, step) - 1
+        if i < 0:
+            raise LookupError(f"step {step} is no longer on the timeline")
+        j = step - self._first[i] + 1
+        return self._t0[i] + round(j * self._a[i] + self._d[i] * (j * (j - 1) / 2))
+
+    def first_tail_step_ending_at_or_after(self, t_ns: SimTime) -> int:
+        """Smallest step of the last segment that ends at or after `t_ns`."""
+        first = self._first[-1]
+        t0, a, d = self._t0[-1], self._a[-1], self._d[-1]
+        gap = t_ns - t0
+        if gap <= 0:
+            return first
+        if d > 0.0:
+            b = a - d / 2
+            guess = ((b * b + 2 * d * gap) ** 0.5 - b) / d
+        else:
+            guess = gap / a
+        j = max(1, int(guess))
+        while j > 1 and round((j - 1) * a + d * ((j - 1) * (j - 2) / 2)) >= gap:
+            j -= 1
+        while round(j * a + d * (j * (j - 1) / 2)) < gap:
+            j += 1
+        return first + j - 1
+
+    def last_step_ended_by(self, t_ns: SimTime) -> int:
+        """Number of the last step that ended at or before `t_ns`; 0 if none did.
+
+        Steps of the last segment are taken to go on for ever; the worker knows where it stops.
+        """
+        i = bisect_right(self._t0, t_ns) - 1
+        if i < 0:
+            return 0
+        first, t0, a, d = self._first[i], self._t0[i], self._a[i], self._d[i]
+        gap = t_ns - t0
+        if d > 0.0:
+            b = a - d / 2
+            j = int(((b * b + 2 * d * gap) ** 0.5 - b) / d)
+        else:
+            j = int(gap / a)
+        while j > 0 and round(j * a + d * (j * (j - 1) / 2)) > gap:
+            j -= 1
+        while round((j + 1) * a + d * ((j + 1) * j / 2)) <= gap:
+            j += 1
+        if i + 1 < len(self._first):
+            j = min(j, self._first[i + 1] - first)
+        return first + j - 1
+
+    def boundaries_ns(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """End of each of `steps`, vectorised."""
+        first = np.asarray(self._first, dtype=np.int64)
+        i = np.searchsorted(first, steps, side="right") - 1
+        if len(i) and int(i.min()) < 0:
+            raise LookupError(f"step {int(steps.min())} is no longer on the timeline")
+        j = (steps - first[i] + 1).astype(np.float64)
+        a = np.asarray(self._a)[i]
+        d = np.asarray(self._d)[i]
+        elapsed = np.rint(j * a + d * (j * (j - 1) / 2)).astype(np.int64)
+        ends: NDArray[np.int64] = np.asarray(self._t0, dtype=np.int64)[i] + elapsed
+        return ends
+
+    def token_times_ns(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        """Time of each token of the spans (first step, count), in order."""
+        if not spans:
+            return np.empty(0, dtype=np.int64)
+        return self.boundaries_ns(
+            np.concatenate([np.arange(s, s + n, dtype=np.int64) for s, n in spans])
+        )
+
+    def drop_before(self, step: int) -> None:
+        """Forget whole segments that end before `step`, for servers that run for days."""
+        keep = bisect_right(self._first, step) - 1
+        if keep > 0:
+            for column in (self._first, self._t0, self._a, self._d):
+                del column[:keep]
+            self.dropped_steps = self._first[0] - 1

@@ -1,0 +1,281 @@
+"""One engine instance: a scheduler, its KV cache, the price of its steps, and its step clock.
+
+Theory of operation.
+
+Rule 1. The worker only ever acts at step boundaries, and at arrivals while idle. `wake` is called
+        at `wake_ns`; everything else just records a wish for the next boundary.
+Rule 2. The pipeline holds the executing step and, with async scheduling, the one already decided
+        behind it (depth 2). At the boundary after step k the scheduler decides step k + depth.
+Rule 3. If the executing step and all those behind it are the same pure decode, and the scheduler
+        says nothing can change before step K, the worker sleeps until K: a macro-step. Whatever
+        arrives earlier cuts the run at the first boundary that has not passed.
+Rule 4. Step ends come from the timeline's closed form. A segment goes on while the decode batch and
+        the cost line stay the same, however the run was cut, so stepping one by one and stepping by
+        thousands give the same nanoseconds (the macro-step law of design.md section 3).
+"""
+
+from typing import NamedTuple
+
+from frontier_mock.core.events import EventLog, Finished, FirstToken, Queued
+from frontier_mock.cost.protocol import StepCost
+from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.schedulers.vllm import Step, VllmScheduler
+from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
+from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.timeline import Timeline
+from frontier_mock.simtime import SimTime
+
+
+class Gauges(NamedTuple):
+    """A worker's state at one instant, as its /metrics would show it."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    num_blocks: int
+    free_blocks: int
+    query_tokens: int
+    hit_tokens: int
+    preemptions: int
+    steps: int
+    busy_ns: SimTime
+
+
+class Worker:
+    """See the theory of operation at the top of this module."""
+
+    def __init__(
+        self,
+        index: int,
+        spec: SchedulerSpec,
+        cost: StepCost,
+        log: EventLog,
+        single_step: bool = False,
+    ) -> None:
+        if spec.num_blocks * spec.block_size < spec.max_model_len:
+            raise ValueError(
+                f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
+                f"one sequence of max_model_len={spec.max_model_len}"
+            )
+        if not spec.enable_chunked_prefill and spec.max_num_batched_tokens < spec.max_model_len:
+            raise ValueError(
+                f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
+                f"max_model_len={spec.max_model_len} without chunked prefill"
+            )
+        self.index = index
+        self.spec = spec
+        self.kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
+        self.scheduler = VllmScheduler(spec, self.kv, log, index)
+        self.timeline = Timeline()
+        self.wake_ns: SimTime | None = None
+        self.in_frontend = 0
+        self._cost = cost
+        self._log = log
+        self._single_step = single_step
+        self._async = spec.async_scheduling
+        self._step = 0
+        self._run_end = 0
+        self._executing: Step | None = None
+        self._queued: Step | None = None
+        self._queued_for = 0
+        self._aborts: list[Sequence] = []
+        self._segment: tuple[int, int, int] = (0, 0, 0)
+        self._busy_since: SimTime = 0
+        self._busy_ns: SimTime = 0
+
+    # What others ask for ---------------------------------------------------------------------
+
+    def deliver(self, seq: Sequence, t_ns: SimTime) -> None:
+        """The front end hands over a sequence; internal events at `t_ns` may still follow."""
+        self.in_frontend -= 1
+        if seq.state == DONE:
+            return
+        self._log.append(Queued(t_ns, self.index, seq.rid))
+        self._pass(t_ns)
+        scheduler = self.scheduler
+        scheduler.enqueue(seq)
+        if self._executing is None:
+            self.wake_ns = t_ns
+        elif not scheduler.blocked:
+            self._cut(t_ns)
+
+    def abort(self, seq: Sequence, t_ns: SimTime) -> None:
+        """Stop a sequence at the first boundary after `t_ns`; at once if no step can hold it."""
+        if seq.state == DONE:
+            return
+        if seq.state == FRONTEND or self._executing is None:
+            self._drop(seq, t_ns)
+            return
+        self._pass(t_ns + 1)
+        self._aborts.append(seq)
+        self._cut(t_ns + 1)
+
+    def _cut(self, t_ns: SimTime) -> None:
+        """Shorten the present run so that it ends at the first boundary at or after `t_ns`."""
+        if self._run_end > self._step + 1:
+            step = self.timeline.first_tail_step_ending_at_or_after(t_ns)
+            step = max(step, self._step + 1)
+            if step < self._run_end:
+                self._run_end = step
+                self.wake_ns = self.timeline.tail_boundary_ns(step)
+
+    def step_ended_by(self, t_ns: SimTime) -> int:
+        """Number of the last step that ended at or before `t_ns`."""
+        if self._executing is None or t_ns >= (self.wake_ns or 0):
+            return self._step if self._executing is None else self._run_end
+        return max(self._step, self.timeline.last_step_ended_by(t_ns))
+
+    def next_boundary(self, t_ns: SimTime) -> SimTime | None:
+        """End of the step executing at `t_ns`, strictly later than it; None when idle."""
+        if self._executing is None:
+            return None
+        step = self.timeline.first_tail_step_ending_at_or_after(t_ns + 1)
+        return self.timeline.tail_boundary_ns(max(step, self._step + 1))
+
+    def gauges(self, t_ns: SimTime) -> Gauges:
+        """State at `t_ns`, the present."""
+        self._pass(t_ns + 1)
+        step = self.step_ended_by(t_ns)
+        scheduler = self.scheduler
+        free, total = self.kv.num_free, self.kv.num_blocks
+        busy = self._busy_ns + (t_ns - self._busy_since if self._executing is not None else 0)
+        return Gauges(
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            kv_usage=1 - free / total,
+            num_blocks=total,
+            free_blocks=free,
+            query_tokens=scheduler.query_tokens,
+            hit_tokens=scheduler.hit_tokens,
+            preemptions=scheduler.preemptions,
+            steps=step,
+            busy_ns=busy,
+        )
+
+    # Boundaries ------------------------------------------------------------------------------
+
+    def wake(self, t_ns: SimTime) -> None:
+        """Cross the boundary at `t_ns` and go on to the next one."""
+        scheduler = self.scheduler
+        executing = self._executing
+        if executing is None:
+            self._busy_since = t_ns
+            self._segment = (0, 0, 0)
+        else:
+            k = self._run_end
+            if k > self._step + 1:
+                self._catch_up(k)
+            self._step = k
+            self._complete(executing, k, t_ns)
+        if self._aborts:
+            for seq in self._aborts:
+                if seq.state != DONE:
+                    self._drop(seq, t_ns)
+            self._aborts.clear()
+        step = self._step + 1
+        current = self._queued
+        self._queued = None
+        if current is None:
+            current = scheduler.schedule(step, t_ns)
+        if current is None:
+            if executing is not None:
+                self._busy_ns += t_ns - self._busy_since
+            self._executing = None
+            self.wake_ns = None
+            return
+        if self._async:
+            self._queued = scheduler.schedule(step + 1, t_ns)
+            self._queued_for = step + 1
+        self._executing = current
+        self._start(current, step, t_ns)
+
+    def _complete(self, executing: Step, k: int, t_ns: SimTime) -> None:
+        """Hand out what step `k` produced: first tokens, then finishes."""
+        for seq in executing.firsts:
+            if seq.state != DONE and seq.base == 0 and not seq.spans:
+                self._log.append(FirstToken(t_ns, self.index, seq.rid))
+        scheduler = self.scheduler
+        if scheduler.next_finish() == k:
+            for seq in scheduler.pop_finished(k):
+                self._finish(seq, seq.submit.finish_reason, t_ns)
+
+    def _finish(self, seq: Sequence, reason: str, t_ns: SimTime) -> None:
+        spans = tuple(seq.spans)
+        self._log.append(Finished(t_ns, self.index, seq.rid, reason, seq.base, spans))
+
+    def _drop(self, seq: Sequence, t_ns: SimTime) -> None:
+        self.scheduler.abort(seq, self._step)
+        self._finish(seq, "abort", t_ns)
+
+    def _start(self, current: Step, step: int, t_ns: SimTime) -> None:
+        """Price `step` and decide how long nothing will happen."""
+        timeline = self.timeline
+        n = current.num_decodes
+        if current.chunks:
+            kv = current.kv_offset + n * step
+            timeline.begin(step, t_ns, float(self._cost.mixed(n, kv, current.chunks)), 0.0)
+            self._segment = (0, 0, 0)
+            self._run_end = step
+        else:
+            segment_n, segment_offset, last = self._segment
+            if segment_n != n or segment_offset != current.kv_offset or step > last:
+                kv = current.kv_offset + n * step
+                line = self._cost.decode(n, kv)
+                timeline.begin(step, t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
+                last = max(step, (line.kv_max - current.kv_offset) // n)
+                self._segment = (n, current.kv_offset, last)
+            timeline.last_step = step
+            self._run_end = step if self._single_step else self._quiet_until(current, step, last)
+        self.wake_ns = timeline.tail_boundary_ns(self._run_end)
+
+    def _quiet_until(self, current: Step, step: int, last: int) -> int:
+        """Last step of the run of identical decode steps that starts with `step`."""
+        scheduler = self.scheduler
+        if not scheduler.blocked:
+            return step
+        if self._async:
+            queued = self._queued
+            if (
+                queued is None
+                or queued.chunks
+                or queued.num_decodes != current.num_decodes
+                or queued.kv_offset != current.kv_offset
+            ):
+                return step
+        finish = scheduler.next_finish()
+        assert finish is not None
+        # With somebody waiting, the boundary before a finish may already admit: stop there too.
+        limit = min(finish - 1 if scheduler.num_waiting else finish, last)
+        if limit <= step:
+            return step
+        ahead = 1 if self._async else 0
+        return max(step, scheduler.coast_limit(limit + ahead) - ahead)
+
+    def _catch_up(self, step: int) -> None:
+        """Let the scheduler decide all it would have decided before the boundary after `step`."""
+        scheduler = self.scheduler
+        finish = scheduler.next_finish()
+        assert finish is not None
+        if not self._async:
+            scheduler.coast(min(step, finish))
+            return
+        scheduler.coast(min(step + 1, finish))
+        executing = self._executing
+        assert executing is not None
+        if step + 1 <= finish:
+            if self._queued_for < step + 1:
+                n, offset = executing.num_decodes, executing.kv_offset
+                self._queued = Step(step + 1, n, offset, (), ())
+                self._queued_for = step + 1
+        elif self._queued_for < finish + 1:
+            # The step after a foreseen finish has one decode less: a decision of its own.
+            decided_ns = self.timeline.tail_boundary_ns(finish - 1)
+            self._queued = scheduler.schedule(finish + 1, decided_ns)
+            self._queued_for = finish + 1
+
+    def _pass(self, t_ns: SimTime) -> None:
+        """Cross, for the scheduler, the boundaries of the present run that ended before `t_ns`."""
+        if self._run_end > self._step + 1:
+            step = self.timeline.last_step_ended_by(t_ns - 1)
+            if step > self._step:
+                self._catch_up(step + 1)
