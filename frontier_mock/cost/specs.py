@@ -74,7 +74,8 @@ class EnginePreset:
     CPU overhead per step is `cpu_step_s + cpu_request_s * running`: added to the GPU time when
     scheduling is synchronous, hidden behind it when asynchronous (then `async_gap_s` is added).
     The front end (HTTP, tokeniser, IPC) delays a request's arrival at the scheduler by
-    `frontend_s + frontend_token_s * prompt_tokens`.
+    `frontend_s + frontend_token_s * prompt_tokens`. `counts_cudagraph_memory` says whether the
+    memory profile makes room for CUDA graphs (vLLM since 0.21).
     """
 
     name: str
@@ -90,6 +91,7 @@ class EnginePreset:
     max_num_seqs: int
     max_num_batched_tokens: int
     source: str
+    counts_cudagraph_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)

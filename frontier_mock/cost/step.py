@@ -92,9 +92,9 @@ class TabledStepCost:
         "_lines",
         "_prefill",
         "_shard",
-        "spec",
         "_tables",
         "_token_ns",
+        "spec",
     )
 
     def __init__(self, spec: StepSpec, tables: KernelTables) -> None:

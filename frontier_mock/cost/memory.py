@@ -1,0 +1,161 @@
+"""How much KV cache a worker gets: vLLM's start-up profiling, as arithmetic. PURE.
+
+vLLM takes `gpu_memory_utilization` of the device, subtracts weights, the peak of one dummy forward
+pass, what CUDA and NCCL hold outside torch, and the CUDA graphs, and cuts the rest into blocks
+(vllm.md section 8.7). The peak is the larger of two: an MLP over `max_num_batched_tokens`, or the
+sampler over `max_num_seqs` rows of logits. Constants are from profiling logs of vLLM on H100 in
+llm-d/llm-d-benchmark (config_explorer/empirical-vllm-memory-results.md), see SOURCES.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, shard_model
+from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
+
+_GIB: Final = 1 << 30
+
+_SAMPLER_COPIES: Final = 9.5
+"""fp32 copies of the logits alive at the sampler's peak: five logged models agree within 1 %."""
+
+_HIDDEN_COPIES: Final = 1.25
+"""Hidden states of the dummy batch alive beside the sampler, same logs."""
+
+_ACTIVATION_FLOOR_BYTES: Final = 36 << 20
+
+_CONTEXT_BYTES: Final = 140 << 20
+"""CUDA's own memory on one GPU: 0.13 to 0.14 GiB in the same logs."""
+
+_COLLECTIVE_BYTES: Final = 430 << 20
+"""NCCL and custom all-reduce buffers with more than one rank: 0.42 GiB more in the same logs."""
+
+_GRAPH_BYTES_PER_LAYER: Final = 256 << 10
+"""Memory of one captured batch size per layer; logs show 0.4 to 1 GiB for 67 sizes (inference)."""
+
+
+class OutOfMemory(ValueError):
+    """The configuration leaves no room, or not enough, for the KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes per GPU by use. `num_blocks` is vLLM's num_gpu_blocks, its one null block included."""
+
+    num_blocks: int
+    weights_bytes: int
+    activation_bytes: int
+    cudagraph_bytes: int
+    non_torch_bytes: int
+    kv_bytes: int
+    bytes_per_block: int
+
+
+def plan_kv_cache(
+    hardware: HardwareSpec,
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    precision: PrecisionSpec,
+    *,
+    gpu_memory_utilization: float,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    block_size: int,
+    max_model_len: int,
+    cudagraph_sizes: Sequence[int],
+    kv_cache_memory_bytes: int | None = None,
+    num_gpu_blocks_override: int | None = None,
+    count_cudagraphs: bool = True,
+) -> MemoryPlan:
+    """Size the KV cache of one worker.
+
+    `count_cudagraphs` is False for engines before vLLM 0.21, whose profiling left graphs out.
+    Raises OutOfMemory when nothing is left, or when the cache cannot hold one sequence of
+    `max_model_len` tokens; ValueError when the parallelism does not divide the model.
+    """
+    shard = shard_model(model, parallel, precision)
+    weights = weight_bytes(model, parallel, precision, shard)
+    activation = _activation_bytes(model, shard, max_num_batched_tokens, max_num_seqs)
+    graphs = len(cudagraph_sizes) * model.num_layers * _GRAPH_BYTES_PER_LAYER
+    non_torch = _CONTEXT_BYTES + (_COLLECTIVE_BYTES if parallel.tp > 1 else 0)
+    per_block = block_size * shard.heads.bytes_per_token * model.num_layers
+    if kv_cache_memory_bytes is not None:
+        available = kv_cache_memory_bytes
+    else:
+        available = int(hardware.hbm_bytes * gpu_memory_utilization)
+        available -= weights + activation + non_torch + (graphs if count_cudagraphs else 0)
+    if num_gpu_blocks_override is not None:
+        num_blocks = num_gpu_blocks_override
+    else:
+        num_blocks = max(available, 0) // per_block
+    if available <= 0 and num_gpu_blocks_override is None:
+        raise OutOfMemory(_nothing_left(hardware, gpu_memory_utilization, weights, available))
+    _check_longest(num_blocks, per_block, block_size, max_model_len)
+    return MemoryPlan(
+        num_blocks=num_blocks,
+        weights_bytes=weights,
+        activation_bytes=activation,
+        cudagraph_bytes=graphs,
+        non_torch_bytes=non_torch,
+        kv_bytes=num_blocks * per_block,
+        bytes_per_block=per_block,
+    )
+
+
+def weight_bytes(
+    model: ModelSpec, parallel: ParallelSpec, precision: PrecisionSpec, shard: Shard
+) -> int:
+    """Bytes of weights on one rank, rope table included; embeddings and norms stay in bf16."""
+    hidden = model.hidden_size
+    layer = hidden * (shard.qkv_columns + shard.attention_columns)
+    layer += hidden * (shard.gate_up_columns + shard.mlp_columns)
+    width = 1 if precision.weights == "fp8" else 2
+    per_layer = layer * width + 2 * hidden * ACTIVATION_BYTES
+    if model.qkv_bias:
+        per_layer += shard.qkv_columns * ACTIVATION_BYTES
+    tables = 1 if model.tie_word_embeddings else 2
+    embedding = tables * shard.vocab_columns * hidden * ACTIVATION_BYTES
+    rope = model.max_position_embeddings * model.head_dim * ACTIVATION_BYTES
+    return model.num_layers * per_layer + embedding + hidden * ACTIVATION_BYTES + rope
+
+
+def _activation_bytes(model: ModelSpec, shard: Shard, tokens: int, max_num_seqs: int) -> int:
+    """Peak of the dummy forward pass: in the MLP, or in the sampler."""
+    hidden = tokens * model.hidden_size * ACTIVATION_BYTES
+    mlp = tokens * (shard.gate_up_columns + shard.mlp_columns) * ACTIVATION_BYTES
+    rows = min(max_num_seqs, tokens)
+    sampler = int(_SAMPLER_COPIES * rows * model.vocab_size * 4 + _HIDDEN_COPIES * hidden)
+    return max(mlp + 2 * hidden, sampler) + _ACTIVATION_FLOOR_BYTES
+
+
+def _check_longest(num_blocks: int, per_block: int, block_size: int, max_model_len: int) -> None:
+    """vLLM refuses to start unless one sequence of `max_model_len` fits beside the null block."""
+    usable = num_blocks - 1
+    needed = -(-max_model_len // block_size)
+    if needed <= usable:
+        return
+    longest = max(usable, 0) * block_size
+    estimate = (
+        f"Based on the available memory, the estimated maximum model length is {longest}. "
+        if longest
+        else ""
+    )
+    raise OutOfMemory(
+        f"To serve at least one request with the model's max seq len ({max_model_len}), "
+        f"({_gib(needed * per_block)} GiB KV cache is needed, which is larger than the available "
+        f"KV cache memory ({_gib(max(usable, 0) * per_block)} GiB). {estimate}"
+        f"Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when "
+        f"initializing the engine."
+    )
+
+
+def _nothing_left(hardware: HardwareSpec, utilization: float, weights: int, available: int) -> str:
+    return (
+        f"No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+        f"initializing the engine. ({hardware.name}: {_gib(hardware.hbm_bytes)} GiB x "
+        f"{utilization:g}, weights {_gib(weights)} GiB, left for KV cache {_gib(available)} GiB)"
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{round(size_bytes / _GIB, 2)}"
