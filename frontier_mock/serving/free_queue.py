@@ -63,7 +63,6 @@ class FreeQueue:
         before, behind = extent.prev, extent.next
         before.next = behind
         behind.prev = before
-        extent.prev = extent.next = self.ends
 
     def take(self, count: int) -> None:
         """Take `count` blocks from the head; cached ones leave the tree. `count` must be there."""
@@ -78,7 +77,8 @@ class FreeQueue:
             count -= head.count
             if head.keys:
                 del head.parent.children[head.keys[:KEY_BYTES]]
-            # What left must not keep its old neighbours alive.
+            # A stale match or a closed table may still hold what leaves here: without this it would
+            # keep every later eviction alive through `next`.
             gone, head = head, head.next
             gone.next = head.prev = ends
         ends.next = head

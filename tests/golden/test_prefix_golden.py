@@ -1,9 +1,10 @@
-"""Prefix-hit counts of the Mooncake conversation trace, exact to the block.
+"""Prefix-hit counts of two production traces, exact to the block.
 
 The expected figures are those of shared/specs/traces.md section 3.1: one global cache, requests one
-after another. The trace names a prompt's content by the ids of its 512-token blocks, the last of
-which may be partial. `lru_tail` counts every id as a block; vLLM's rule counts full engine blocks
-and lets at most all but one token of a prompt hit.
+after another. The Mooncake conversation trace names a prompt's content by the ids of its 512-token
+blocks, the last of which may be partial; the WEKA agent sessions by their full 64-token blocks.
+`lru_tail` counts every id as a block; vLLM's rule counts full engine blocks and lets at most all
+but one token of a prompt hit.
 """
 
 import json
@@ -32,6 +33,7 @@ LRU_TAIL_HITS = {
     5_859: 39_258,
     1_000: 12_847,
 }
+WEKA_LRU_TAIL_HITS = {62_500: 5_143_447, 31_250: 4_756_018, 15_625: 3_583_109}
 VLLM_HIT_TOKENS = {16: 54_097_440, 64: 54_093_952, 512: 54_063_104}
 
 
@@ -51,6 +53,33 @@ def conversation() -> tuple[Row, ...]:
     with path.open() as lines:
         records = [json.loads(line) for line in lines]
     return tuple(Row(record["input_length"], tuple(record["hash_ids"])) for record in records)
+
+
+@cache
+def weka_prompts() -> tuple[bytes, ...]:
+    """Block keys of every request of the 68 sessions, merged by start time.
+
+    Ids are local to a session. A sub-agent is recorded with its completion time; its own requests
+    count from its start.
+    """
+    paths = sorted((TRACES / "weka" / "shared").glob("*.json"))
+    if not paths:
+        pytest.skip(f"no WEKA sessions under {TRACES}")
+    timed: list[tuple[float, bytes]] = []
+    for session, path in enumerate(paths):
+        pending = [(0.0, record) for record in json.loads(path.read_text())["requests"]]
+        pending.reverse()
+        while pending:
+            base_s, record = pending.pop()
+            start_s = base_s + record["t"]
+            if record["type"] == "subagent":
+                start_s -= record["duration_ms"] / 1000
+                pending.extend((start_s, inner) for inner in reversed(record["requests"]))
+            else:
+                ids = array("Q", [session << 32 | key for key in record["hash_ids"]])
+                timed.append((start_s, ids.tobytes()))
+    timed.sort(key=lambda entry: entry[0])
+    return tuple(keys for _, keys in timed)
 
 
 def block_keys(row: Row, block_tokens: int) -> bytes:
@@ -85,7 +114,26 @@ def test_lru_tail_hits(capacity: int) -> None:
     assert kv.num_free == capacity
 
 
-def test_the_expected_figures_are_those_of_the_shared_file() -> None:
+@pytest.mark.parametrize("capacity", [*WEKA_LRU_TAIL_HITS, AMPLE_BLOCKS])
+def test_lru_tail_hits_of_agent_sessions(capacity: int) -> None:
+    kv = KvCache(capacity, 64, prefix_caching=True)
+    hits = queries = 0
+    for keys in weka_prompts():
+        num_blocks = len(keys) // KEY_BYTES
+        queries += num_blocks
+        hits += serve(kv, keys, num_blocks, num_blocks)
+    kv.check()
+    assert queries == 5_487_556
+    assert hits == WEKA_LRU_TAIL_HITS.get(capacity, 5_238_919)
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [("conversation_trace.jsonl", LRU_TAIL_HITS), ("weka[68]", WEKA_LRU_TAIL_HITS)],
+)
+def test_the_expected_figures_are_those_of_the_shared_file(
+    trace: str, expected: dict[int, int]
+) -> None:
     path = TRACES / "golden_shared.jsonl"
     if not path.exists():
         pytest.skip(f"no golden counts at {path}")
@@ -93,9 +141,9 @@ def test_the_expected_figures_are_those_of_the_shared_file() -> None:
     measured = {
         row["cap"]: row["hit_blocks"]
         for row in rows
-        if row["trace"] == "conversation_trace.jsonl" and row["policy"] == "lru_tail"
+        if row["trace"] == trace and row["policy"] == "lru_tail"
     }
-    assert measured == LRU_TAIL_HITS
+    assert measured == expected
 
 
 @pytest.mark.parametrize("block_tokens", [16, 64, 512])

@@ -1,5 +1,6 @@
 """The extent cache against a block-by-block one, and the rules one by one."""
 
+import gc
 from dataclasses import dataclass, field
 
 import pytest
@@ -342,6 +343,28 @@ def test_reset_waits_for_every_block() -> None:
     assert cache.lookup(keys_of("ab"), 2).num_blocks == 0
     assert free_texts(cache) == ["-"] * 4
     cache.check()
+
+
+def test_evicted_extents_go_away_without_the_garbage_collector() -> None:
+    """Neither a prefix in use nor a stale match keeps the history of evictions alive."""
+
+    def extents_alive() -> int:
+        return sum(isinstance(thing, Extent) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = extents_alive()
+        cache = KvCache(4, 16, prefix_caching=True)
+        run_whole(cache, "sa")
+        pinned = cache.open(cache.lookup(keys_of("s"), 1))
+        stale = cache.lookup(keys_of("sa"), 2)
+        for index in range(100):
+            run_whole(cache, "s" + chr(index + 1000) + "x")
+        assert extents_alive() - before < 10
+        assert (pinned.extent.refs, stale.num_blocks) == (1, 2)
+    finally:
+        gc.enable()
 
 
 def test_check_notices_a_lost_block() -> None:
