@@ -1,0 +1,276 @@
+"""Scenario files: one schema for `up`, `replay` and `simulate`, from YAML to frozen specs.
+
+A file says what the cluster is, what drives it, or both; a command asks for the parts it needs.
+Unknown keys, keys given twice, wrong types and values out of range are errors that name the file,
+the line, the key's path and what is allowed.
+"""
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frontier_mock.config.document import Value, plain, read_document
+from frontier_mock.config.errors import ConfigError, nearest, shown
+from frontier_mock.config.flags import from_mapping
+from frontier_mock.config.keys import (
+    REQUIRED,
+    Key,
+    Section,
+    integer,
+    listing,
+    mapping,
+    one_of,
+    open_section,
+    optional,
+    string,
+)
+from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
+from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
+from frontier_mock.cost.specs import ParallelSpec
+from frontier_mock.report.specs import SloSpec
+from frontier_mock.workload.specs import WorkloadSpec
+
+LIBRARY = "frontier_mock.scenarios"
+"""Package that holds the scenario library (the directory replay/ of the repository)."""
+
+MAX_BYTES = 1 << 20
+"""Largest scenario file read; ours are under 2 kB."""
+
+ROUTER_POLICIES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_aware")
+"""Stand-ins for a router in offline runs, and the policy of requests that name no worker."""
+
+ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
+"""Every role of the schema; only the first is simulated so far."""
+
+QUANTIZATIONS = ("none", "fp8")
+"""Weight formats that can be simulated."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGroup:
+    """One entry of `cluster.workers`, which stands for `count` equal workers.
+
+    `where` is file, line and path, for errors found when the profiles are looked up. `args` holds
+    `engine_args` with model, tensor-parallel-size and quantization filled in.
+    """
+
+    name: str
+    count: int
+    engine: str
+    model: str
+    hardware: str
+    role: str
+    parallel: ParallelSpec
+    args: VllmArgs
+    without_effect: tuple[str, ...]
+    port: int | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioSpec:
+    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one."""
+
+    name: str
+    seed: int
+    groups: tuple[WorkerGroup, ...]
+    router_policy: str
+    workload: WorkloadSpec | None
+    slo: SloSpec
+    source: str
+
+
+MAX_WORKERS = 4096
+
+NAME = Key("name", string(), REQUIRED, "name of the scenario, used in reports")
+SEED = Key("seed", integer(0, 2**63 - 1), 0, "seed of every random stream")
+CLUSTER = Key("cluster", optional(mapping()), None, "the workers and the router")
+WORKLOAD = Key("workload", optional(mapping()), None, "what drives them")
+SLO = Key("slo", optional(mapping()), None, "targets that make a request good")
+SCENARIO_KEYS: tuple[Key[Any], ...] = (NAME, SEED, CLUSTER, WORKLOAD, SLO)
+
+WORKERS = Key("workers", listing("a list of workers"), REQUIRED, "groups of equal workers")
+ROUTER = Key("router", optional(mapping()), None, "stand-in for a router when none is in front")
+CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER)
+
+POLICY = Key("policy", one_of(*ROUTER_POLICIES), "round_robin", "how requests are spread")
+ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY,)
+
+WORKER_NAME = Key("name", string(), "w", "name; with count > 1 a number is appended: w0, w1, ...")
+WORKER_COUNT = Key("count", integer(1, MAX_WORKERS), 1, "how many of them")
+ENGINE = Key("engine", string(), "vllm-0.33", "engine version, vllm-X.Y[.Z]")
+MODEL = Key(
+    "model", string(), REQUIRED, "name under profiles/models, or a directory or config.json"
+)
+HARDWARE = Key("hardware", string(), "h800", "name under profiles/hardware")
+ROLE = Key("role", one_of(*ROLES), "colocated", "only colocated is simulated so far")
+PARALLEL = Key("parallel", optional(mapping()), None, "ranks per worker along each axis")
+QUANTIZATION = Key("quantization", one_of(*QUANTIZATIONS), "none", "weight format")
+ENGINE_ARGS = Key("engine_args", optional(mapping()), None, "the engine's flags, its own names")
+PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
+WORKER_KEYS: tuple[Key[Any], ...] = (
+    WORKER_NAME,
+    WORKER_COUNT,
+    ENGINE,
+    MODEL,
+    HARDWARE,
+    ROLE,
+    PARALLEL,
+    QUANTIZATION,
+    ENGINE_ARGS,
+    PORT,
+)
+
+TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
+PP = Key("pp", integer(1, 64), 1, "pipeline stages; only 1 is simulated so far")
+DP = Key("dp", integer(1, 1024), 1, "data parallel ranks; only 1 is simulated so far")
+EP = Key("ep", integer(1, 1024), 1, "expert parallel ranks; only 1 is simulated so far")
+PARALLEL_KEYS: tuple[Key[Any], ...] = (TP, PP, DP, EP)
+
+ELSEWHERE = {
+    "model": "model",
+    "tensor-parallel-size": "parallel.tp",
+    "pipeline-parallel-size": "parallel.pp",
+    "data-parallel-size": "parallel.dp",
+    "quantization": "quantization",
+    "port": "port",
+}
+"""Engine flags that have a scenario key of their own."""
+
+
+def load_scenario(name: str, environment: Mapping[str, str] | None = None) -> ScenarioSpec:
+    """The scenario in file `name`, or of that name in the library. Raises ConfigError."""
+    variables = os.environ if environment is None else environment
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return parse_scenario(_read_file(path), str(path), trace_search(path.parent, variables))
+    library = importlib.resources.files(LIBRARY)
+    known = library_names()
+    if name in known:
+        text = library.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return parse_scenario(text, f"{name}.yaml", trace_search(None, variables))
+    listed = ", ".join(known)
+    raise ConfigError(
+        f"scenario {shown(name)}: neither a file nor in the library{nearest(name, known)}; "
+        f"the library has {listed}"
+    )
+
+
+def library_names() -> tuple[str, ...]:
+    """Names of the scenarios that come with the package, sorted."""
+    entries = importlib.resources.files(LIBRARY).iterdir()
+    return tuple(
+        sorted(
+            entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")
+        )
+    )
+
+
+def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
+    """The scenario written in `text`; `source` names it in errors. Raises ConfigError."""
+    document = read_document(text, source)
+    if document.data is None:
+        raise ConfigError(f"{source}: the file is empty")
+    section = open_section(document, SCENARIO_KEYS)
+    cluster = section.get(CLUSTER)
+    workload = section.get(WORKLOAD)
+    slo = section.get(SLO)
+    groups, policy = ((), "round_robin") if cluster is None else _read_cluster(cluster)
+    return ScenarioSpec(
+        name=section.get(NAME),
+        seed=section.get(SEED),
+        groups=groups,
+        router_policy=policy,
+        workload=None if workload is None else read_workload(workload, search),
+        slo=SloSpec() if slo is None else read_slo(slo),
+        source=source,
+    )
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"scenario {path}: cannot be read: {reason}") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"scenario {path}: larger than {MAX_BYTES} bytes")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"scenario {path}: not UTF-8 text at byte {error.start}") from None
+
+
+def _read_cluster(value: Value) -> tuple[tuple[WorkerGroup, ...], str]:
+    section = open_section(value, CLUSTER_KEYS)
+    groups = tuple(_read_worker(entry) for entry in section.get(WORKERS))
+    total = sum(group.count for group in groups)
+    if total > MAX_WORKERS:
+        raise section.at("workers").error(f"{total} workers; at most {MAX_WORKERS}")
+    router = section.get(ROUTER)
+    policy = "round_robin" if router is None else open_section(router, ROUTER_KEYS).get(POLICY)
+    return groups, policy
+
+
+def _read_worker(value: Value) -> WorkerGroup:
+    section = open_section(value, WORKER_KEYS)
+    role = section.get(ROLE)
+    if role != "colocated":
+        raise section.at("role").error(f"{role} workers are not simulated yet; allowed: colocated")
+    parallel = _read_parallel(section)
+    args, idle = _read_engine_args(section, parallel)
+    return WorkerGroup(
+        name=section.get(WORKER_NAME),
+        count=section.get(WORKER_COUNT),
+        engine=section.get(ENGINE),
+        model=section.get(MODEL),
+        hardware=section.get(HARDWARE),
+        role=role,
+        parallel=parallel,
+        args=args,
+        without_effect=idle,
+        port=section.get(PORT),
+        where=f"{value.source}:{value.line}: {value.path}",
+    )
+
+
+def _read_parallel(section: Section) -> ParallelSpec:
+    value = section.get(PARALLEL)
+    if value is None:
+        return ParallelSpec()
+    axes = open_section(value, PARALLEL_KEYS)
+    for key in (PP, DP, EP):
+        if axes.get(key) != 1:
+            raise axes.at(key.name).error(f"{axes.get(key)} is not simulated yet; allowed: 1")
+    return ParallelSpec(tp=axes.get(TP))
+
+
+def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArgs, tuple[str, ...]]:
+    argv: list[str] = []
+    value = section.get(ENGINE_ARGS)
+    if value is not None:
+        argv = _engine_argv(value)
+    argv += ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
+    if section.get(QUANTIZATION) != "none":
+        argv += ["--quantization", section.get(QUANTIZATION)]
+    try:
+        return parse_engine_args(argv)
+    except ConfigError as error:
+        raise section.at("engine_args").error(str(error)) from None
+
+
+def _engine_argv(value: Value) -> list[str]:
+    bare = plain(value)
+    assert isinstance(bare, dict)
+    for name in bare:
+        own = ELSEWHERE.get(name.lstrip("-").replace("_", "-"))
+        if own is not None:
+            raise value.error(f"{name} is set by the worker's key {own}")
+    try:
+        return from_mapping(vllm_flags(), bare, "engine_args")
+    except ConfigError as error:
+        raise value.error(str(error)) from None

@@ -1,0 +1,346 @@
+"""vLLM 0.33.0's command line flags as data, one a line.
+
+Columns: option strings | kind | default | what the flag does here. The last column is empty for
+flags that are accepted without effect. Names, types and defaults are facts of vLLM 0.33.0
+(`vllm/engine/arg_utils.py`, `vllm/entrypoints/common/cli_args.py`); `-` stands for no default.
+
+Kinds: `switch` (--x, --no-x, and --disable-y for --enable-y), `flag` (no negation), `int`, `human`
+(8k is 8000, 8K is 8192), `len` (human, or auto), `float`, `text`, `texts` and `ints` (one or more),
+`append` (repeatable), `optional` (value may be left out), `json`, `jsontext` (JSON object or text),
+`choice:a,b`. Numbers may carry bounds: `int>=1`, `float>0<=1`.
+"""
+
+ENGINE_FLAGS = """
+--runner | choice:auto,generate,pooling,draft | auto |
+--convert | choice:auto,none,embed,classify | auto |
+--tokenizer | text | - | directory with tokenizer.json; without it our byte-level tokenizer is used
+--tokenizer-mode | text | auto |
+--trust-remote-code | switch | False |
+--dtype | choice:auto,half,float16,bfloat16,float,float32 | auto | 16-bit types; float32 is refused
+--seed | int | 0 | default seed of the synthetic text
+--hf-config-path | text | - | directory with the config.json that gives the shape
+--allowed-local-media-path | text | - |
+--allowed-media-domains | texts | - |
+--revision | text | - |
+--code-revision | text | - |
+--tokenizer-revision | text | - |
+--max-model-len | len | - | longest prompt plus output; auto or -1 shrinks it to what memory holds
+--quantization -q | text | - | fp8 and its shorthands: weights of one byte
+--quantization-config | json | - |
+--allow-deprecated-quantization | switch | False |
+--enforce-eager | switch | False | no CUDA graphs: every step pays its launches
+--enable-return-routed-experts | switch | False |
+--return-sampling-mask | switch | False |
+--max-logprobs | int>=-1 | 20 | cap on logprobs a request may ask for
+--logprobs-mode | choice:raw_logits,raw_logprobs,processed_logits,processed_logprobs | - |
+--use-fp64-gumbel | switch | False |
+--enable-trace-replay | switch | False |
+--disable-sliding-window | switch | False |
+--disable-cascade-attn | switch | - |
+--skip-tokenizer-init | switch | False |
+--enable-prompt-embeds | switch | False |
+--served-model-name | texts | - | names the server answers to; the first is in metrics and replies
+--config-format | text | auto |
+--hf-token | optional | - |
+--hf-overrides | jsontext | - |
+--model-class-overrides | json | - |
+--pooler-config | json | - |
+--generation-config | text | auto |
+--override-generation-config | json | - |
+--enable-sleep-mode | switch | False |
+--sleep-mode-backend | text | cumem |
+--sleep-mode-offload-cudagraph | switch | False |
+--sleep-preserve-parameter-names | texts | - |
+--enable-cumem-allocator | switch | False |
+--enable-nccl-comm-suspend | switch | False |
+--model-impl | text | auto |
+--logits-processors | texts | - |
+--io-processor-plugin | text | - |
+--renderer-num-workers | int | 1 |
+--load-format | text | auto |
+--download-dir | text | - |
+--safetensors-load-strategy | choice:lazy,eager,prefetch,torchao | - |
+--safetensors-prefetch-num-threads | int>=1 | 8 |
+--safetensors-prefetch-block-size | human>=1 | 16M |
+--model-loader-extra-config | json | - |
+--ignore-patterns | texts | - |
+--use-tqdm-on-load | switch | True |
+--pt-load-map-location | jsontext | cpu |
+--attention-backend | text | - |
+--mamba-backend | text | triton |
+--mamba-ssu-algorithm | choice:auto,simple,vertical,horizontal | - |
+--enable-mamba-cache-stochastic-rounding | switch | False |
+--mamba-cache-philox-rounds | int | 0 |
+--reasoning-parser | text | - |
+--reasoning-parser-plugin | text | - |
+--distributed-executor-backend | text | - |
+--pipeline-parallel-size -pp | int>=1 | 1 | only 1 is simulated; anything else is refused
+--master-addr | text | 127.0.0.1 |
+--master-port | int | 29501 |
+--nnodes -n | int>=1 | 1 |
+--node-rank -r | int>=0 | 0 |
+--distributed-timeout-seconds | int | - |
+--cpu-distributed-timeout-seconds | int | - |
+--numa-bind | switch | False |
+--numa-bind-nodes | ints | - |
+--numa-bind-cpus | texts | - |
+--device-ids | text | - |
+--tensor-parallel-size -tp | int>=1 | 1 | ranks that share each layer
+--decode-context-parallel-size -dcp | int>=1 | 1 |
+--dcp-comm-backend | choice:ag_rs,a2a | - |
+--dcp-q-replicate | switch | - |
+--dcp-kv-cache-interleave-size | int | 1 |
+--cp-kv-cache-interleave-size | int | 1 |
+--prefill-context-parallel-size -pcp | int>=1 | 1 |
+--data-parallel-size -dp | int>=1 | 1 | only 1 is simulated; anything else is refused
+--data-parallel-rank -dpn | int | - |
+--data-parallel-start-rank -dpr | int | - |
+--data-parallel-size-local -dpl | int | - |
+--data-parallel-address -dpa | text | - |
+--data-parallel-rpc-port -dpp | int | - |
+--data-parallel-backend -dpb | text | mp |
+--data-parallel-hybrid-lb -dph | switch | False |
+--data-parallel-external-lb -dpe | switch | False |
+--data-parallel-multi-port-external-lb -dpm | flag | False |
+--enable-hc-sp | switch | False |
+--enable-expert-parallel -ep | switch | False |
+--enable-batch-sharded-sampling | switch | - |
+--enable-ep-weight-filter | switch | False |
+--all2all-backend | text | allgather_reducescatter |
+--enable-dbo | switch | False |
+--enable-shm-tensor-arena | switch | False |
+--ubatch-size | int>=0 | 0 |
+--enable-elastic-ep | switch | False |
+--elastic-ep-max-dp-size | int>=1 | - |
+--dbo-decode-token-threshold | int>=0 | 32 |
+--dp-sync-interval | int>=1 | 16 |
+--dbo-prefill-token-threshold | int>=0 | 512 |
+--disable-nccl-for-dp-synchronization | switch | - |
+--enable-eplb | switch | False |
+--eplb-config | json | - |
+--expert-placement-strategy | choice:linear,round_robin | linear |
+--max-parallel-loading-workers | int>=1 | - |
+--ray-workers-use-nsight | switch | False |
+--disable-custom-all-reduce | switch | False |
+--worker-cls | text | auto |
+--worker-extension-cls | text | - |
+--enable-fault-tolerance | switch | False |
+--fault-tolerance-config | json | - |
+--block-size | int>0 | 16 | tokens per KV block
+--gpu-memory-utilization --device-memory-utilization | float>0<=1 | 0.92 | share of GPU memory
+--kv-cache-memory-bytes | human | - | KV cache size per GPU in place of the memory formula
+--kv-cache-dtype | text | auto | fp8 types size KV blocks at one byte per element
+--num-gpu-blocks-override | int | - | number of KV blocks in place of the memory formula
+--enable-prefix-caching | switch | True | reuse cached prompt blocks
+--prefix-caching-hash-algo | choice:sha256,sha256_cbor,xxhash,xxhash_cbor | sha256 |
+--prefix-cache-retention-interval | int>=0 | 0 |
+--kv-cache-dtype-skip-layers | texts | - |
+--kv-sharing-fast-prefill | switch | False |
+--swa-bounded-replay | switch | True |
+--mamba-cache-dtype | choice:auto,float32,float16,bfloat16 | auto |
+--mamba-ssm-cache-dtype | choice:auto,float32,float16,bfloat16 | auto |
+--mamba-block-size | int>0 | - |
+--prefix-match-unit | int>0 | - |
+--mamba-cache-mode | choice:align,none | none |
+--enable-mamba-shared-prefix-checkpoint | switch | False |
+--replayssm-buffer-len | int>0 | 16 |
+--use-replayssm | switch | False |
+--kv-offloading-size | float | - |
+--kv-offloading-backend | choice:native,lmcache | native |
+--offload-backend | choice:auto,uva,prefetch | auto |
+--cpu-offload-gb | float>=0 | 0 |
+--cpu-offload-params | texts | - |
+--offload-group-size | int>=0 | 0 |
+--offload-num-in-group | int>=1 | 1 |
+--offload-prefetch-step | int>=0 | 1 |
+--offload-params | texts | - |
+--language-model-only | switch | False |
+--limit-mm-per-prompt | json | - |
+--enable-mm-embeds | switch | False |
+--media-io-kwargs | json | - |
+--mm-processor-kwargs | json | - |
+--mm-processor-cache-gb | float>=0 | 4 |
+--mm-processor-cache-type | choice:shm,lru | lru |
+--mm-hasher-algorithm | choice:blake3,sha256,sha512 | blake3 |
+--mm-shm-cache-max-object-size-mb | int>=0 | 128 |
+--mm-encoder-only | switch | False |
+--mm-encoder-tp-mode | choice:weights,data | weights |
+--mm-encoder-attn-backend | text | - |
+--mm-encoder-attn-dtype | choice:fp8 | - |
+--mm-encoder-fp8-scale-path | text | - |
+--mm-encoder-fp8-scale-save-path | text | - |
+--mm-encoder-fp8-scale-save-margin | float>0.0 | 1.5 |
+--interleave-mm-strings | switch | False |
+--skip-mm-profiling | switch | False |
+--video-pruning-rate | float>=0.0<1.0 | - |
+--video-pruning-method | choice:evs,vidcom2 | evs |
+--mm-tensor-ipc | choice:direct_rpc,torch_shm | direct_rpc |
+--mm-processor-device | text | auto |
+--mm-ipc-gpu-memory-gb | float>=0 | 0 |
+--mm-device-do-normalize | switch | True |
+--enable-lora | switch | False |
+--max-loras | int>=1 | 1 |
+--max-lora-rank | choice:1,8,16,32,64,128,256,320,512 | 16 |
+--lora-dtype | text | auto |
+--enable-tower-connector-lora | switch | False |
+--max-cpu-loras | int | - |
+--fully-sharded-loras | switch | False |
+--lora-target-modules | texts | - |
+--default-mm-loras | json | - |
+--specialize-active-lora | switch | False |
+--enable-mixed-moe-lora-format | switch | False |
+--enable-moe-shared-loras | switch | False |
+--max-lora-cls-labels | int>=1 | - |
+--logging-config | json | - |
+--log-level | choice:CRITICAL,ERROR,WARNING,INFO,DEBUG,NOTSET | - |
+--log-config-file | text | - |
+--show-hidden-metrics-for-version | text | - |
+--otlp-traces-endpoint | text | - |
+--collect-detailed-traces | texts | - |
+--per-request-spec-decode-metrics | choice:none,summary,detailed | none |
+--kv-cache-metrics | switch | False |
+--kv-cache-metrics-sample | float>0<=1 | 0.01 |
+--custom-histogram-buckets | json | - |
+--cudagraph-metrics | switch | False |
+--enable-layerwise-nvtx-tracing | switch | False |
+--enable-mfu-metrics | switch | False |
+--enable-logging-iteration-details | switch | False |
+--jit-monitor-mode | choice:warn,error | warn |
+--jit-monitor-verbose | switch | False |
+--max-num-batched-tokens | human>=1 | 8192 | token budget of a step; the default depends on the GPU
+--max-num-scheduled-tokens | human>=1 | - |
+--max-num-seqs | int>=1 | 1024 | largest running batch; the default depends on the GPU
+--max-num-active-seqs | int>=1 | - |
+--max-num-queued-reqs | int>=0 | - | waiting requests beyond which new ones are refused
+--max-num-queued-tokens | human>=0 | - |
+--long-prefill-token-threshold | int>=0 | 0 | largest chunk while others run; 0: no limit
+--long-prefill-token-threshold-adaptive | switch | False |
+--scheduling-policy | choice:fcfs,priority | fcfs | order of the waiting queue and of preemption
+--enable-chunked-prefill | switch | True | split prompts over steps
+--disable-chunked-mm-input | switch | False |
+--scheduler-cls | text | - |
+--scheduler-reserve-full-isl | switch | True | admit only prompts that fit whole
+--watermark | float>=0.0<1.0 | 0.0 | share of blocks kept free at admission while others run
+--prefill-schedule-interval | int>=1 | 1 |
+--disable-hybrid-kv-cache-manager | switch | - |
+--async-scheduling | switch | True | schedule a step while the previous one runs
+--stream-interval | int>=1 | 1 | tokens per streamed chunk
+--cudagraph-capture-sizes | ints | - | captured batch sizes
+--max-cudagraph-capture-size | int | - | largest captured batch size
+--ir-op-priority | json | - |
+--enable-flashinfer-autotune | switch | - |
+--monokernel | switch | False |
+--moe-backend | text | auto |
+--linear-backend | text | auto |
+--sparse-indexer-topk-backend | text | auto |
+--speculative-config -sc | json | - |
+--spec-method | text | - |
+--spec-model | text | - |
+--spec-tokens | int>0 | - |
+--watermark-config | json | - |
+--diffusion-config -dc | json | - |
+--kv-transfer-config | json | - |
+--kv-events-config | json | - |
+--ec-transfer-config | json | - |
+--ec-manager-config | json | - |
+--compilation-config -cc | json | - | its cudagraph keys are read
+--attention-config -ac | json | - |
+--engram-config | json | - |
+--reasoning-config | json | - |
+--kernel-config | json | - |
+--additional-config | json | - |
+--structured-outputs-config | json | - |
+--aux-output-config | json | - |
+--profiler-config | json | - |
+--watchdog-config | json | - |
+--optimization-level | choice:0,1,2,3 | 2 | 0 means no CUDA graphs
+--performance-mode | choice:balanced,interactivity,throughput | balanced | throughput: double limits
+--weight-transfer-config | json | - |
+--disable-log-stats | flag | False |
+--aggregate-engine-logging | flag | False |
+--fail-on-environ-validation | switch | False |
+--shutdown-timeout | int | 0 |
+--gdn-prefill-backend | choice:flashinfer,triton,cutedsl,aiter_flydsl,sycl | - |
+--kda-prefill-backend | choice:auto,triton,flashkda,flashinfer,fused | - |
+--kda-decode-backend | choice:auto,native,flashinfer,triton | - |
+--enable-log-requests | switch | False |
+--model | text | Qwen/Qwen3-0.6B | the model to serve; the positional argument is the usual way
+"""
+
+FRONTEND_FLAGS = """
+--lora-modules | texts | - |
+--chat-template | text | - |
+--chat-template-content-format | choice:auto,string,openai | auto |
+--trust-request-chat-template | switch | False |
+--trust-request-mm-kwargs | switch | False |
+--default-chat-template-kwargs | json | - |
+--reasoning-effort-map | json | - |
+--response-role | text | assistant |
+--return-tokens-as-token-ids | switch | False |
+--enable-auto-tool-choice | switch | False |
+--exclude-tools-when-tool-choice-none | switch | False |
+--tool-call-parser | text | - |
+--tool-parser-plugin | text | - |
+--tool-strict-level | choice:auto,function,parameter | - |
+--tool-server | text | - |
+--max-log-len | int | - |
+--enable-prompt-tokens-details | switch | False | usage carries prompt_tokens_details
+--enable-per-request-metrics | switch | False |
+--enable-server-load-tracking | switch | False | /load counts requests in flight
+--enable-force-include-usage | switch | False | streams carry usage without being asked
+--sse-keep-alive-interval | int | 0 |
+--enable-tokenizer-info-endpoint | switch | False |
+--enable-log-outputs | switch | False |
+--enable-log-deltas | switch | True |
+--cohere-is-reasoning-model | switch | True |
+--cohere-format | text | cmd4 |
+--anthropic-disabled-thinking-effort | text | auto |
+--log-error-stack | switch | False |
+--tokens-only | switch | False |
+--enable-scale-out | switch | False |
+--fingerprint-mode | choice:full,hash,custom,none | full |
+--fingerprint-value | text | - |
+--host | text | - | address to bind; all interfaces when absent
+--port | int | 8000 | TCP port to bind; 0 picks a free one
+--grpc-port | int | - |
+--data-parallel-supervisor-port | int | 9256 |
+--dp-supervisor-probe-interval-s | float | 5.0 |
+--dp-supervisor-probe-timeout-s | float | 5.0 |
+--dp-supervisor-probe-failure-threshold | int | 3 |
+--uds | text | - |
+--uvicorn-log-level | choice:critical,error,warning,info,debug,trace | info |
+--disable-uvicorn-access-log | switch | False |
+--disable-access-log-for-endpoints | text | - |
+--allow-credentials | switch | False |
+--allowed-origins | json | [] |
+--allowed-methods | json | ["*"] |
+--allowed-headers | json | ["*"] |
+--api-key | texts | - | keys accepted on /v1; without it VLLM_API_KEY is one
+--ssl-keyfile | text | - |
+--ssl-certfile | text | - |
+--ssl-ca-certs | text | - |
+--enable-ssl-refresh | switch | False |
+--ssl-cert-reqs | int | 0 |
+--ssl-ciphers | text | - |
+--root-path | text | - |
+--middleware | append | - |
+--enable-request-id-headers | switch | False | responses carry X-Request-Id
+--disable-fastapi-docs | switch | False |
+--h11-max-incomplete-event-size | int | 4194304 |
+--h11-max-header-count | int | 256 |
+--enable-offline-docs | switch | False |
+--enable-flash-late-interaction | switch | True |
+--headless | flag | False |
+--api-server-count -asc | int | - |
+--grpc | flag | False |
+"""
+
+SIMULATOR_FLAGS = """
+--sim-hardware | text | h800 | GPU type: a profile under profiles/hardware
+--sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
+--sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
+--sim-seed | int | 0 | seed of every random stream of the simulator
+--sim-journal | text | - | file to journal every stamped command to
+--sim-single-step | switch | False | simulate every step on its own; same results, slower
+--sim-ready-file | text | - | file to create once every port answers
+"""

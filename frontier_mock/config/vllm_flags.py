@@ -1,0 +1,236 @@
+"""`vllm serve` flags and the simulator's own, from a command line to frozen arguments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
+from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
+
+DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+"""What `vllm serve` serves when no model is named."""
+
+CUDAGRAPH_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+"""vLLM 0.33's values of compilation_config.cudagraph_mode."""
+
+FLOAT16_TYPES = ("auto", "half", "float16", "bfloat16")
+"""--dtype values that mean two bytes per weight."""
+
+FP8_QUANTIZATION = ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel")
+"""--quantization values simulated as fp8 weights."""
+
+FP8_KV_TYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
+"""--kv-cache-dtype values simulated as a one-byte KV cache."""
+
+BF16_KV_TYPES = ("auto", "float16", "bfloat16")
+"""--kv-cache-dtype values simulated as a two-byte KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmArgs:
+    """The vLLM flags acted upon, under vLLM's names; None where vLLM decides for itself.
+
+    `max_model_len` is -1 for "auto". Units are in vLLM's own terms: tokens, requests, blocks.
+    """
+
+    model: str = DEFAULT_MODEL
+    served_model_name: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    hf_config_path: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    max_logprobs: int = 20
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    block_size: int = 16
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    enable_prefix_caching: bool = True
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_num_queued_reqs: int = 0
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduling_policy: str = "fcfs"
+    async_scheduling: bool | None = None
+    stream_interval: int = 1
+    watermark: float = 0.0
+    scheduler_reserve_full_isl: bool = True
+    enforce_eager: bool = False
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
+    max_cudagraph_capture_size: int | None = None
+    optimization_level: int = 2
+    performance_mode: str = "balanced"
+    host: str | None = None
+    port: int = 8000
+    api_key: tuple[str, ...] = ()
+    enable_prompt_tokens_details: bool = False
+    enable_server_load_tracking: bool = False
+    enable_request_id_headers: bool = False
+    enable_force_include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorArgs:
+    """The --sim-* flags."""
+
+    hardware: str = "h800"
+    engine: str = "vllm-0.33"
+    clock: str = "real"
+    seed: int = 0
+    journal: str | None = None
+    single_step: bool = False
+    ready_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeArgs:
+    """A parsed `vllm serve` command line; `without_effect` are flags accepted but not simulated."""
+
+    vllm: VllmArgs
+    simulator: SimulatorArgs
+    without_effect: tuple[str, ...]
+
+
+def vllm_flags() -> tuple[Flag, ...]:
+    """Every flag of vLLM 0.33.0's `vllm serve`."""
+    return read_table(ENGINE_FLAGS) + read_table(FRONTEND_FLAGS)
+
+
+def simulator_flags() -> tuple[Flag, ...]:
+    """The simulator's own flags."""
+    return read_table(SIMULATOR_FLAGS)
+
+
+def parse_serve(argv: Sequence[str], environment: Mapping[str, str]) -> ServeArgs:
+    """Read what follows `vllm serve`. VLLM_API_KEY of `environment` is honoured as vLLM does.
+
+    Raises ConfigError on an unknown flag or a bad value, worded as argparse words it.
+    """
+    flags = vllm_flags() + simulator_flags()
+    given = parse(flags, expand_config_file(flags, argv), positional="model_tag")
+    model_tag = given.pop("model_tag", None)
+    if model_tag is not None:
+        given["model"] = model_tag
+    own = {name: given.pop(name) for name in list(given) if name.startswith("sim_")}
+    if not given.get("api_key") and environment.get("VLLM_API_KEY"):
+        given["api_key"] = [environment["VLLM_API_KEY"]]
+    simulator = SimulatorArgs(**{name.removeprefix("sim_"): value for name, value in own.items()})
+    return ServeArgs(to_vllm_args(given), simulator, without_effect(given))
+
+
+def parse_engine_args(argv: Sequence[str]) -> tuple[VllmArgs, tuple[str, ...]]:
+    """A worker's engine_args as a command line: the arguments, and the flags without effect."""
+    given = parse(vllm_flags(), argv)
+    return to_vllm_args(given), without_effect(given)
+
+
+def without_effect(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The flags among `given` that are accepted without effect, as options, in table order."""
+    idle = [flag for flag in vllm_flags() if not flag.effect and flag.name in given]
+    return tuple(flag.options[0] for flag in idle)
+
+
+def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
+    """Check what argparse cannot and make the arguments. Raises ConfigError."""
+    acted = {field.name for field in fields(VllmArgs)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in acted and value is not None
+    }
+    values |= _compilation(given.get("compilation_config"), given)
+    if "optimization_level" in values:
+        values["optimization_level"] = int(values["optimization_level"])
+    _check(values)
+    return VllmArgs(**values)
+
+
+def _compilation(config: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What --compilation-config says about CUDA graphs; the flags of their own go first."""
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"argument --compilation-config: {shown(config)} is not a JSON object")
+    made: dict[str, Any] = {}
+    mode = config.get("cudagraph_mode")
+    if mode is not None:
+        if str(mode).upper() not in CUDAGRAPH_MODES:
+            allowed = ", ".join(CUDAGRAPH_MODES)
+            raise ConfigError(
+                f"argument --compilation-config: cudagraph_mode {shown(mode)}; allowed: {allowed}"
+            )
+        if str(mode).upper() == "NONE":
+            made["enforce_eager"] = True
+    sizes = config.get("cudagraph_capture_sizes")
+    if sizes is not None and given.get("cudagraph_capture_sizes") is None:
+        listed = sizes if isinstance(sizes, list) else [sizes]
+        made["cudagraph_capture_sizes"] = tuple(
+            _whole("cudagraph_capture_sizes", size) for size in listed
+        )
+    largest = config.get("max_cudagraph_capture_size")
+    if largest is not None and given.get("max_cudagraph_capture_size") is None:
+        made["max_cudagraph_capture_size"] = _whole("max_cudagraph_capture_size", largest)
+    return made
+
+
+def _whole(key: str, value: object) -> int:
+    """A whole number in a JSON flag; digits in quotes count, as they do for vLLM."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        return int(value)
+    raise ConfigError(f"argument --compilation-config: {key}: {shown(value)} is not a whole number")
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what would give wrong figures in silence: values vLLM has and we do not simulate."""
+    _allow(values, "dtype", FLOAT16_TYPES)
+    _allow(values, "quantization", FP8_QUANTIZATION)
+    _allow(values, "kv_cache_dtype", (*BF16_KV_TYPES, *FP8_KV_TYPES))
+    for name in ("pipeline_parallel_size", "data_parallel_size"):
+        if values.get(name, 1) != 1:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"argument {option}: {values[name]} is not simulated; only 1 is")
+    for name, low, high in _RANGES:
+        value = values.get(name)
+        if value is not None and not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"argument {option}: {shown(value)} is not in {low}..{high}")
+    sizes = values.get("cudagraph_capture_sizes")
+    if sizes is not None and (not sizes or min(sizes) < 1):
+        raise ConfigError(
+            f"argument --cudagraph-capture-sizes: {shown(list(sizes))}; every size must be >= 1"
+        )
+
+
+def _allow(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> None:
+    value = values.get(name)
+    if value is not None and value not in allowed:
+        option = "--" + name.replace("_", "-")
+        words = ", ".join(allowed)
+        raise ConfigError(f"argument {option}: {shown(value)} is not simulated; allowed: {words}")
+
+
+_LARGE = 2**40
+_RANGES: tuple[tuple[str, int, int], ...] = (
+    ("port", 0, 65535),
+    ("max_model_len", -1, _LARGE),
+    ("max_num_batched_tokens", 1, _LARGE),
+    ("max_num_seqs", 1, 1_000_000),
+    ("max_num_queued_reqs", 0, _LARGE),
+    ("block_size", 1, 4096),
+    ("kv_cache_memory_bytes", 1, 2**50),
+    ("num_gpu_blocks_override", 2, _LARGE),
+    ("max_cudagraph_capture_size", 1, _LARGE),
+    ("long_prefill_token_threshold", 0, _LARGE),
+    ("stream_interval", 1, _LARGE),
+    ("seed", -(2**63), 2**63 - 1),
+)
+"""What the table's kinds leave open; the upper ends keep arithmetic in 64 bits."""

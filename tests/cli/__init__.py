@@ -1,0 +1,1 @@
+"""Tests of frontier_mock.cli."""
