@@ -194,9 +194,10 @@ def keys_of_text(text: bytes, block_tokens: int) -> bytes:
     """
     count = len(text) // block_tokens
     cut = text[: count * block_tokens]
-    dtype = np.uint64 if block_tokens % 8 == 0 else np.uint8
-    words = np.frombuffer(cut, dtype).reshape(count, -1).astype(np.uint64, copy=False)
-    keys: _U64 = (words * _weights(words.shape[1])).sum(axis=1, dtype=np.uint64)
+    dtype, width = (np.uint64, 8) if block_tokens % 8 == 0 else (np.uint8, 1)
+    per_block = block_tokens // width
+    words = np.frombuffer(cut, dtype).reshape(count, per_block).astype(np.uint64, copy=False)
+    keys: _U64 = (words * _weights(per_block)).sum(axis=1, dtype=np.uint64)
     return keys.tobytes()
 
 

@@ -46,6 +46,11 @@ class Source(Protocol):
         """How many requests it will submit in all, warm-up included."""
         ...
 
+    @property
+    def feeds_back(self) -> bool:
+        """Whether later prompts contain earlier outputs, so that a client must keep them."""
+        ...
+
     def initial(self) -> Sequence[Timed]:
         """What is known from the start, sorted by (t_ns, item.seq). Call once."""
         ...
