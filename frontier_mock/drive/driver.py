@@ -1,0 +1,587 @@
+"""One asyncio loop around the engine: stamps, journals and feeds commands, and wakes subscribers.
+
+Theory of operation
+-------------------
+The engine moves only inside `_pump`, a plain callback of the event loop, never in reaction to a
+request: `submit` and `abort` put a command in the inbox and make sure a pump is due. Whatever the
+clock, one pump is: feed, advance, fold the new events, tell the subscribers.
+
+* Real and scaled clocks: a command is stamped when it is submitted; the pump catches up with the
+  wall and arms one timer for the next moment at which anybody outside could see something.
+* Warp: the Timekeeper decides. Between external effects the engine runs at core speed, a bounded
+  number of moves per pump, so that sockets are polled in between.
+
+Subscribers are called in the pump and may fail: a failure costs that request, never the clock. A
+failure of the engine itself ends the driver, which then answers everybody (`dead`).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.events import EventLog, Finished, FirstToken, Rejected, Scheduled
+from frontier_mock.drive.drift import Drift
+from frontier_mock.drive.pace import ClockSpec, Pace
+from frontier_mock.drive.timekeeper import Feed, Move, Resume, StallError, Timekeeper
+from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime, from_ms, from_seconds
+
+logger = logging.getLogger("frontier_mock")
+
+_MOVES_PER_PUMP = 256
+"""Warp: decisions taken before sockets are polled again."""
+
+_EVENTS_KEPT = 4096
+"""Folded events held in the log before they are dropped in one go."""
+
+
+class LateError(RuntimeError):
+    """`on_late="abort"`: a delivery was later than the user allows."""
+
+
+class ShutdownError(RuntimeError):
+    """The server stopped before the request had reached the engine."""
+
+
+class Engine(Protocol):
+    """What the driver needs of `cluster.build.Cluster`."""
+
+    now_ns: SimTime
+    log: EventLog
+
+    def next_time(self) -> SimTime | None:
+        """Next internal event; None when idle."""
+        ...
+
+    def next_boundary(self, worker: int) -> SimTime | None:
+        """End of the step that `worker` executes now."""
+        ...
+
+    def advance_to(self, t_ns: SimTime) -> None:
+        """Process every internal event up to `t_ns`."""
+        ...
+
+    def feed(self, t_ns: SimTime, command: Command) -> int:
+        """Apply one command; the rid of a Submit."""
+        ...
+
+    def tokens(self, rid: int) -> int:
+        """Output tokens of a sequence so far."""
+        ...
+
+
+class Folder(Protocol):
+    """A fold over one worker's events, such as its metrics."""
+
+    def fold(self, event: object) -> None:
+        """Take one event into account."""
+        ...
+
+
+class Subscriber(Protocol):
+    """Who waits for a request. Called by the driver only, never concurrently."""
+
+    @property
+    def stream_interval(self) -> int:
+        """Tokens per delta after the first; 0 for a response that is not streamed."""
+        ...
+
+    def started(self, ticket: "Ticket") -> None:
+        """The request is in the engine, not refused on arrival."""
+        ...
+
+    def tokens(self, position: int, first: int, last: int) -> bool:
+        """Output tokens [first, last) of a sequence exist. False: not now, ask again later."""
+        ...
+
+    def ended(self, ticket: "Ticket", flight: "Flight", reason: str) -> None:
+        """One sequence ended, its totals are in `flight`; `deliver` follows the last one."""
+        ...
+
+    def deliver(self, ticket: "Ticket") -> None:
+        """Every sequence ended and the actor has been resumed: write the last bytes."""
+        ...
+
+    def failed(self, error: BaseException) -> None:
+        """There will be no further call: the driver is dead or this subscriber failed."""
+        ...
+
+
+class Flight:
+    """One sequence on its way through the engine."""
+
+    __slots__ = (
+        "cached_tokens",
+        "finish_ns",
+        "first_token_ns",
+        "output_tokens",
+        "position",
+        "rid",
+        "sent",
+        "ticket",
+        "worker",
+    )
+
+    def __init__(self, rid: int, worker: int, position: int, ticket: "Ticket") -> None:
+        self.rid = rid
+        self.worker = worker
+        self.position = position
+        self.ticket = ticket
+        self.sent = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.first_token_ns: SimTime = -1
+        self.finish_ns: SimTime = -1
+
+
+class Ticket:
+    """One request: its sequences, its subscriber, and the actor whose lease it carries."""
+
+    __slots__ = (
+        "abandoned",
+        "actor",
+        "arrival_ns",
+        "flights",
+        "open",
+        "rejected",
+        "submits",
+        "subscriber",
+    )
+
+    def __init__(
+        self, submits: Sequence[Submit], subscriber: Subscriber, actor: str | None, stamp: SimTime
+    ) -> None:
+        self.submits = submits
+        self.subscriber = subscriber
+        self.actor = actor
+        self.arrival_ns = stamp
+        self.flights: list[Flight] = []
+        self.open = len(submits)
+        self.rejected = ""
+        self.abandoned = False
+
+
+Item = tuple[Ticket, bool]
+"""What waits in the inbox: a request, and whether it enters (True) or is aborted (False)."""
+
+Action = Callable[[], None]
+"""What an actor's resumption sets off."""
+
+
+class Driver:
+    """See the theory of operation at the top of this module."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: ClockSpec,
+        folders: Sequence[Folder],
+        *,
+        journal: Callable[[SimTime, Command], None] | None = None,
+        on_event: Callable[[object], None] | None = None,
+        wall_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.keeper: Timekeeper[Action, Item] = Timekeeper(
+            grace_ns=from_ms(clock.grace_ms),
+            patience_ns=from_seconds(clock.patience_s),
+            strict=clock.strict,
+            baton=clock.baton,
+        )
+        self.drift = Drift(late_ms=clock.late_ms, scale=clock.scale)
+        self.in_flight: dict[Ticket, None] = {}
+        self.error: BaseException | None = None
+        self.died = asyncio.Event()
+        self._warp = clock.mode == "warp"
+        self._pace = Pace(0, clock.scale)
+        self._abort_late_ns = int(clock.late_ms_max * NS_PER_MS * clock.scale)
+        self._wall_ns = wall_ns
+        self._journal = journal
+        self._on_event = on_event
+        self._folds = [folder.fold for folder in folders]
+        self._log = engine.log
+        self._cursor = 0
+        self._flights: dict[int, Flight] = {}
+        self._live: list[dict[int, Flight]] = [{} for _ in folders]
+        self._streaming: dict[int, SimTime | None] = {}
+        self._inbox: list[tuple[SimTime, Item]] = []
+        self._fresh: list[Ticket] = []
+        self._due: SimTime | None = None
+        self._due_known = False
+        self._engine_due: SimTime | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pump_soon: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._started_wall_ns = 0
+
+    # Life
+
+    def start(self) -> None:
+        """Bind to the running event loop; virtual time 0 is now."""
+        self._loop = asyncio.get_running_loop()
+        self._started_wall_ns = self._wall_ns()
+        self._pace = Pace(self._started_wall_ns, self.clock.scale)
+
+    def now_ns(self) -> SimTime:
+        """Virtual time: frozen between jumps in warp, derived from the wall otherwise."""
+        if self._warp:
+            return self.keeper.now_ns
+        return max(self._pace.now_ns(self._wall_ns()), self.engine.now_ns)
+
+    def wall_s(self) -> float:
+        """Real seconds since `start`."""
+        return (self._wall_ns() - self._started_wall_ns) / NS_PER_S
+
+    def submit(
+        self, submits: Sequence[Submit], subscriber: Subscriber, actor: str | None = None
+    ) -> Ticket:
+        """Accept a request, stamped now. Raises RuntimeError if the driver is dead."""
+        if self.error is not None:
+            raise RuntimeError("the engine is dead")
+        stamp = self._stamp()
+        ticket = Ticket(submits, subscriber, actor, stamp)
+        self.in_flight[ticket] = None
+        self.keeper.park(actor)
+        self._post(stamp, ticket, True)
+        return ticket
+
+    def abort(self, ticket: Ticket) -> None:
+        """The client is gone: stop its sequences. The subscriber is not called again."""
+        if ticket.abandoned or ticket not in self.in_flight:
+            return
+        ticket.abandoned = True
+        del self.in_flight[ticket]
+        self.keeper.disconnect(ticket.actor)
+        for flight in ticket.flights:
+            self._live[flight.worker].pop(flight.rid, None)
+        if self.error is None:
+            self._post(self._stamp(), ticket, False)
+
+    def poke(self) -> None:
+        """The Timekeeper was told something: decide again soon."""
+        if self._pump_soon is None and self.error is None and self._loop is not None:
+            self._pump_soon = self._loop.call_soon(self._pump)
+
+    def settle(self) -> None:
+        """Shutdown: abort what is in flight and run the engine until those aborts have ended.
+
+        Requests that were still waiting to be fed have never been in the engine; they fail.
+        """
+        for ticket in list(self.in_flight):
+            if not ticket.flights:
+                self._drop(ticket, ShutdownError("the server is shutting down"))
+            for flight in ticket.flights:
+                if flight.finish_ns < 0:
+                    self._feed(self.engine.now_ns, Abort(flight.rid))
+        self._dispatch()
+        while self.error is None and self.in_flight:
+            due = self.engine.next_time()
+            if due is None:
+                break
+            self.engine.advance_to(due)
+            self._dispatch()
+        self._resume(self.keeper.elapse(self.engine.now_ns))
+
+    def stop(self) -> None:
+        """No pump after this."""
+        for handle in (self._pump_soon, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._pump_soon = self._timer = None
+        self._loop = None
+
+    # The inbox
+
+    def _stamp(self) -> SimTime:
+        now = self.now_ns()
+        return max(now, self._inbox[-1][0]) if self._inbox else now
+
+    def _post(self, stamp: SimTime, ticket: Ticket, enters: bool) -> None:
+        if self._warp:
+            self.keeper.post(ticket.actor, (ticket, enters))
+        else:
+            self._inbox.append((stamp, (ticket, enters)))
+        self.poke()
+
+    def _feed(self, stamp: SimTime, command: Command) -> int:
+        if self._journal is not None:
+            self._journal(stamp, command)
+        self._due_known = False
+        return self.engine.feed(stamp, command)
+
+    def _apply(self, stamp: SimTime, item: Item) -> None:
+        ticket, enters = item
+        if not enters:
+            for flight in ticket.flights:
+                if self._flights.pop(flight.rid, None) is not None:
+                    self._feed(stamp, Abort(flight.rid))
+            return
+        if ticket.abandoned:
+            # Gave up before its instant was fed: it never was in the engine.
+            return
+        streams = ticket.subscriber.stream_interval > 0
+        for position, submit in enumerate(ticket.submits):
+            rid = self._feed(stamp, submit)
+            flight = Flight(rid, submit.worker, position, ticket)
+            self._flights[rid] = flight
+            ticket.flights.append(flight)
+            if streams:
+                self._live[submit.worker][rid] = flight
+        if streams:
+            self._fresh.append(ticket)
+
+    # The pump
+
+    def _pump(self) -> None:
+        self._pump_soon = None
+        try:
+            if self._warp:
+                self._pump_warp()
+            else:
+                self._pump_paced()
+        except Exception as error:
+            self._die(error)
+
+    def _pump_paced(self) -> None:
+        inbox = self._inbox
+        if inbox:
+            self._inbox = []
+            for stamp, item in inbox:
+                self._apply(stamp, item)
+        now = self.now_ns()
+        due = self._due
+        if due is not None and due <= now:
+            self._late(now - due)
+        self.engine.advance_to(now)
+        self._due_known = False
+        self._deliver(now)
+        self._resume(self.keeper.elapse(now))
+        self._arm_paced()
+
+    def _late(self, lateness_ns: SimTime) -> None:
+        self.drift.observe(lateness_ns)
+        if self.clock.on_late == "abort" and lateness_ns > self._abort_late_ns:
+            late_ms = lateness_ns / NS_PER_MS / self.clock.scale
+            raise LateError(
+                f"a delivery was {late_ms:.1f} ms late, more than {self.clock.late_ms_max:g} ms"
+            )
+
+    def _arm_paced(self) -> None:
+        due = self._next_due()
+        wake = self.keeper.next_wake()
+        if wake is not None and (due is None or wake < due):
+            due = wake
+        if due is None:
+            self._due = None
+            self._cancel_timer()
+        elif due != self._due or self._timer is None:
+            self._due = due
+            self._set_timer(self._pace.wall_ns(due))
+
+    def _pump_warp(self) -> None:
+        keeper = self.keeper
+        engine = self.engine
+        for _ in range(_MOVES_PER_PUMP):
+            decision = keeper.decide(self._next_due(), self._wall_ns())
+            if isinstance(decision, Move):
+                engine.advance_to(keeper.now_ns)
+                self._due_known = False
+                self._deliver(keeper.now_ns)
+            elif isinstance(decision, Resume):
+                self._resume(decision.tokens)
+            elif isinstance(decision, Feed):
+                now = keeper.now_ns
+                for item in decision.items:
+                    self._apply(now, item)
+                self._deliver(now)
+            else:
+                self._wait(decision.until_wall_ns)
+                return
+        self.poke()
+
+    def _wait(self, until_wall_ns: int | None) -> None:
+        if until_wall_ns is None:
+            self._cancel_timer()
+        elif self._timer is None or self._timer_ns != until_wall_ns:
+            self._set_timer(until_wall_ns)
+
+    def _set_timer(self, wall_ns: int) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ns = wall_ns
+        delay_s = (wall_ns - self._wall_ns()) / NS_PER_S
+        self._timer = loop.call_later(max(delay_s, 0.0), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._pump_soon is None:
+            self._pump()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _next_due(self) -> SimTime | None:
+        """The next moment at which a subscriber, or the engine itself, has something to do."""
+        if self._due_known:
+            return self._engine_due
+        engine = self.engine
+        due = engine.next_time()
+        streaming = self._streaming
+        for worker in streaming:
+            boundary = engine.next_boundary(worker)
+            streaming[worker] = boundary
+            if boundary is not None and (due is None or boundary < due):
+                due = boundary
+        self._engine_due = due
+        self._due_known = True
+        return due
+
+    # What happened
+
+    def _deliver(self, now: SimTime) -> None:
+        """Tell the subscribers everything up to `now`: ends first, then deltas."""
+        self._dispatch()
+        if self._fresh:
+            self._start_fresh()
+        streaming = self._streaming
+        if streaming:
+            for worker, boundary in list(streaming.items()):
+                if boundary is None or boundary <= now:
+                    self._stream(worker)
+
+    def _start_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for ticket in fresh:
+            if ticket.abandoned or ticket not in self.in_flight:
+                continue
+            for flight in ticket.flights:
+                self._streaming.setdefault(flight.worker, None)
+            try:
+                ticket.subscriber.started(ticket)
+            except Exception as error:
+                self._drop(ticket, error)
+
+    def _stream(self, worker: int) -> None:
+        live = self._live[worker]
+        if not live:
+            self._streaming.pop(worker, None)
+            return
+        tokens = self.engine.tokens
+        failed: list[tuple[Ticket, BaseException]] = []
+        for flight in live.values():
+            count = tokens(flight.rid)
+            sent = flight.sent
+            if count == sent:
+                continue
+            subscriber = flight.ticket.subscriber
+            if sent and count - sent < subscriber.stream_interval:
+                continue
+            try:
+                if subscriber.tokens(flight.position, sent, count):
+                    flight.sent = count
+            except Exception as error:
+                failed.append((flight.ticket, error))
+        for ticket, failure in failed:
+            self._drop(ticket, failure)
+
+    def _dispatch(self) -> None:
+        events = self._log.events
+        end = len(events)
+        if self._cursor == end:
+            return
+        flights = self._flights
+        folds = self._folds
+        for event in events[self._cursor : end] if self._cursor else events:
+            folds[event.worker](event)
+            if self._on_event is not None:
+                self._on_event(event)
+            if isinstance(event, Finished):
+                self._end(event.t_ns, event.rid, event.reason, event.output_tokens)
+            elif isinstance(event, FirstToken):
+                flight = flights.get(event.rid)
+                if flight is not None:
+                    flight.first_token_ns = event.t_ns
+            elif isinstance(event, Scheduled):
+                flight = flights.get(event.rid)
+                if flight is not None and not event.resumed:
+                    flight.cached_tokens = event.cached_tokens
+            elif isinstance(event, Rejected):
+                flight = flights.get(event.rid)
+                if flight is not None:
+                    flight.ticket.rejected = event.reason
+                self._end(event.t_ns, event.rid, event.reason, 0)
+        self._cursor = end
+        if end >= _EVENTS_KEPT:
+            self._log.drop(end)
+            self._cursor = 0
+
+    def _end(self, t_ns: SimTime, rid: int, reason: str, output_tokens: int) -> None:
+        flight = self._flights.pop(rid, None)
+        if flight is None:
+            return
+        self._live[flight.worker].pop(rid, None)
+        flight.finish_ns = t_ns
+        flight.output_tokens = output_tokens
+        ticket = flight.ticket
+        ticket.open -= 1
+        try:
+            ticket.subscriber.ended(ticket, flight, reason)
+        except Exception as error:
+            self._drop(ticket, error)
+            return
+        if ticket.open == 0:
+            del self.in_flight[ticket]
+            if self._warp:
+                self.keeper.complete(ticket.actor, lambda: self._hand_over(ticket))
+            else:
+                if ticket.actor is not None:
+                    self.keeper.complete(ticket.actor, _nothing)
+                self._hand_over(ticket)
+
+    def _hand_over(self, ticket: Ticket) -> None:
+        if ticket.abandoned:
+            return
+        try:
+            ticket.subscriber.deliver(ticket)
+        except Exception as error:
+            ticket.subscriber.failed(error)
+            logger.error("a response could not be delivered: %r", error)
+
+    def _resume(self, actions: list[Action]) -> None:
+        for action in actions:
+            action()
+
+    def _drop(self, ticket: Ticket, error: BaseException) -> None:
+        """A subscriber failed: its request ends, the clock goes on."""
+        if ticket.abandoned:
+            return
+        logger.error("a response failed and its request is aborted: %r", error)
+        self.abort(ticket)
+        ticket.subscriber.failed(error)
+
+    def _die(self, error: BaseException) -> None:
+        self.error = error
+        logger.error("the engine stopped: %s", error, exc_info=not _is_verdict(error))
+        for ticket in list(self.in_flight):
+            ticket.subscriber.failed(error)
+        self.in_flight.clear()
+        self._cancel_timer()
+        self.died.set()
+
+
+def _nothing() -> None:
+    """Resumption of an actor whose response needs no turn."""
+
+
+def _is_verdict(error: BaseException) -> bool:
+    """Whether the error is one that the user asked for (strict, on-late) and not our bug."""
+    return isinstance(error, LateError | StallError)

@@ -1,0 +1,560 @@
+"""Who holds time, who may go on, and when the virtual clock may jump. PURE.
+
+Theory of operation
+-------------------
+An *actor* is one sequential thread of control in some client. Its *lease* is held while anything it
+says could still reach the engine at the present instant, and parked while it cannot: because its
+request is inside the engine, because it sleeps until a declared time, or because it waits at a
+barrier. This class knows actors, messages and the present instant; it knows neither sockets nor
+the engine. A driver tells it what happened (the verbs) and asks it what to do (`decide`).
+
+1. Time moves only if no lease is held, no message is half received and the inbox is empty. It then
+   moves to the earliest of {next engine event, earliest sleep deadline}: the barrier of a
+   conservative discrete-event simulation, in which an actor that waits has promised silence.
+2. A lease is held whenever a message that carries it is outside the engine: it parks when its
+   request arrives and is held again before the last byte of the response leaves.
+3. Commands of one instant wait in the inbox until the instant is quiescent, and are then fed in
+   canonical order: actor name, then that actor's own sequence. How the operating system interleaved
+   the clients is thereby invisible to the engine.
+4. Actors that resume at the same instant do so in order of name; in *baton* mode one at a time, the
+   next only when the previous one has parked, so that a router in between sees one order too.
+5. Patience: when leases block and nothing has moved for `patience_ns` of real time, they stop
+   blocking until something moves (a verb, a message, a completed response). That is a *stall*.
+   It is counted against the actors that held time, or raised as `StallError` in strict mode. It
+   is what resolves a router that queues requests while the clock they wait for stands still.
+6. Grace: a request without a registered actor has no lease to watch. After any of its messages time
+   stands still for `grace_ns` of real time; the jump that follows is counted as a guess.
+
+Real time appears only as the `wall_ns` argument of `decide`: any monotonic nanosecond counter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+from frontier_mock.simtime import SimTime
+
+TokenT = TypeVar("TokenT")
+"""What the driver gets back when an actor resumes: whatever it passed in with the verb."""
+
+ItemT = TypeVar("ItemT")
+"""What the driver gets back to feed: a command, or several."""
+
+_STALLS_KEPT = 100
+"""How many stalls `stalls` remembers; `stall_count` counts them all."""
+
+
+class ActorError(ValueError):
+    """A clock verb that makes no sense now; the message names the actor and what it is doing."""
+
+
+class StallError(RuntimeError):
+    """Strict mode: leases were held without traffic for longer than the patience."""
+
+
+class State(Enum):
+    """What an actor is doing."""
+
+    HELD = "held"
+    """Outside the engine; time stands still."""
+    PARKED = "parked"
+    """Its request is inside the engine."""
+    SLEEPING = "sleeping"
+    """Waiting for a declared time."""
+    BARRIER = "barrier"
+    """Waiting for the rest of a group."""
+    READY = "ready"
+    """May go on, but has not been told yet (in baton mode: waits for its turn)."""
+    PENDING = "pending"
+    """Created by a sleep's `then_fork`; begins when the parent wakes."""
+
+
+@dataclass(slots=True)
+class Actor:
+    """One lease. `last` is what it was last seen doing, for the stall report."""
+
+    name: str
+    session: int
+    once: bool
+    state: State
+    last: str
+    outstanding: int = 0
+    until_ns: SimTime = 0
+    serial: int = 0
+    children: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Time stood still at `now_ns` for the whole patience; `holders` are (actor, last call)."""
+
+    now_ns: SimTime
+    holders: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name} (last: {last})" for name, last in self.holders[:8])
+        more = f" and {len(self.holders) - 8} more" if len(self.holders) > 8 else ""
+        return f"clock stalled at {self.now_ns} ns: held by {named}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Generic[TokenT]):
+    """Let these go on, in this order."""
+
+    tokens: list[TokenT]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(Generic[ItemT]):
+    """Feed these to the engine now, in this order."""
+
+    items: list[ItemT]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Advance the engine to `t_ns`, dispatch what happened, ask again."""
+
+    t_ns: SimTime
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until a verb, a message, or `until_wall_ns` (None: no deadline)."""
+
+    until_wall_ns: int | None
+    why: str
+
+
+Decision = Resume[TokenT] | Feed[ItemT] | Move | Wait
+
+
+@dataclass(slots=True)
+class _Ready(Generic[TokenT]):
+    """A resumption that has not been handed out; `actor` is None for those without a lease."""
+
+    name: str
+    serial: int
+    actor: Actor | None
+    token: TokenT
+
+
+@dataclass(slots=True)
+class _Barrier(Generic[TokenT]):
+    size: int
+    waiting: list[tuple[Actor, TokenT]] = field(default_factory=list)
+
+
+class Timekeeper(Generic[TokenT, ItemT]):
+    """The state machine of the module's docstring. All times are integer nanoseconds."""
+
+    def __init__(
+        self,
+        *,
+        grace_ns: int = 5_000_000,
+        patience_ns: int = 1_000_000_000,
+        strict: bool = False,
+        baton: bool = False,
+    ) -> None:
+        self.now_ns: SimTime = 0
+        self.actors: dict[str, Actor] = {}
+        self.stalls: list[Stall] = []
+        self.stall_count = 0
+        self.stalled_by: dict[str, int] = {}
+        self.jumps = 0
+        self.guesses = 0
+        self._grace_ns = grace_ns
+        self._patience_ns = patience_ns
+        self._strict = strict
+        self._baton = baton
+        self._held: dict[str, Actor] = {}
+        self._ready: list[_Ready[TokenT]] = []
+        self._inbox: list[tuple[str, int, ItemT]] = []
+        self._sleepers: list[tuple[SimTime, str, int, TokenT]] = []
+        self._barriers: dict[str, _Barrier[TokenT]] = {}
+        self._inbound = 0
+        self._serial = 0
+        self._touched = True
+        self._traffic_wall_ns = 0
+        self._stalled = False
+        self._grace_armed = False
+        self._grace_until_ns: int | None = None
+        self._guessing = False
+
+    # Verbs
+
+    def register(self, session: int, names: Sequence[str]) -> None:
+        """Create leases, held, owned by `session`. Raises ActorError if a name is taken."""
+        self._check_new(names)
+        for name in names:
+            self._create(name, session, once=False, state=State.HELD, last="register")
+        self._touched = True
+
+    def fork(self, parent: str, children: Sequence[str], *, once: bool) -> None:
+        """Create held leases owned by the parent's session, before the parent parks.
+
+        A `once` child is released, not resumed, when its response is complete.
+        """
+        actor = self._known(parent)
+        self._check_new(children)
+        for name in children:
+            self._create(name, actor.session, once=once, state=State.HELD, last="fork")
+        actor.last = "fork"
+        self._touched = True
+
+    def sleep(
+        self,
+        name: str,
+        until_ns: SimTime,
+        token: TokenT,
+        *,
+        children: Sequence[str] = (),
+        once: bool = False,
+    ) -> None:
+        """Park until `until_ns`; the past means the present: take your turn.
+
+        `children` begin, held, at the moment the actor wakes.
+        """
+        actor = self._outside(name, "sleep")
+        self._check_new(children)
+        for child in children:
+            self._create(child, actor.session, once=once, state=State.PENDING, last="fork")
+        actor.children = tuple(children)
+        self._serial += 1
+        actor.serial = self._serial
+        actor.until_ns = max(until_ns, self.now_ns)
+        self._park(actor, State.SLEEPING, f"sleep until {actor.until_ns}")
+        heappush(self._sleepers, (actor.until_ns, name, self._serial, token))
+
+    def advance(self, until_ns: SimTime, token: TokenT) -> None:
+        """Hand `token` back once time has reached `until_ns`, whatever happens on the way."""
+        self._serial += 1
+        heappush(self._sleepers, (max(until_ns, self.now_ns), "", self._serial, token))
+        self._touched = True
+
+    def barrier(self, name: str, group: str, size: int, token: TokenT) -> None:
+        """Park until `size` actors wait at `group`, then resume them all."""
+        actor = self._outside(name, "barrier")
+        if size < 1:
+            raise ActorError(f"barrier {group}: size must be at least 1, got {size}")
+        gate = self._barriers.setdefault(group, _Barrier(size))
+        if gate.size != size:
+            raise ActorError(f"barrier {group} has size {gate.size}, actor {name} says {size}")
+        self._park(actor, State.BARRIER, f"barrier {group}")
+        gate.waiting.append((actor, token))
+        if len(gate.waiting) == size:
+            del self._barriers[group]
+            for waiter, its_token in gate.waiting:
+                self._make_ready(waiter, its_token)
+
+    def release(self, names: Sequence[str]) -> list[TokenT]:
+        """Forget these actors. Returns the tokens of those that slept or waited at a barrier.
+
+        What they still have inside the engine completes as if it had never carried a lease.
+        """
+        for name in names:
+            self._known(name)
+        return [token for name in names for token in self._forget(name)]
+
+    def close(self, session: int) -> list[TokenT]:
+        """The connection that owned `session` is gone: release every actor of it."""
+        names = [a.name for a in self.actors.values() if a.session == session]
+        return [token for name in names for token in self._forget(name)]
+
+    # Messages
+
+    def arriving(self) -> None:
+        """A request has begun to arrive; ends with `received`."""
+        self._inbound += 1
+        self._touched = True
+
+    def received(self) -> None:
+        """The request that was `arriving` is complete, refused, or given up."""
+        self._inbound -= 1
+        self._touched = True
+
+    def knows(self, name: str | None) -> bool:
+        """Whether `name` is a registered actor, so that its requests carry a lease."""
+        return name is not None and name in self.actors
+
+    def park(self, name: str | None) -> None:
+        """A request of this actor is inside the engine."""
+        actor = self.actors.get(name) if name is not None else None
+        self._touched = True
+        if actor is None:
+            self._arm_grace()
+            return
+        actor.outstanding += 1
+        if actor.state is State.HELD:
+            self._park(actor, State.PARKED, "request")
+
+    def post(self, name: str | None, item: ItemT) -> None:
+        """Put a command in the present instant's inbox."""
+        self._serial += 1
+        self._inbox.append((name or "", self._serial, item))
+        self._touched = True
+
+    def refuse(self, name: str | None) -> None:
+        """A request of this actor was answered without entering the engine (an API error)."""
+        actor = self.actors.get(name) if name is not None else None
+        self._touched = True
+        if actor is None:
+            self._arm_grace()
+        elif actor.once and actor.outstanding == 0:
+            self._forget(actor.name)
+
+    def complete(self, name: str | None, token: TokenT) -> None:
+        """The engine is done with a request: hand `token` back when its actor may resume.
+
+        With another request of the same actor still inside, the actor goes on waiting for that.
+        """
+        actor = self.actors.get(name) if name is not None else None
+        if actor is None:
+            self._arm_grace()
+            self._append_ready(name or "", None, token)
+            return
+        actor.outstanding -= 1
+        if actor.outstanding == 0 and actor.state is State.PARKED:
+            self._make_ready(actor, token)
+        else:
+            self._append_ready(actor.name, None, token)
+
+    def disconnect(self, name: str | None) -> None:
+        """The client gave up a request inside the engine: its lease is outside again."""
+        actor = self.actors.get(name) if name is not None else None
+        self._touched = True
+        if actor is None:
+            self._arm_grace()
+            return
+        actor.outstanding -= 1
+        if actor.outstanding == 0 and actor.state is State.PARKED:
+            self._come_back(actor, "disconnect")
+
+    # Decisions
+
+    def decide(self, next_ns: SimTime | None, wall_ns: int) -> "Decision[TokenT, ItemT]":
+        """What to do now, given the engine's next event time and the real clock.
+
+        Raises StallError in strict mode.
+        """
+        if self._touched:
+            self._touched = False
+            self._stalled = False
+            self._traffic_wall_ns = wall_ns
+        if self._ready:
+            tokens = self._take_ready()
+            if tokens:
+                return Resume(tokens)
+        if not self._stalled and (self._held or self._inbound > 0):
+            deadline = self._traffic_wall_ns + self._patience_ns
+            if wall_ns < deadline:
+                return Wait(deadline, "leases held")
+            self._declare_stall()
+            if self._ready:
+                return Resume(self._take_ready())
+        if self._grace_armed:
+            if self._grace_until_ns is None:
+                self._grace_until_ns = wall_ns + self._grace_ns
+            if wall_ns < self._grace_until_ns:
+                return Wait(self._grace_until_ns, "grace")
+            self._grace_armed = False
+            self._guessing = True
+        if self._inbox:
+            self._inbox.sort(key=_canonical)
+            items = [item for _, _, item in self._inbox]
+            self._inbox.clear()
+            return Feed(items)
+        return self._move(next_ns)
+
+    def elapse(self, now_ns: SimTime) -> list[TokenT]:
+        """Real and scaled clocks: time is `now_ns` now, whoever holds what. Returns who resumes."""
+        self.now_ns = max(self.now_ns, now_ns)
+        self._wake()
+        if not self._ready:
+            return []
+        ready = sorted(self._ready, key=_turn)
+        self._ready = []
+        return [self._start(entry) for entry in ready]
+
+    def next_wake(self) -> SimTime | None:
+        """Earliest sleep deadline, None if nobody sleeps."""
+        sleepers = self._sleepers
+        while sleepers:
+            until_ns, name, serial, _ = sleepers[0]
+            if self._still_sleeping(name, serial):
+                return until_ns
+            heappop(sleepers)
+        return None
+
+    def holders(self) -> list[tuple[str, str]]:
+        """Who keeps time from moving, and what each was last seen doing."""
+        found = [(a.name, a.last) for a in self._held.values()]
+        if self._inbound > 0:
+            found.append((f"{self._inbound} request(s)", "still arriving"))
+        return found
+
+    # Internals
+
+    def _move(self, next_ns: SimTime | None) -> "Move | Wait":
+        target = self.next_wake()
+        if next_ns is not None and (target is None or next_ns < target):
+            target = next_ns
+        if target is None:
+            waiting = ", ".join(
+                f"{group} ({len(gate.waiting)} of {gate.size})"
+                for group, gate in self._barriers.items()
+            )
+            return Wait(None, f"barriers incomplete: {waiting}" if waiting else "idle")
+        if target > self.now_ns:
+            self.jumps += 1
+            if self._guessing:
+                self.guesses += 1
+            self.now_ns = target
+        self._guessing = False
+        self._wake()
+        return Move(self.now_ns)
+
+    def _wake(self) -> None:
+        sleepers = self._sleepers
+        while sleepers and sleepers[0][0] <= self.now_ns:
+            _, name, serial, token = heappop(sleepers)
+            if not name:
+                self._append_ready("", None, token)
+            elif self._still_sleeping(name, serial):
+                self._make_ready(self.actors[name], token)
+
+    def _still_sleeping(self, name: str, serial: int) -> bool:
+        if not name:
+            return True
+        actor = self.actors.get(name)
+        return actor is not None and actor.serial == serial and actor.state is State.SLEEPING
+
+    def _take_ready(self) -> list[TokenT]:
+        """Those that may go on: all of them, or in baton mode one lease if nobody runs."""
+        ready = sorted(self._ready, key=_turn)
+        if not self._baton:
+            self._ready = []
+            return [self._start(entry) for entry in ready]
+        free = not self._held or self._stalled
+        tokens: list[TokenT] = []
+        rest: list[_Ready[TokenT]] = []
+        for entry in ready:
+            leased = entry.actor is not None
+            if leased and not free:
+                rest.append(entry)
+                continue
+            free = free and not leased
+            tokens.append(self._start(entry))
+        self._ready = rest
+        return tokens
+
+    def _start(self, entry: _Ready[TokenT]) -> TokenT:
+        actor = entry.actor
+        if actor is not None and self.actors.get(actor.name) is actor:
+            children, actor.children = actor.children, ()
+            for name in children:
+                child = self.actors.get(name)
+                if child is not None and child.state is State.PENDING:
+                    self._hold(child, "fork")
+            self._come_back(actor, "resumed after " + actor.last)
+        self._touched = True
+        return entry.token
+
+    def _come_back(self, actor: Actor, last: str) -> None:
+        """Its request is over: hold the lease again, or end it if it was for one request."""
+        if actor.once:
+            self._forget(actor.name)
+        else:
+            self._hold(actor, last)
+
+    def _hold(self, actor: Actor, last: str) -> None:
+        actor.state = State.HELD
+        actor.last = last
+        self._held[actor.name] = actor
+
+    def _park(self, actor: Actor, state: State, last: str) -> None:
+        self._held.pop(actor.name, None)
+        actor.state = state
+        actor.last = last
+        self._touched = True
+
+    def _make_ready(self, actor: Actor, token: TokenT) -> None:
+        actor.state = State.READY
+        self._append_ready(actor.name, actor, token)
+
+    def _append_ready(self, name: str, actor: Actor | None, token: TokenT) -> None:
+        self._serial += 1
+        self._ready.append(_Ready(name, self._serial, actor, token))
+
+    def _create(self, name: str, session: int, *, once: bool, state: State, last: str) -> None:
+        actor = Actor(name, session, once, state, last)
+        self.actors[name] = actor
+        if state is State.HELD:
+            self._held[name] = actor
+
+    def _forget(self, name: str) -> list[TokenT]:
+        """Remove an actor, its pending children, and what it waited for."""
+        actor = self.actors.pop(name, None)
+        if actor is None:
+            return []
+        self._held.pop(name, None)
+        self._touched = True
+        tokens: list[TokenT] = []
+        if actor.state is State.SLEEPING:
+            tokens += [t for _, _, serial, t in self._sleepers if serial == actor.serial]
+        elif actor.state is State.BARRIER:
+            for group, gate in list(self._barriers.items()):
+                tokens += [t for waiter, t in gate.waiting if waiter is actor]
+                gate.waiting = [(w, t) for w, t in gate.waiting if w is not actor]
+                if not gate.waiting:
+                    del self._barriers[group]
+        for child in actor.children:
+            tokens += self._forget(child)
+        return tokens
+
+    def _declare_stall(self) -> None:
+        stall = Stall(self.now_ns, tuple(self.holders()))
+        if self._strict:
+            raise StallError(str(stall))
+        self._stalled = True
+        self.stall_count += 1
+        for name, _ in stall.holders:
+            self.stalled_by[name] = self.stalled_by.get(name, 0) + 1
+        self.stalls.append(stall)
+        del self.stalls[:-_STALLS_KEPT]
+
+    def _arm_grace(self) -> None:
+        self._grace_armed = True
+        self._grace_until_ns = None
+
+    def _known(self, name: str) -> Actor:
+        actor = self.actors.get(name)
+        if actor is None:
+            raise ActorError(f"actor {name} is not registered")
+        return actor
+
+    def _outside(self, name: str, verb: str) -> Actor:
+        """The actor, if it can call a verb that parks: one that already waits cannot."""
+        actor = self._known(name)
+        if actor.state not in (State.HELD, State.PARKED):
+            raise ActorError(f"actor {name} cannot {verb}: it is {actor.state.value}")
+        return actor
+
+    def _check_new(self, names: Sequence[str]) -> None:
+        for index, name in enumerate(names):
+            if not name:
+                raise ActorError("an actor's name cannot be empty")
+            if name in self.actors or name in names[:index]:
+                raise ActorError(f"actor {name} is already registered")
+
+
+def _canonical(entry: tuple[str, int, object]) -> tuple[str, int]:
+    """Order of the commands of one instant: actor, then the actor's own sequence."""
+    return entry[0], entry[1]
+
+
+def _turn(entry: _Ready[TokenT]) -> tuple[str, int]:
+    """Order of the actors that resume at one instant."""
+    return entry.name, entry.serial

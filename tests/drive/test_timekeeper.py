@@ -1,0 +1,379 @@
+"""The rules of the Timekeeper, one by one, and as properties over random closed loops."""
+
+import heapq
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frontier_mock.drive.timekeeper import (
+    ActorError,
+    Feed,
+    Move,
+    Resume,
+    StallError,
+    State,
+    Timekeeper,
+    Wait,
+)
+
+MS = 1_000_000
+
+
+def keeper(
+    *,
+    baton: bool = False,
+    strict: bool = False,
+    patience_ns: int = 1000 * MS,
+    grace_ns: int = 5 * MS,
+) -> Timekeeper[str, str]:
+    return Timekeeper(baton=baton, strict=strict, patience_ns=patience_ns, grace_ns=grace_ns)
+
+
+def test_held_lease_stops_time_until_it_parks() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    assert isinstance(k.decide(100, 0), Wait)
+    k.park("a")
+    k.post("a", "submit")
+    assert k.decide(100, 0) == Feed(["submit"])
+    assert k.decide(100, 0) == Move(100)
+    assert k.now_ns == 100
+
+
+def test_commands_of_one_instant_are_fed_by_actor_then_by_own_sequence() -> None:
+    k = keeper()
+    k.register(1, ["b", "a"])
+    k.post("b", "b1")
+    k.post("a", "a1")
+    k.post("b", "b2")
+    k.park("a")
+    assert isinstance(k.decide(None, 0), Wait)
+    k.park("b")
+    assert k.decide(None, 0) == Feed(["a1", "b1", "b2"])
+
+
+def test_completion_resumes_the_lease_before_its_token_is_handed_out() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a")
+    assert k.decide(50, 0) == Move(50)
+    k.complete("a", "bytes")
+    assert k.decide(60, 0) == Resume(["bytes"])
+    assert k.actors["a"].state is State.HELD
+    assert isinstance(k.decide(60, 0), Wait)
+
+
+def test_actors_of_one_instant_resume_in_order_of_name() -> None:
+    k = keeper()
+    k.register(1, ["a", "b", "c"])
+    for name in "abc":
+        k.park(name)
+    k.decide(10, 0)
+    for name in "cab":
+        k.complete(name, name)
+    assert k.decide(20, 0) == Resume(["a", "b", "c"])
+
+
+def test_baton_lets_one_actor_run_at_a_time() -> None:
+    k = keeper(baton=True)
+    k.register(1, ["a", "b"])
+    k.park("a")
+    k.park("b")
+    k.decide(10, 0)
+    k.complete("b", "b")
+    k.complete("a", "a")
+    assert k.decide(20, 0) == Resume(["a"])
+    assert isinstance(k.decide(20, 0), Wait)
+    k.park("a")
+    k.post("a", "a2")
+    assert k.decide(20, 0) == Resume(["b"])
+    k.sleep("b", 15, "b")
+    assert k.decide(20, 0) == Feed(["a2"])
+    assert k.decide(20, 0) == Move(15)
+
+
+def test_sleep_wakes_after_the_engine_events_of_that_time() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.sleep("a", 100, "awake")
+    assert k.decide(100, 0) == Move(100)
+    assert k.decide(100, 0) == Resume(["awake"])
+
+
+def test_sleep_into_the_past_is_a_turn_at_the_present() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    k.sleep("b", 0, "b")
+    k.sleep("a", -5, "a")
+    assert k.decide(None, 0) == Move(0)
+    assert k.decide(None, 0) == Resume(["a", "b"])
+    assert k.jumps == 0
+
+
+def test_sleep_then_fork_holds_the_children_from_the_wake_on() -> None:
+    k = keeper()
+    k.register(1, ["loop"])
+    k.sleep("loop", 10, "awake", children=["r0"], once=True)
+    assert k.actors["r0"].state is State.PENDING
+    assert k.decide(None, 0) == Move(10)
+    assert k.decide(None, 0) == Resume(["awake"])
+    assert k.actors["r0"].state is State.HELD
+    k.sleep("loop", 20, "awake")
+    assert isinstance(k.decide(None, 0), Wait)
+    k.park("r0")
+    assert k.decide(15, 0) == Move(15)
+    k.complete("r0", "bytes")
+    assert k.decide(None, 0) == Resume(["bytes"])
+    assert "r0" not in k.actors
+    assert k.decide(None, 0) == Move(20)
+
+
+def test_once_child_ends_with_an_error_response_too() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.fork("a", ["c"], once=True)
+    k.park("a")
+    k.refuse("c")
+    assert "c" not in k.actors
+    assert k.decide(5, 0) == Move(5)
+
+
+def test_refused_request_leaves_the_lease_held() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.refuse("a")
+    assert k.actors["a"].state is State.HELD
+
+
+def test_barrier_parks_until_all_have_arrived() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    k.barrier("b", "g", 2, "b")
+    assert isinstance(k.decide(50, 0), Wait)
+    k.barrier("a", "g", 2, "a")
+    assert k.decide(50, 0) == Resume(["a", "b"])
+    assert k.now_ns == 0
+
+
+def test_incomplete_barrier_is_named() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.barrier("a", "sync", 2, "a")
+    decision = k.decide(None, 0)
+    assert isinstance(decision, Wait)
+    assert "sync (1 of 2)" in decision.why
+
+
+def test_advance_moves_an_idle_clock() -> None:
+    k = keeper()
+    k.advance(500, "done")
+    assert k.decide(None, 0) == Move(500)
+    assert k.decide(None, 0) == Resume(["done"])
+
+
+def test_closing_a_session_frees_time_and_returns_what_waited() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    k.register(2, ["x"])
+    k.sleep("b", 100, "b asleep")
+    k.park("x")
+    assert k.close(1) == ["b asleep"]
+    assert set(k.actors) == {"x"}
+    assert k.decide(30, 0) == Move(30)
+    assert k.next_wake() is None
+
+
+def test_disconnect_puts_the_lease_outside_in_the_same_instant() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a")
+    k.decide(10, 0)
+    k.disconnect("a")
+    k.post("a", "abort")
+    assert isinstance(k.decide(20, 0), Wait)
+    k.sleep("a", 30, "later")
+    assert k.decide(20, 0) == Feed(["abort"])
+    assert k.now_ns == 10
+
+
+def test_second_request_of_an_actor_keeps_it_parked_until_the_last_ends() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a")
+    k.park("a")
+    k.complete("a", "first")
+    assert k.decide(10, 0) == Resume(["first"])
+    assert k.actors["a"].state is State.PARKED
+    k.complete("a", "second")
+    assert k.decide(10, 0) == Resume(["second"])
+    assert k.actors["a"].state is State.HELD
+
+
+def test_patience_turns_silence_into_a_stall_with_names() -> None:
+    k = keeper(patience_ns=20 * MS)
+    k.register(1, ["a", "b"])
+    k.park("a")
+    assert k.decide(100, 0) == Wait(20 * MS, "leases held")
+    assert k.decide(100, 20 * MS) == Move(100)
+    assert k.stall_count == 1
+    assert k.stalled_by == {"b": 1}
+    assert "b (last: register)" in str(k.stalls[0])
+    # Until something moves, the held lease does not block again.
+    assert k.decide(200, 21 * MS) == Move(200)
+    k.complete("a", "bytes")
+    assert k.decide(300, 22 * MS) == Resume(["bytes"])
+    assert k.decide(300, 22 * MS) == Wait(42 * MS, "leases held")
+
+
+def test_strict_raises_at_the_first_stall() -> None:
+    k = keeper(patience_ns=1, strict=True)
+    k.register(1, ["slow"])
+    k.decide(5, 0)
+    with pytest.raises(StallError, match="held by slow"):
+        k.decide(5, 10)
+
+
+def test_a_half_received_request_stops_time() -> None:
+    k = keeper(grace_ns=0)
+    k.arriving()
+    assert isinstance(k.decide(10, 0), Wait)
+    assert k.holders() == [("1 request(s)", "still arriving")]
+    k.received()
+    assert k.decide(10, 0) == Move(10)
+
+
+def test_grace_waits_once_per_message_and_counts_its_guesses() -> None:
+    k = keeper(grace_ns=5 * MS)
+    k.park(None)
+    k.post(None, "submit")
+    assert k.decide(10, MS) == Wait(6 * MS, "grace")
+    assert k.decide(10, 6 * MS) == Feed(["submit"])
+    assert k.decide(10, 6 * MS) == Move(10)
+    assert k.guesses == 1
+    assert k.decide(20, 6 * MS) == Move(20)
+    assert k.guesses == 1
+    k.complete(None, "bytes")
+    assert k.decide(30, 7 * MS) == Resume(["bytes"])
+    assert k.decide(30, 7 * MS) == Wait(12 * MS, "grace")
+
+
+def test_leased_traffic_never_waits_for_grace() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    for t in range(10, 50, 10):
+        k.park("a")
+        k.post("a", "s")
+        assert k.decide(t, 0) == Feed(["s"])
+        assert k.decide(t, 0) == Move(t)
+        k.complete("a", "r")
+        assert k.decide(t, 0) == Resume(["r"])
+    assert k.guesses == 0
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda k: k.register(1, ["a"]), "a is already registered"),
+        (lambda k: k.register(1, ["x", "x"]), "x is already registered"),
+        (lambda k: k.register(1, [""]), "cannot be empty"),
+        (lambda k: k.sleep("nobody", 1, "t"), "nobody is not registered"),
+        (lambda k: k.release(["nobody"]), "nobody is not registered"),
+        (lambda k: k.fork("nobody", ["c"], once=False), "nobody is not registered"),
+        (lambda k: k.barrier("a", "g", 0, "t"), "at least 1"),
+        (lambda k: (k.sleep("a", 1, "t"), k.sleep("a", 2, "t")), "cannot sleep: it is sleeping"),
+    ],
+)
+def test_senseless_verbs_are_refused_by_name(
+    act: Callable[[Timekeeper[str, str]], object], message: str
+) -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    with pytest.raises(ActorError, match=message):
+        act(k)
+
+
+def test_elapse_wakes_sleepers_of_a_paced_clock_in_order() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    k.sleep("b", 10, "b")
+    k.sleep("a", 20, "a")
+    assert k.elapse(5) == []
+    assert k.next_wake() == 10
+    assert k.elapse(25) == ["a", "b"]
+    assert k.actors["a"].state is State.HELD
+
+
+class Loop:
+    """Closed-loop agents against an engine that takes `service[i]` for the i-th request it is fed.
+
+    How the agents' messages interleave is drawn from `chaos`; what comes out must not depend on it.
+    """
+
+    def __init__(self, plan: list[list[int]], chaos: random.Random, baton: bool) -> None:
+        self.keeper: Timekeeper[str, str] = Timekeeper(baton=baton)
+        self.plan = {f"a{i}": list(turns) for i, turns in enumerate(plan)}
+        self.chaos = chaos
+        self.due: list[tuple[int, int, str]] = []
+        self.fed: list[tuple[int, str]] = []
+        self.running: list[str] = list(self.plan)
+        self.baton = baton
+
+    def run(self) -> list[tuple[int, str]]:
+        k = self.keeper
+        k.register(1, self.running)
+        for _ in range(10_000):
+            while self.running:
+                self.act(self.running.pop(self.chaos.randrange(len(self.running))))
+                if self.chaos.random() < 0.5:
+                    break
+            before = k.now_ns
+            decision = k.decide(self.due[0][0] if self.due else None, 0)
+            assert k.now_ns >= before
+            if isinstance(decision, Resume):
+                assert not (self.baton and (self.running or len(decision.tokens) > 1))
+                self.running += decision.tokens
+            elif isinstance(decision, Feed):
+                for name in decision.items:
+                    self.fed.append((k.now_ns, name))
+                    service = 1 + (len(self.fed) * 7) % 5
+                    heapq.heappush(self.due, (k.now_ns + service, len(self.fed), name))
+            elif isinstance(decision, Move):
+                assert not self.running
+                while self.due and self.due[0][0] <= decision.t_ns:
+                    name = heapq.heappop(self.due)[2]
+                    k.complete(name, name)
+            elif not self.running:
+                break
+        assert not k.actors
+        return self.fed
+
+    def act(self, name: str) -> None:
+        turns = self.plan[name]
+        if not turns:
+            self.keeper.release([name])
+            return
+        think = turns.pop(0)
+        if think:
+            self.keeper.sleep(name, self.keeper.now_ns + think, name)
+        else:
+            self.keeper.park(name)
+            self.keeper.post(name, name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    plan=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=5),
+    baton=st.booleans(),
+    seeds=st.tuples(st.integers(0, 99), st.integers(100, 199)),
+)
+def test_every_interleaving_feeds_the_same_commands_at_the_same_times(
+    plan: list[list[int]], baton: bool, seeds: tuple[int, int]
+) -> None:
+    runs = [Loop(plan, random.Random(seed), baton) for seed in seeds]
+    first, second = (loop.run() for loop in runs)
+    assert first == second
+    assert len(first) == sum(turn == 0 for turns in plan for turn in turns)
+    assert first == sorted(first, key=lambda entry: entry[0])
