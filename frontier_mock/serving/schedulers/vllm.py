@@ -73,6 +73,8 @@ class VllmScheduler:
         self._log = log
         self._worker = worker
         self._block = spec.block_size
+        self._token_budget = spec.max_num_batched_tokens
+        self._caching = spec.enable_prefix_caching
         self._lag = 1 if spec.async_scheduling else 0
         self._priority = spec.policy == "priority"
         self.running: dict[int, Sequence] = {}
@@ -162,10 +164,9 @@ class VllmScheduler:
 
     def _roll(self, step: int) -> None:
         """Bring the set of decodes from `step - 1` to `step`."""
-        if self._leaving:
-            for seq in self._leaving.pop(step - 1, ()):
-                if seq.counted and seq.finish_step == step - 1:
-                    self._uncount(seq)
+        for seq in self._leaving.pop(step - 1, ()):
+            if seq.counted and seq.finish_step == step - 1:
+                self._uncount(seq)
         if self._joining:
             for seq in self._joining:
                 if seq.state == DECODE:
@@ -243,7 +244,7 @@ class VllmScheduler:
         """Keys of the first `num_blocks` blocks; output nobody can ask for gets keys of its own."""
         keys = seq.keys
         missing = num_blocks - len(keys) // 8
-        if missing > 0 and self.spec.enable_prefix_caching:
+        if missing > 0 and self._caching:
             tail = seq.submit.output_keys
             have = len(tail) // 8
             if have < missing:
@@ -253,26 +254,23 @@ class VllmScheduler:
             return keys + tail
         return keys
 
-    def _blocks_needed(self, step: int) -> int:
-        return self._phase_counts[(1 - step) % self._block] if self.num_decodes else 0
-
     # One step --------------------------------------------------------------------------------
 
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide what `step` computes; None if there is nothing to compute."""
-        self._roll(step)
+        if self._leaving or self._joining:
+            self._roll(step)
         self._grants = []
-        budget = self.spec.max_num_batched_tokens - self.num_decodes
-        cap = self._chunk_cap()
-        need = self._blocks_needed(step)
+        budget = self._token_budget - self.num_decodes
+        need = self._phase_counts[(1 - step) % self._block]
         preempted = False
         if not self._prefilling and need <= self.kv.num_free and budget >= 0:
             if need:
                 self.kv.take(need)
         else:
-            budget, preempted = self._schedule_running(step, t_ns, cap)
+            budget, preempted = self._schedule_running(step, t_ns)
         if not preempted and (self._fcfs or self._heap):
-            self._admit(step, t_ns, budget, cap)
+            self._admit(step, t_ns, budget)
         self.last_scheduled = step
         grants = self._grants
         # Without grants, nothing can be admitted later either, until something ends or arrives.
@@ -293,15 +291,16 @@ class VllmScheduler:
         threshold = self.spec.long_prefill_token_threshold
         if threshold > 0 and len(self.running) + self.num_waiting > 1:
             return threshold
-        return self.spec.max_num_batched_tokens
+        return self._token_budget
 
-    def _schedule_running(self, step: int, t_ns: SimTime, cap: int) -> tuple[int, bool]:
+    def _schedule_running(self, step: int, t_ns: SimTime) -> tuple[int, bool]:
         """Running sequences when some still prefill or something may be short.
 
         Returns the budget left and whether anything was preempted.
         """
-        left = self.spec.max_num_batched_tokens - self.num_decodes
-        decode_need = need = self._blocks_needed(step)
+        left = self._token_budget - self.num_decodes
+        decode_need = need = self._phase_counts[(1 - step) % self._block]
+        cap = self._chunk_cap()
         plan: list[tuple[Sequence, int]] = []
         for seq in self._prefilling:
             new = min(seq.goal - seq.computed, cap, left)
@@ -313,17 +312,18 @@ class VllmScheduler:
         # Only with a threshold can a decode stand behind a prefill in the list, and starve.
         starved = self.spec.long_prefill_token_threshold > 0 and left <= 0
         if need > self.kv.num_free or left < 0 or starved:
-            return self._walk(step, t_ns, cap)
+            return self._walk(step, t_ns)
         if decode_need:
             self.kv.take(decode_need)
         for seq, new in plan:
             self._grant(seq, new, step)
         return left, False
 
-    def _walk(self, step: int, t_ns: SimTime, cap: int) -> tuple[int, bool]:
+    def _walk(self, step: int, t_ns: SimTime) -> tuple[int, bool]:
         """vLLM's own loop over the running list, for steps in which something is short."""
-        budget = self.spec.max_num_batched_tokens
+        budget = self._token_budget
         order = list(self.running.values())
+        cap = self._chunk_cap()
         spent: dict[int, tuple[int, int]] = {}
         starved: list[Sequence] = []
         preempted = False
@@ -398,14 +398,15 @@ class VllmScheduler:
         table = seq.table
         assert table is not None
         full = computed // block
-        if self.spec.enable_prefix_caching:
+        if self._caching:
             self.kv.commit(table, self._content_keys(seq, full), full)
         self._grants.append((seq, Chunk(new, past)))
         if computed == seq.goal:
             self._prefilling.remove(seq)
             self._start_output(seq, step)
 
-    def _admit(self, step: int, t_ns: SimTime, budget: int, cap: int) -> None:
+    def _admit(self, step: int, t_ns: SimTime, budget: int) -> None:
+        cap = self._chunk_cap()
         spec = self.spec
         kv = self.kv
         block = self._block
@@ -413,7 +414,7 @@ class VllmScheduler:
             seq = self._head()
             if seq is None:
                 return
-            if not seq.keys and spec.enable_prefix_caching:
+            if not seq.keys and self._caching:
                 seq.keys = seq.submit.prompt.block_keys(block)
             goal = seq.goal
             keys = self._content_keys(seq, goal // block) if seq.base else seq.keys
