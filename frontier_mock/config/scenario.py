@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.config.document import Value, plain, read_document
 from frontier_mock.config.errors import ConfigError, nearest, shown
 from frontier_mock.config.flags import from_mapping
@@ -38,9 +39,6 @@ LIBRARY = "frontier_mock.scenarios"
 
 MAX_BYTES = 1 << 20
 """Largest scenario file read; ours are under 2 kB."""
-
-ROUTER_POLICIES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_aware")
-"""Stand-ins for a router in offline runs, and the policy of requests that name no worker."""
 
 ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
 """Every role of the schema; only the first is simulated so far."""
@@ -96,7 +94,7 @@ WORKERS = Key("workers", listing("a list of workers"), REQUIRED, "groups of equa
 ROUTER = Key("router", optional(mapping()), None, "stand-in for a router when none is in front")
 CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER)
 
-POLICY = Key("policy", one_of(*ROUTER_POLICIES), "round_robin", "how requests are spread")
+POLICY = Key("policy", one_of(*POLICIES), "round_robin", "how requests are spread")
 ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY,)
 
 WORKER_NAME = Key("name", string(), "w", "name; with count > 1 a number is appended: w0, w1, ...")

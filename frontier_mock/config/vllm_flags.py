@@ -224,7 +224,7 @@ _RANGES: tuple[tuple[str, int, int], ...] = (
     ("max_model_len", -1, _LARGE),
     ("max_num_batched_tokens", 1, _LARGE),
     ("max_num_seqs", 1, 1_000_000),
-    ("max_num_queued_reqs", 0, _LARGE),
+    ("max_num_queued_reqs", 1, _LARGE),
     ("block_size", 1, 4096),
     ("kv_cache_memory_bytes", 1, 2**50),
     ("num_gpu_blocks_override", 2, _LARGE),

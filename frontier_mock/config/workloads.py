@@ -21,6 +21,7 @@ from frontier_mock.config.keys import (
     wrong,
 )
 from frontier_mock.report.specs import SloSpec
+from frontier_mock.workload.readers import FORMATS
 from frontier_mock.workload.specs import (
     BurstSpec,
     ClosedLoopSpec,
@@ -230,7 +231,9 @@ TRACE = Key(
     "file; relative to the scenario, the working directory, then $FRONTIER_MOCK_DATA; "
     "or synthetic:conversation",
 )
-FORMAT = Key("format", optional(string()), None, "trace format; null: recognised from its contents")
+FORMAT = Key(
+    "format", optional(one_of(*FORMATS)), None, "trace format; null: recognised from its contents"
+)
 START = Key("start_s", number(0.0), 0.0, "leave out what comes before this time of the trace")
 TRACE_DURATION = Key(
     "duration_s", optional(number(0.0, above=True)), None, "play this much of the trace"

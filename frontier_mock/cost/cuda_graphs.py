@@ -11,9 +11,15 @@ from typing import Final
 MAX_DEFAULT_CAPTURE: Final = 512
 
 
-def default_capture_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
-    """Captured sizes for an engine that was not told any, ascending."""
-    largest = min(2 * max_num_seqs, MAX_DEFAULT_CAPTURE, max_num_batched_tokens)
+def default_capture_sizes(
+    max_num_seqs: int, max_num_batched_tokens: int, max_capture_size: int | None = None
+) -> tuple[int, ...]:
+    """Captured sizes for an engine that was not told any, ascending.
+
+    `max_capture_size` is vLLM's --max-cudagraph-capture-size.
+    """
+    largest = max_capture_size or min(2 * max_num_seqs, MAX_DEFAULT_CAPTURE)
+    largest = min(largest, max_num_batched_tokens)
     sizes = [size for size in (1, 2, 4) if size <= largest]
     sizes += range(8, min(largest + 1, 256), 8)
     sizes += range(256, largest + 1, 16)

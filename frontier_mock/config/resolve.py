@@ -1,0 +1,275 @@
+"""From flags and scenarios to fully resolved specs: profiles looked up, vLLM's defaults filled in.
+
+Defaults and the order in which they are applied are those of vLLM 0.33's `EngineArgs`
+(`_set_default_max_num_seqs_and_batched_tokens_args`) in the context of the OpenAI server; what the
+GPU decides there comes from the hardware profile, what the version decides from the engine preset.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
+from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
+from frontier_mock.config.vllm_flags import FP8_KV_TYPES, VllmArgs
+from frontier_mock.cost.cuda_graphs import default_capture_sizes
+from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
+from frontier_mock.cost.protocol import StepCost
+from frontier_mock.cost.specs import (
+    EnginePreset,
+    HardwareSpec,
+    ModelSpec,
+    ParallelSpec,
+    PrecisionSpec,
+    StepSpec,
+)
+from frontier_mock.cost.step import build_step_cost
+from frontier_mock.serving.specs import SchedulerSpec
+
+DEFAULT_PORT = 8000
+
+LARGE_GPU_BYTES = 70 * (1 << 30)
+"""From this much memory on, and unless it is an A100, a GPU gets vLLM's larger batch defaults."""
+
+SMALL_GPU_MAX_NUM_BATCHED_TOKENS = 2048
+SMALL_GPU_MAX_NUM_SEQS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedWorker:
+    """One worker: what the engine simulates, the flags it was started with, its memory plan."""
+
+    spec: WorkerSpec
+    args: VllmArgs
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedCluster:
+    """A cluster ready to build: its spec, the price of each worker's steps, and the details."""
+
+    spec: ClusterSpec
+    costs: tuple[StepCost, ...]
+    workers: tuple[ResolvedWorker, ...]
+
+
+def resolve_scenario(
+    scenario: ScenarioSpec, *, single_step: bool = False, base_port: int | None = None
+) -> ResolvedCluster:
+    """Every worker of the scenario. `base_port` replaces the ports it names.
+
+    Raises ConfigError if it has no cluster, a profile is unknown, a model does not fit, or two
+    workers share a name or a port.
+    """
+    if not scenario.groups:
+        raise ConfigError(f"{scenario.source}: key cluster is missing; there is nothing to serve")
+    groups = scenario.groups
+    if base_port is not None:
+        groups = tuple(replace(group, port=None) for group in groups)
+    workers: list[ResolvedWorker] = []
+    costs: list[StepCost] = []
+    next_port = DEFAULT_PORT if base_port is None else base_port
+    for group in groups:
+        try:
+            worker = _resolve_group(group)
+            cost = _build_cost(worker.spec.step)
+        except ConfigError as error:
+            raise ConfigError(f"{group.where}: {error}") from None
+        for member in _expand(worker, group, next_port):
+            workers.append(member)
+            costs.append(cost)
+        last = workers[-1].spec.port
+        next_port = last + 1 if last else next_port
+    _check_distinct(workers, scenario.source)
+    spec = ClusterSpec(
+        workers=tuple(worker.spec for worker in workers),
+        router_policy=scenario.router_policy,
+        seed=scenario.seed,
+        single_step=single_step,
+    )
+    return ResolvedCluster(spec, tuple(costs), tuple(workers))
+
+
+def resolve_single(
+    args: VllmArgs, hardware: str, engine: str, seed: int, *, single_step: bool = False
+) -> ResolvedCluster:
+    """The one worker of `vllm serve`, named w0. Raises ConfigError."""
+    worker = resolve_worker(args, hardware, engine, "w0", args.port)
+    spec = ClusterSpec((worker.spec,), "round_robin", seed, single_step)
+    return ResolvedCluster(spec, (_build_cost(worker.spec.step),), (worker,))
+
+
+def resolve_worker(
+    args: VllmArgs, hardware_name: str, engine_name: str, name: str, port: int
+) -> ResolvedWorker:
+    """Fill in what vLLM would decide for `args` on that GPU, and size its KV cache.
+
+    Raises ConfigError for an unknown profile, an impossible combination, or too little memory.
+    """
+    hardware = load_hardware(hardware_name)
+    engine = load_engine(engine_name)
+    if engine.family != "vllm":
+        raise ConfigError(f"engine: {engine_name!r} is not simulated yet; allowed: vllm-X.Y[.Z]")
+    model = load_model(args.hf_config_path or args.model)
+    precision = _precision(args, model)
+    max_model_len = _longest(args, model)
+    max_num_seqs, max_num_batched_tokens = _batch_limits(args, hardware, engine, max_model_len)
+    graphs = _capture_sizes(args, max_num_seqs, max_num_batched_tokens)
+    utilization = args.gpu_memory_utilization
+    parallel = ParallelSpec(tp=args.tensor_parallel_size)
+
+    def plan(longest: int) -> MemoryPlan:
+        return plan_kv_cache(
+            hardware,
+            model,
+            parallel,
+            precision,
+            gpu_memory_utilization=engine.gpu_memory_utilization
+            if utilization is None
+            else utilization,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=args.block_size,
+            max_model_len=longest,
+            cudagraph_sizes=graphs,
+            kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+            num_gpu_blocks_override=args.num_gpu_blocks_override,
+            count_cudagraphs=engine.counts_cudagraph_memory,
+        )
+
+    try:
+        if args.max_model_len == -1:
+            usable = (plan(1).num_blocks - 1) * args.block_size
+            max_model_len = min(max_model_len, usable)
+        memory = plan(max_model_len)
+    except OutOfMemory as error:
+        raise ConfigError(f"{model.name} on {hardware.name}, tp {parallel.tp}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{model.name}: {error}") from None
+    use_async = engine.async_scheduling if args.async_scheduling is None else args.async_scheduling
+    scheduler = SchedulerSpec(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        block_size=args.block_size,
+        num_blocks=memory.num_blocks - 1,  # vLLM keeps one as its null block
+        enable_prefix_caching=args.enable_prefix_caching,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        long_prefill_token_threshold=args.long_prefill_token_threshold,
+        policy=args.scheduling_policy,
+        async_scheduling=use_async,
+        watermark=args.watermark,
+        reserve_full_isl=args.scheduler_reserve_full_isl,
+        max_num_queued_reqs=args.max_num_queued_reqs,
+    )
+    step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
+    served = args.served_model_name[0] if args.served_model_name else args.model
+    spec = WorkerSpec(name, port, "colocated", served, step, scheduler)
+    return ResolvedWorker(spec, args, memory)
+
+
+def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
+    return resolve_worker(group.args, group.hardware, group.engine, group.name, group.port or 0)
+
+
+def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Iterator[ResolvedWorker]:
+    """`count` equal workers on consecutive ports; port 0 stays 0 for all of them."""
+    first = next_port if group.port is None else group.port
+    for index in range(group.count):
+        port = first + index if first else 0
+        if port > 65535:
+            raise ConfigError(f"{group.where}: port: {port} is beyond 65535")
+        name = group.name if group.count == 1 else f"{group.name}{index}"
+        spec = replace(worker.spec, name=name, port=port)
+        yield ResolvedWorker(spec, worker.args, worker.memory)
+
+
+def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:
+    names: set[str] = set()
+    ports: dict[int, str] = {}
+    for worker in workers:
+        name, port = worker.spec.name, worker.spec.port
+        if name in names:
+            raise ConfigError(f"{source}: cluster.workers: two workers are named {name}")
+        names.add(name)
+        if port in ports:
+            raise ConfigError(
+                f"{source}: cluster.workers: {ports[port]} and {name} both use port {port}"
+            )
+        if port:
+            ports[port] = name
+
+
+def _build_cost(step: StepSpec) -> StepCost:
+    try:
+        return build_step_cost(step, load_kernels(step.hardware.kernels))
+    except ValueError as error:
+        raise ConfigError(f"{step.model.name} on {step.hardware.name}: {error}") from None
+
+
+def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
+    weights = "fp8" if args.quantization is not None else model.checkpoint_weights
+    return PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
+
+
+def _longest(args: VllmArgs, model: ModelSpec) -> int:
+    limit = model.max_position_embeddings
+    if args.max_model_len in (None, -1):
+        return limit
+    assert args.max_model_len is not None
+    if args.max_model_len < 1:
+        raise ConfigError(f"max-model-len: {args.max_model_len} is not positive; -1 means auto")
+    if args.max_model_len > limit:
+        raise ConfigError(
+            f"max-model-len: {args.max_model_len} is more than the {limit} positions of "
+            f"{model.name} (max_position_embeddings)"
+        )
+    return args.max_model_len
+
+
+def _batch_limits(
+    args: VllmArgs, hardware: HardwareSpec, engine: EnginePreset, max_model_len: int
+) -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens), with vLLM's own caps and refusals."""
+    large = hardware.hbm_bytes >= LARGE_GPU_BYTES and not hardware.name.startswith("a100")
+    default_tokens = engine.max_num_batched_tokens if large else SMALL_GPU_MAX_NUM_BATCHED_TOKENS
+    default_seqs = engine.max_num_seqs if large else SMALL_GPU_MAX_NUM_SEQS
+    doubled = 2 if args.performance_mode == "throughput" else 1
+    seqs = args.max_num_seqs or default_seqs * doubled
+    tokens = args.max_num_batched_tokens
+    if tokens is None:
+        tokens = default_tokens * doubled
+        if not args.enable_chunked_prefill:
+            tokens = max(tokens, max_model_len)
+        tokens = min(tokens, seqs * max_model_len)
+    if args.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    if tokens < max_model_len and not args.enable_chunked_prefill:
+        raise ConfigError(
+            f"max-num-batched-tokens: {tokens} is smaller than max-model-len ({max_model_len}), "
+            "which needs chunked prefill"
+        )
+    if tokens < seqs:
+        raise ConfigError(
+            f"max-num-batched-tokens: {tokens} is smaller than max-num-seqs ({seqs}); "
+            "allowed: at least as many"
+        )
+    if args.long_prefill_token_threshold > max_model_len:
+        raise ConfigError(
+            f"long-prefill-token-threshold: {args.long_prefill_token_threshold} is more than "
+            f"max-model-len ({max_model_len})"
+        )
+    return seqs, tokens
+
+
+def _capture_sizes(
+    args: VllmArgs, max_num_seqs: int, max_num_batched_tokens: int
+) -> tuple[int, ...]:
+    if args.enforce_eager or args.optimization_level == 0:
+        return ()
+    sizes = args.cudagraph_capture_sizes
+    if sizes is None:
+        largest = args.max_cudagraph_capture_size
+        return default_capture_sizes(max_num_seqs, max_num_batched_tokens, largest)
+    return tuple(sorted({size for size in sizes if size <= max_num_batched_tokens}))
