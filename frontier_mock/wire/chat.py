@@ -1,0 +1,322 @@
+"""POST /v1/chat/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
+
+from collections.abc import Mapping
+
+from frontier_mock.wire import sampling
+from frontier_mock.wire.errors import ApiError, invalid, not_implemented
+from frontier_mock.wire.fields import (
+    Check,
+    Fields,
+    boolean,
+    check_fields,
+    flag_field,
+    int_field,
+    integer,
+    ints_field,
+    list_of,
+    literal,
+    load_object,
+    mapping,
+    model,
+    nullable,
+    optional_int_field,
+    string,
+    text_field,
+    union,
+)
+from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, PromptText
+from frontier_mock.wire.messages import conversation, message_list
+from frontier_mock.wire.plan import (
+    Headers,
+    actor_of,
+    base_request_id,
+    check_model,
+    check_prompt_ids,
+    data_parallel_rank,
+    effective_max_tokens,
+    encode_prompt,
+    plan_sequences,
+    prompt_limits,
+    request_priority,
+    stream_interval,
+)
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.tokenizer import Json
+
+_NAMED_TOOL = model(
+    {"function": model({"name": string}, "ChatCompletionNamedFunction", ("name",))},
+    "ChatCompletionNamedToolChoiceParam",
+    ("function",),
+)
+_FUNCTION = model(
+    {"name": string, "description": nullable(string), "parameters": nullable(mapping)},
+    "FunctionDefinition",
+    ("name",),
+)
+_TOOL = model(
+    {"type": literal("function"), "function": _FUNCTION},
+    "ChatCompletionToolsParam",
+    ("function",),
+)
+
+
+CHAT_FIELDS: Mapping[str, Check] = {
+    "messages": message_list,
+    **sampling.COMMON_FIELDS,
+    "logprobs": nullable(boolean),
+    "top_logprobs": nullable(integer()),
+    "max_tokens": nullable(integer()),
+    "max_completion_tokens": nullable(integer()),
+    "n": nullable(integer()),
+    "tools": nullable(list_of(_TOOL)),
+    "tool_choice": nullable(
+        union(literal("none"), literal("auto"), literal("required"), _NAMED_TOOL)
+    ),
+    "reasoning_effort": nullable(
+        literal("none", "minimal", "low", "medium", "high", "xhigh", "max")
+    ),
+    "include_reasoning": boolean,
+    "parallel_tool_calls": nullable(boolean),
+    "echo": boolean,
+    "add_generation_prompt": boolean,
+    "continue_final_message": boolean,
+    "add_special_tokens": boolean,
+    "documents": nullable(list_of(mapping)),
+    "chat_template": nullable(string),
+    "chat_template_kwargs": nullable(mapping),
+    "media_io_kwargs": nullable(mapping),
+    "mm_processor_kwargs": nullable(mapping),
+    "return_prompt_text": nullable(boolean),
+}
+"""Checks of the chat request's fields."""
+
+
+def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation:
+    """The generation a chat request asks for. Raises ApiError with vLLM's answer if it is bad."""
+    raw = load_object(body)
+    _check_request(raw)
+    fields = check_fields(raw, CHAT_FIELDS, ("messages",))
+    check_model(fields, served)
+    try:
+        return _plan(raw, fields, headers, served)
+    except ApiError as error:
+        if error.late and flag_field(fields, "stream"):
+            error.stream_kind = CHAT
+        raise
+
+
+def _check_request(raw: dict[str, Json]) -> None:
+    """The validators that look at the whole request, which come before those of its fields."""
+    if raw.get("continue_final_message") and raw.get("add_generation_prompt"):
+        raise invalid(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+        )
+    _check_tools(raw)
+    constraints = sampling.check_structured_outputs(raw, with_parameter=False)
+    choice = raw.get("tool_choice", "none")
+    if constraints and choice not in ("none", "auto", "required"):
+        raise invalid(
+            "You can only either use constraints for structured outputs or tools, not both."
+        )
+    _check_logprobs(raw)
+    sampling.check_stream_options(raw)
+    sampling.check_response_format(raw)
+    sampling.check_cache_salt(raw)
+
+
+def _check_tools(raw: dict[str, Json]) -> None:
+    tools = raw.get("tools")
+    if tools == []:
+        raise invalid(
+            "`tools` must not be an empty array. "
+            "Either provide at least one tool or omit the field entirely.",
+            "tools",
+        )
+    if "tool_choice" not in raw and tools:
+        raw["tool_choice"] = "auto"
+    choice = raw.get("tool_choice")
+    if choice is None or choice == "none":
+        return
+    if tools is None:
+        raise invalid("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    if isinstance(choice, dict):
+        _check_named_tool(choice.get("function"), tools)
+    elif choice not in ("auto", "required"):
+        raise invalid(
+            f"Invalid value for `tool_choice`: {choice}! "
+            'Only named tools, "none", "auto" or "required" are supported.',
+            "tool_choice",
+        )
+
+
+def _check_named_tool(function: Json, tools: Json) -> None:
+    usage = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
+    if not isinstance(function, dict):
+        raise invalid(
+            f"Invalid value for `function`: `{function}` in `tool_choice`! {usage}",
+            "tool_choice.function",
+        )
+    if "name" not in function:
+        raise invalid(
+            f"Expected field `name` in `function` in `tool_choice`! {usage}",
+            "tool_choice.function.name",
+        )
+    name = function["name"]
+    if not isinstance(name, str) or not name:
+        raise invalid(
+            f"Invalid `name` in `function`: `{name}` in `tool_choice`! {usage}",
+            "tool_choice.function.name",
+        )
+    if name not in _tool_names(tools):
+        raise invalid(
+            "The tool specified in `tool_choice` does not match any of the specified `tools`",
+            "tool_choice",
+        )
+
+
+def _tool_names(tools: Json) -> list[Json]:
+    names: list[Json] = []
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict):
+            names.append(function.get("name"))
+    return names
+
+
+def _check_logprobs(raw: dict[str, Json]) -> None:
+    if raw.get("logprob_token_ids") and raw.get("use_beam_search"):
+        message = "`logprob_token_ids` is not supported with beam search."
+        raise invalid(message, "logprob_token_ids")
+    if raw.get("logprob_token_ids") and not raw.get("logprobs"):
+        message = "when using `logprob_token_ids`, `logprobs` must be set to true."
+        raise invalid(message, "logprob_token_ids")
+    sampling.check_prompt_logprobs(raw, "top_logprobs")
+    top = raw.get("top_logprobs")
+    if not isinstance(top, int | float):
+        return
+    if top < 0 and top != -1:
+        raise invalid("`top_logprobs` must be a positive value or -1.", "top_logprobs", top)
+    if (top == -1 or top > 0) and not raw.get("logprobs"):
+        message = "when using `top_logprobs`, `logprobs` must be set to true."
+        raise invalid(message, "top_logprobs")
+
+
+def _check_support(raw: dict[str, Json], fields: Fields, served: ServedModel) -> None:
+    """What this server was not started for, and what the mock does not simulate."""
+    choice = fields.get("tool_choice")
+    if served.tool_call_parser is None and choice not in (None, "none"):
+        if choice == "auto":
+            if not served.enable_auto_tool_choice:
+                raise invalid(
+                    '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser '
+                    "to be set"
+                )
+        else:
+            names = _tool_names([choice])
+            what = f'function "{names[0]}"' if names else f'"{choice}"'
+            raise invalid(f"tool_choice={what} requires --tool-call-parser to be set")
+    elif choice == "required" or isinstance(choice, dict):
+        raise not_implemented("frontier_mock does not simulate forced tool calls")
+    if flag_field(fields, "use_beam_search"):
+        raise not_implemented("frontier_mock does not simulate beam search")
+    template_kwargs = fields.get("chat_template_kwargs")
+    own_template = (
+        isinstance(template_kwargs, dict) and template_kwargs.get("chat_template") is not None
+    )
+    if not served.trust_request_chat_template and (fields.get("chat_template") or own_template):
+        raise invalid(
+            "Chat template is passed with request, but --trust-request-chat-template is not set. "
+            "Refused request with untrusted chat template."
+        )
+    for name, effect in (
+        ("mm_processor_kwargs", "multimodal preprocessing"),
+        ("media_io_kwargs", "multimodal media loading"),
+    ):
+        if raw.get(name):
+            raise invalid(
+                f"Per-request {name} are disabled by default because they can change {effect} "
+                "resource usage. Start the server with --trust-request-mm-kwargs only when "
+                "clients are trusted.",
+                name,
+            )
+
+
+def _plan(
+    raw: dict[str, Json], fields: Fields, headers: Headers, served: ServedModel
+) -> Generation:
+    _check_support(raw, fields, served)
+    tools = fields.get("tools")
+    turns = conversation(fields["messages"])
+    add_prompt = flag_field(fields, "add_generation_prompt", True)
+    try:
+        text = served.tokenizer.render_chat(
+            turns,
+            add_prompt,
+            flag_field(fields, "continue_final_message"),
+            tools if isinstance(tools, list) else (),
+        )
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    cap_field = "max_completion_tokens"
+    asked = optional_int_field(fields, cap_field)
+    if asked is None:
+        cap_field = "max_tokens"
+        asked = optional_int_field(fields, cap_field)
+    limits = prompt_limits(fields, cap_field, asked, served)
+    ids = encode_prompt(text, flag_field(fields, "add_special_tokens"), limits, served)
+    max_tokens = effective_max_tokens(asked, len(ids), served)
+    n = int_field(fields, "n", 1)
+    sampling.check_sampling(fields, n, max_tokens, served)
+    rank = data_parallel_rank(headers, served)
+    logprobs = _logprobs_plan(fields, served)
+    sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
+    check_prompt_ids(ids, served)
+    plans = plan_sequences(ids, 0, n, max_tokens, fields, request_priority(fields, headers), served)
+    role = "assistant" if add_prompt or not turns else str(turns[-1]["role"])
+    include_usage, continuous = sampling.wants_usage(fields, served)
+    return_ids = flag_field(fields, "return_token_ids")
+    return_text = flag_field(fields, "return_prompt_text")
+    keep_ids = return_ids or bool(logprobs and logprobs.prompt is not None)
+    return Generation(
+        id=f"chatcmpl-{base_request_id(fields, headers, served)}",
+        kind=CHAT,
+        model=served.names[0],
+        stream=flag_field(fields, "stream"),
+        include_usage=include_usage,
+        continuous_usage=continuous,
+        stream_interval=stream_interval(fields, served),
+        prompt_tokens=len(ids),
+        sequences=tuple(plans),
+        prompts=(PromptText(len(ids), ids if keep_ids else None, text if return_text else None),),
+        tokenizer=served.tokenizer,
+        system_fingerprint=served.system_fingerprint,
+        role=role,
+        n=n,
+        logprobs=logprobs,
+        return_token_ids=return_ids,
+        return_prompt_text=return_text,
+        echo_text=_echo_text(fields, turns, role),
+        prompt_tokens_details=served.enable_prompt_tokens_details,
+        frontier=raw.get("frontier") is True,
+        actor=actor_of(raw.get("metadata")),
+        data_parallel_rank=rank,
+    )
+
+
+def _echo_text(fields: Fields, turns: list[dict[str, Json]], role: str) -> str:
+    if not flag_field(fields, "echo") or not turns or turns[-1]["role"] != role:
+        return ""
+    return text_field(turns[-1], "content") or ""
+
+
+def _logprobs_plan(fields: Fields, served: ServedModel) -> LogprobsPlan | None:
+    prompt = optional_int_field(fields, "prompt_logprobs")
+    if prompt is None and flag_field(fields, "echo"):
+        prompt = int_field(fields, "top_logprobs", 0)
+    asked = flag_field(fields, "logprobs")
+    if not asked and prompt is None:
+        return None
+    chosen = ints_field(fields, "logprob_token_ids") if asked else ()
+    top = int_field(fields, "top_logprobs", 0) if asked else None
+    as_ids = flag_field(fields, "return_tokens_as_token_ids", served.return_tokens_as_token_ids)
+    return LogprobsPlan(top, chosen, prompt, as_ids)

@@ -1,0 +1,119 @@
+"""What a request became: the sequences to submit, and what is needed to render their output."""
+
+from dataclasses import dataclass
+
+from frontier_mock.core.commands import Submit
+from frontier_mock.wire.text import SyntheticText
+from frontier_mock.wire.tokenizer import TokenIds, Tokenizer
+
+CHAT = "chat"
+COMPLETION = "completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one choice ended. Times are virtual nanoseconds, -1 for "never happened"."""
+
+    index: int
+    output_tokens: int
+    finish_reason: str
+    stop_reason: int | str | None = None
+    cached_tokens: int = 0
+    arrival_ns: int = -1
+    first_token_ns: int = -1
+    finish_ns: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A prompt as the response may have to repeat it; kept only if something asks for it."""
+
+    num_tokens: int
+    ids: TokenIds | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """One choice: `submit` it, and read its output from `text`.
+
+    `stop_reason` is what ends it if it ends with "stop"; `finish_reason` of the Submit says so.
+    """
+
+    index: int
+    prompt_index: int
+    submit: Submit
+    text: SyntheticText
+    stop_reason: int | str | None
+
+    def outcome(
+        self,
+        output_tokens: int,
+        finish_reason: str,
+        cached_tokens: int = 0,
+        arrival_ns: int = -1,
+        first_token_ns: int = -1,
+        finish_ns: int = -1,
+    ) -> Outcome:
+        """The engine's word on how this choice ended, with the stop reason planned for it."""
+        reason = self.stop_reason if finish_reason == "stop" else None
+        return Outcome(
+            self.index,
+            output_tokens,
+            finish_reason,
+            reason,
+            cached_tokens,
+            arrival_ns,
+            first_token_ns,
+            finish_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsPlan:
+    """Which log-probabilities the response carries.
+
+    `top` is how many candidates per token were asked for (-1: all), None for no logprobs at all;
+    `token_ids` are particular candidates asked for instead. `prompt` likewise for the prompt.
+    """
+
+    top: int | None = None
+    token_ids: tuple[int, ...] = ()
+    prompt: int | None = None
+    as_token_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A parsed request. `kind` is "chat" or "completion", `created` is the renderer's business.
+
+    `echo_text` is what chat echo repeats before each choice; for completions `echo` is set and
+    each prompt's own text is repeated. `prompt_only` marks echo with max_tokens=0, where the engine
+    produces one token that nobody sees. `actor` is the lease holder named in the body's metadata,
+    `data_parallel_rank` the rank pinned by header, -1 if none.
+    """
+
+    id: str
+    kind: str
+    model: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    stream_interval: int
+    prompt_tokens: int
+    sequences: tuple[SequencePlan, ...]
+    prompts: tuple[PromptText, ...]
+    tokenizer: Tokenizer
+    system_fingerprint: str | None
+    role: str = "assistant"
+    n: int = 1
+    logprobs: LogprobsPlan | None = None
+    return_token_ids: bool = False
+    return_prompt_text: bool = False
+    echo: bool = False
+    echo_text: str = ""
+    prompt_only: bool = False
+    prompt_tokens_details: bool = False
+    frontier: bool = False
+    actor: str | None = None
+    data_parallel_rank: int = -1

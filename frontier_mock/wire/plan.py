@@ -1,0 +1,223 @@
+"""From a prompt's token ids and checked fields to the sequences an engine is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from frontier_mock.core.commands import Submit
+from frontier_mock.core.prompt import KeyedPrompt
+from frontier_mock.wire.block_keys import content_key, hash_blocks, salt_hash
+from frontier_mock.wire.errors import (
+    data_parallel_rank_out_of_range,
+    invalid,
+    prompt_too_long,
+    text_too_long,
+    too_many_output_tokens,
+    unknown_model,
+)
+from frontier_mock.wire.fields import (
+    Fields,
+    flag_field,
+    int_field,
+    ints_field,
+    optional_int_field,
+    strings_field,
+    text_field,
+)
+from frontier_mock.wire.generation import SequencePlan
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.stops import StopRules, find_ending
+from frontier_mock.wire.text import output_keys
+from frontier_mock.wire.tokenizer import TokenIds
+
+Headers = Mapping[str, str]
+"""Request headers. Keys are looked up in lower case: pass a case-insensitive mapping, or lower."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLimits:
+    """vLLM's `TokenizeParams`: how long a prompt may be, and what to cut if it is longer."""
+
+    max_model_len: int
+    truncate: int | None
+    truncate_left: bool
+
+
+def check_model(fields: Fields, served: ServedModel) -> None:
+    """Raise ApiError 404 unless the request names a served model, or none."""
+    name = text_field(fields, "model")
+    if name and name not in served.names:
+        raise unknown_model(name, served.names)
+
+
+def prompt_limits(
+    fields: Fields, cap_field: str, max_output_tokens: int | None, served: ServedModel
+) -> PromptLimits:
+    """Limits for the prompts of a request; `cap_field` names the field that capped its output.
+
+    Raises ApiError for a cap or a truncation beyond the context length.
+    """
+    limit = served.max_model_len
+    if max_output_tokens is not None and max_output_tokens > limit:
+        raise too_many_output_tokens(cap_field, max_output_tokens, limit)
+    truncate = optional_int_field(fields, "truncate_prompt_tokens")
+    if truncate is not None and truncate > limit:
+        raise invalid(
+            f"truncate_prompt_tokens={truncate} cannot be greater than max_model_len = {limit}. "
+            "Please request a smaller truncation size.",
+            "truncate_prompt_tokens",
+            truncate,
+        )
+    if truncate == -1:
+        truncate = limit if max_output_tokens == 0 else max(0, limit - 1)
+    return PromptLimits(limit, truncate, text_field(fields, "truncation_side") == "left")
+
+
+def encode_prompt(
+    text: str, add_special_tokens: bool, limits: PromptLimits, served: ServedModel
+) -> TokenIds:
+    """Token ids of a prompt text, truncated if asked. Raises ApiError if it is too long."""
+    tokenizer = served.tokenizer
+    max_chars = limits.max_model_len * tokenizer.max_chars_per_token
+    if limits.truncate is None and len(text) > max_chars:
+        raise text_too_long(limits.max_model_len, len(text), max_chars)
+    try:
+        ids = tokenizer.encode(text, add_special_tokens)
+    except UnicodeEncodeError as error:
+        raise invalid(str(error)) from None
+    if limits.truncate is None and len(ids) > limits.max_model_len:
+        # vLLM stops tokenising a text one token past the limit, and reports that many.
+        raise prompt_too_long(limits.max_model_len, limits.max_model_len + 1)
+    return truncate_prompt(ids, limits)
+
+
+def truncate_prompt(ids: TokenIds, limits: PromptLimits) -> TokenIds:
+    """Ids cut to the limits' truncation. Raises ApiError if they exceed the context after that."""
+    if limits.truncate is not None and limits.truncate < len(ids):
+        keep = limits.truncate
+        ids = ids[len(ids) - keep :] if limits.truncate_left else ids[:keep]
+    if len(ids) > limits.max_model_len:
+        raise prompt_too_long(limits.max_model_len, len(ids))
+    return ids
+
+
+def effective_max_tokens(asked: int | None, prompt_tokens: int, served: ServedModel) -> int:
+    """The room left in the context, or what the client or the model's configuration asks if less.
+
+    0 or less where nothing can be generated; `check_sampling` refuses that.
+    """
+    wanted = asked if asked is not None else served.max_new_tokens
+    room = served.max_model_len - prompt_tokens
+    return room if wanted is None else min(room, wanted)
+
+
+def check_prompt_ids(ids: TokenIds, served: ServedModel) -> None:
+    """Raise a late ApiError for an empty prompt or ids beyond the vocabulary."""
+    if len(ids) == 0:
+        raise invalid("The decoder prompt cannot be empty", late=True)
+    highest = int(ids.max())
+    if highest >= served.num_token_ids:
+        raise invalid(f"Token id {highest} is out of vocabulary", late=True)
+
+
+def request_priority(fields: Fields, headers: Headers) -> int:
+    """The X-Vllm-Priority header if it is a number, else the body's priority."""
+    text = headers.get("x-vllm-priority")
+    if text is not None:
+        try:
+            return int(text)
+        except ValueError:
+            pass
+    return int_field(fields, "priority", 0)
+
+
+def data_parallel_rank(headers: Headers, served: ServedModel) -> int:
+    """The rank pinned by header, -1 if none or not a number. Raises ApiError beyond the last."""
+    text = headers.get("x-data-parallel-rank")
+    if text is None:
+        return -1
+    try:
+        rank = int(text)
+    except ValueError:
+        return -1
+    if not 0 <= rank < served.data_parallel_size:
+        raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
+    return rank
+
+
+def base_request_id(fields: Fields, headers: Headers, served: ServedModel) -> str:
+    """X-Request-Id header, else the body's request_id, else a fresh one."""
+    header = headers.get("x-request-id")
+    if header is not None:
+        return header
+    own = text_field(fields, "request_id")
+    return served.new_id() if own is None else own
+
+
+def stream_interval(fields: Fields, served: ServedModel) -> int:
+    """Tokens per streamed chunk: the request may raise the server's setting, not lower it."""
+    return max(served.stream_interval, int_field(fields, "stream_interval", 1))
+
+
+def actor_of(metadata: object) -> str | None:
+    """The lease holder a request's `metadata` names under "fmock", if any."""
+    actor = metadata.get("fmock") if isinstance(metadata, dict) else None
+    return actor if isinstance(actor, str) else None
+
+
+def plan_sequences(
+    ids: TokenIds,
+    prompt_index: int,
+    n: int,
+    max_tokens: int,
+    fields: Fields,
+    priority: int,
+    served: ServedModel,
+) -> list[SequencePlan]:
+    """The n choices of one prompt: their text, their end, and the command that submits each."""
+    ring = served.ring
+    size = ring.block_tokens
+    keys = hash_blocks(ids, size)
+    tail = ids[len(keys) * size :]
+    salt = salt_hash((text_field(fields, "cache_salt") or "",))
+    if len(keys):
+        keys[0] ^= np.uint64(salt)
+    identity = content_key(keys, tail, salt)
+    prompt = KeyedPrompt(len(ids), size, keys.tobytes())
+    seed = served.seed
+    asked_seed = optional_int_field(fields, "seed")
+    if asked_seed is not None and asked_seed != -1:
+        seed = seed * 0x1_0001 + asked_seed + 1
+    ignore_eos = flag_field(fields, "ignore_eos")
+    stop = strings_field(fields, "stop")
+    stop_token_ids = ints_field(fields, "stop_token_ids")
+    may_end = served.eos is not None and (not ignore_eos or ring.end_id in stop_token_ids)
+    plans = []
+    for choice in range(n):
+        eos_tokens = served.eos.length(seed, identity, choice) if may_end and served.eos else 0
+        rules = StopRules(
+            max_tokens,
+            int_field(fields, "min_tokens", 0),
+            eos_tokens,
+            ignore_eos,
+            stop,
+            stop_token_ids,
+            flag_field(fields, "include_stop_str_in_output"),
+        )
+        start = ring.start_for(seed, identity, choice)
+        ending = find_ending(ring, start, rules)
+        text = ending.text
+        with_text = text.num_tokens - (text.end_id >= 0)
+        after = output_keys(ring, start, with_text, tail, 0 if len(keys) else salt)
+        submit = Submit(
+            prompt,
+            text.num_tokens,
+            max_tokens,
+            ending.finish_reason,
+            priority=priority,
+            output_keys=after,
+        )
+        index = prompt_index * n + choice
+        plans.append(SequencePlan(index, prompt_index, submit, text, ending.stop_reason))
+    return plans
