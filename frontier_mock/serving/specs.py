@@ -12,6 +12,7 @@ class SchedulerSpec:
     max_model_len: int
     block_size: int = 16
     num_blocks: int = 0
+    """Usable KV blocks: vLLM's num_gpu_blocks less its one null block."""
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0

@@ -192,7 +192,7 @@ class Worker:
     def _complete(self, executing: Step, k: int, t_ns: SimTime) -> None:
         """Hand out what step `k` produced: first tokens, then finishes."""
         for seq in executing.firsts:
-            if seq.state != DONE and seq.base == 0 and not seq.spans:
+            if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == k:
                 self._log.append(FirstToken(t_ns, self.index, seq.rid))
         scheduler = self.scheduler
         if scheduler.next_finish() == k:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.commands import Abort, Command, Submit
-from frontier_mock.core.events import Finished, Rejected
+from frontier_mock.core.events import Finished, FirstToken, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
 from frontier_mock.serving.specs import SchedulerSpec
@@ -116,6 +116,7 @@ def test_nothing_is_lost_and_no_block_leaks(data: st.DataObject) -> None:
         if isinstance(event, Finished | Rejected):
             assert event.rid not in ended
             ended[event.rid] = event
+    first_tokens = {e.rid: e.t_ns for e in cluster.log.events if isinstance(e, FirstToken)}
     submits = [command for _, command in timed if isinstance(command, Submit)]
     assert sorted(ended) == list(range(len(submits)))
     for rid, submit in enumerate(submits):
@@ -125,6 +126,10 @@ def test_nothing_is_lost_and_no_block_leaks(data: st.DataObject) -> None:
             if end.reason != "abort":
                 assert end.output_tokens == submit.output_tokens
                 assert end.reason == submit.finish_reason
+            if end.output_tokens and end.reason != "abort":
+                token_times = cluster.workers[0].timeline.token_times_ns(end.spans)
+                assert first_tokens[rid] == token_times[0]
+                assert end.t_ns == token_times[-1]
     worker = cluster.workers[0]
     worker.kv.check()
     assert worker.kv.num_free == worker.kv.num_blocks
