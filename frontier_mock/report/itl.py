@@ -1,0 +1,64 @@
+"""Inter-token latency, exact over every pair of consecutive tokens of every sequence.
+
+Within a span a sequence gets one token per step, so the gap after step s is the same for every
+sequence that has tokens at both s and s + 1: how many there are follows from the ends of the spans
+alone, and the gaps themselves from the worker's timeline in one vectorised call. Gaps from one span
+to the next (a preemption) belong to one sequence each.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from frontier_mock.core.events import Finished
+from frontier_mock.report.latency import Ints, Sample
+from frontier_mock.serving.timeline import Timeline
+
+_CHUNK_STEPS = 1 << 20
+"""Steps evaluated at a time, so that hours of steps need no more memory than this."""
+
+
+def inter_token_gaps(finished: Iterable[Finished | None], timelines: Sequence[Timeline]) -> Sample:
+    """Gaps between consecutive tokens of the given sequences; timelines by worker index."""
+    starts: list[list[int]] = [[] for _ in timelines]
+    ends: list[list[int]] = [[] for _ in timelines]
+    jumps: list[list[tuple[int, int]]] = [[] for _ in timelines]
+    for done in finished:
+        if done is None:
+            continue
+        last = 0
+        for step, count in done.spans:
+            if last:
+                jumps[done.worker].append((last, step))
+            last = step + count - 1
+            if count > 1:
+                starts[done.worker].append(step)
+                ends[done.worker].append(last)
+    gaps: list[Ints] = []
+    weights: list[Ints] = []
+    for worker, timeline in enumerate(timelines):
+        for values, counts in _within(starts[worker], ends[worker], timeline):
+            gaps.append(values)
+            weights.append(counts)
+        if jumps[worker]:
+            steps = timeline.boundaries_ns(np.array(jumps[worker], np.int64).ravel())
+            gaps.append(steps[1::2] - steps[::2])
+            weights.append(np.ones(len(jumps[worker]), np.int64))
+    if not gaps:
+        return Sample([])
+    return Sample(np.concatenate(gaps), np.concatenate(weights))
+
+
+def _within(starts: list[int], ends: list[int], timeline: Timeline) -> Iterable[tuple[Ints, Ints]]:
+    """(gap after step s, sequences that see it) for all s, in chunks of steps."""
+    if not starts:
+        return
+    first, last = min(starts), max(ends)
+    size = last - first + 1
+    begun = np.bincount(np.array(starts) - first, minlength=size)
+    ended = np.bincount(np.array(ends) - first, minlength=size)
+    seen = np.cumsum(begun - ended)[:-1]
+    for low in range(0, len(seen), _CHUNK_STEPS):
+        high = min(low + _CHUNK_STEPS, len(seen))
+        boundaries = timeline.boundaries_ns(np.arange(first + low, first + high + 1))
+        yield np.diff(boundaries), seen[low:high]
