@@ -1,0 +1,230 @@
+"""`frontier-mock accuracy`: the simulator against real serving measurements.
+
+Every dense vLLM row of shared/data/measurements is run from its configuration alone, under its own
+client protocol (cost_model.md section 2.1); nothing is fitted to these rows. Printed are the
+median absolute and signed errors of mean TPOT and TTFT by data set, TP degree and load octave.
+"""
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from frontier_mock.cluster.build import build_cluster
+from frontier_mock.config.resolve import resolve_single
+from frontier_mock.config.vllm_flags import VllmArgs
+from frontier_mock.core.events import Finished, FirstToken, Submitted
+from frontier_mock.drive.offline import OfflineRun, run
+from frontier_mock.workload.build import build_source
+from frontier_mock.workload.specs import (
+    ClosedLoopSpec,
+    FixedTokens,
+    OpenLoopSpec,
+    PromptSpec,
+    UniformTokens,
+    WorkloadSpec,
+)
+
+DATA = Path("..") / "shared" / "data" / "measurements"
+SERVING = "h100_h200_serving_mean_ttft_tpot.csv"
+OPEN_LOOP = "h100_llama2_7b_openloop_vllm0_15.csv"
+IX_VERSION = "0.10.2"
+"""The InferenceX rows carry no version; its image of 2025-09 was vLLM 0.10.2."""
+
+GPUS = {"h100_sxm": "h100", "h200_sxm": "h200"}
+MODELS = {
+    "meta-llama/Llama-3.1-70B": "meta-llama/Llama-3.1-70B-Instruct",
+    "Qwen/Qwen3-32B": "Qwen/Qwen3-32B",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-Instruct",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One measured row beside its simulation. `ttft_known`: the client's ramp is documented."""
+
+    group: str
+    label: str
+    tp: int
+    load: float
+    tpot_ms: float
+    tpot_sim_ms: float
+    ttft_ms: float
+    ttft_sim_ms: float
+    ttft_known: bool
+
+
+def _simulate(args: VllmArgs, hardware: str, engine: str, workload: WorkloadSpec) -> OfflineRun:
+    resolved = resolve_single(args, hardware, engine, seed=0)
+    cluster = build_cluster(resolved.spec, resolved.costs)
+    return run(cluster, build_source(workload, seed=0))
+
+
+def mean_latencies_ms(result: OfflineRun) -> tuple[float, float]:
+    """Mean TTFT and mean TPOT in ms over the measured requests of an offline run."""
+    arrival: dict[int, int] = {}
+    first: dict[int, int] = {}
+    ttft: list[float] = []
+    tpot: list[float] = []
+    for event in result.cluster.log.events:
+        if isinstance(event, Submitted):
+            arrival[event.rid] = event.t_ns
+        elif isinstance(event, FirstToken):
+            first[event.rid] = event.t_ns
+        elif isinstance(event, Finished) and result.items[event.rid].measured:
+            ttft.append(first[event.rid] - arrival[event.rid])
+            if event.output_tokens > 1:
+                tpot.append((event.t_ns - first[event.rid]) / (event.output_tokens - 1))
+    return statistics.fmean(ttft) / 1e6, statistics.fmean(tpot) / 1e6
+
+
+def _serving_rows(path: Path, wanted: str) -> list[Outcome]:
+    outcomes = []
+    for row in csv.DictReader(path.open(encoding="utf-8")):
+        if row["backend"] != "vllm" or row["model_path"] not in MODELS:
+            continue
+        inferencex = row["origin"] == "InferenceX"
+        version = row["backend_version"] or IX_VERSION
+        isl, osl, conc, tp = (int(float(row[k])) for k in ("isl", "osl", "conc", "tp_size"))
+        group = f"{row['origin']} {row['model_path'].split('/')[1]} {row['system']} vllm {version}"
+        label = f"{group} tp{tp} isl{isl} osl{osl} c{conc}"
+        if wanted not in label:
+            continue
+        args = VllmArgs(
+            model=MODELS[row["model_path"]],
+            quantization="fp8" if row["precision"] == "fp8" else None,
+            kv_cache_dtype="fp8" if inferencex else "auto",
+            tensor_parallel_size=tp,
+            max_num_seqs=conc if inferencex else None,
+            max_num_batched_tokens=8192,
+            max_model_len=isl + osl + 200,
+            enable_prefix_caching=False,
+            async_scheduling=True if inferencex else None,
+            gpu_memory_utilization=0.9,
+        )
+        lengths = (
+            PromptSpec(UniformTokens(isl * 4 // 5, isl), UniformTokens(osl * 4 // 5, osl))
+            if inferencex
+            else PromptSpec(FixedTokens(isl), FixedTokens(osl))
+        )
+        loop = ClosedLoopSpec(lengths, conc, 10 * conc, 2 * conc)
+        result = _simulate(args, GPUS[row["system"]], f"vllm-{version}", loop)
+        sim_ttft, sim_tpot = mean_latencies_ms(result)
+        tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
+        outcomes.append(Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, inferencex))
+    return outcomes
+
+
+def _open_loop_rows(path: Path, wanted: str) -> list[Outcome]:
+    """Rates the server sustained without failures; prompts repeat, so nearly all are cached."""
+    outcomes = []
+    group = "BLIS Llama-2-7b h100 vllm 0.15.1 open loop"
+    for row in csv.DictReader(path.open(encoding="utf-8")):
+        rate = float(row["rate_rps"])
+        label = f"{group} {row['exp'].split('-')[-1]} {rate:g} rps"
+        if wanted not in label or int(row["n_fail"]):
+            continue
+        tp = int(row["tp"])
+        args = VllmArgs(
+            model="meta-llama/Llama-2-7b-hf",
+            tensor_parallel_size=tp,
+            max_num_seqs=int(row["max_num_seqs"]),
+            max_num_batched_tokens=int(row["max_num_batched_tokens"]),
+            max_model_len=int(row["max_model_len"]),
+            gpu_memory_utilization=0.9,
+        )
+        lengths = PromptSpec(
+            FixedTokens(round(float(row["prompt_len_mean"]))),
+            FixedTokens(int(row["output_len"])),
+            distinct_prompts=int(row["n_system_prompts"]) * int(row["users_per_prompt"]),
+        )
+        count = round(rate * float(row["duration_s"]))
+        loop = OpenLoopSpec(lengths, row["arrival"], rate, num_requests=count)
+        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(args, "h100", "vllm-0.15.1", loop))
+        tpot, ttft = float(row["tpot_derived_ms"]), float(row["ttft_mean_ms"])
+        outcomes.append(Outcome(group, label, tp, rate, tpot, sim_tpot, ttft, sim_ttft, True))
+    return outcomes
+
+
+def _error(simulated: float, measured: float) -> float:
+    return 100 * (simulated / measured - 1)
+
+
+def _summary(outcomes: list[Outcome]) -> dict[str, float]:
+    tpot = [_error(o.tpot_sim_ms, o.tpot_ms) for o in outcomes]
+    ttft = [_error(o.ttft_sim_ms, o.ttft_ms) for o in outcomes if o.ttft_known]
+    result: dict[str, float] = {
+        "rows": len(outcomes),
+        "tpot_median_abs": statistics.median(map(abs, tpot)),
+        "tpot_median_signed": statistics.median(tpot),
+    }
+    if ttft:
+        result["ttft_median_abs"] = statistics.median(map(abs, ttft))
+        result["ttft_median_signed"] = statistics.median(ttft)
+    return result
+
+
+def run_accuracy(argv: list[str]) -> int:
+    """Entry point of the command; returns the exit code."""
+    parser = argparse.ArgumentParser("frontier-mock accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the measurements")
+    parser.add_argument("--json", type=Path, help="write every row and the summary here")
+    parser.add_argument("--rows", default="", help="only rows whose label contains this")
+    parser.add_argument("--verbose", action="store_true", help="print every row")
+    arguments = parser.parse_args(argv)
+    if not arguments.data.is_dir():
+        print(f"frontier-mock: error: --data: {arguments.data} is not a folder", file=sys.stderr)
+        return 2
+    outcomes = measure(arguments.data, arguments.rows)
+    if not outcomes:
+        print(f"frontier-mock: error: --rows: {arguments.rows!r} matches none", file=sys.stderr)
+        return 2
+    if arguments.verbose:
+        _print_rows(outcomes)
+    report = summarise(outcomes)
+    _print_summary(report)
+    if arguments.json:
+        rows = [asdict(outcome) for outcome in outcomes]
+        arguments.json.write_text(json.dumps({"summary": report, "rows": rows}, indent=1))
+    return 0
+
+
+def measure(data: Path, wanted: str = "") -> list[Outcome]:
+    """Simulate every visible dense row whose label contains `wanted`."""
+    return _serving_rows(data / SERVING, wanted) + _open_loop_rows(data / OPEN_LOOP, wanted)
+
+
+def summarise(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
+    """Median errors in percent, by data set and within it by TP degree and load octave."""
+    groups: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        octave = 1 << int(math.log2(o.load))
+        for suffix in ("", f" | tp{o.tp}", f" | load {octave}..{2 * octave - 1}"):
+            groups.setdefault(o.group + suffix, []).append(o)
+    return {name: _summary(rows) for name, rows in sorted(groups.items())}
+
+
+def _print_rows(outcomes: list[Outcome]) -> None:
+    for o in outcomes:
+        print(
+            f"{o.label:84s} TPOT {o.tpot_ms:7.2f} {_error(o.tpot_sim_ms, o.tpot_ms):+6.1f}%  "
+            f"TTFT {o.ttft_ms:9.1f} {_error(o.ttft_sim_ms, o.ttft_ms):+6.1f}%"
+        )
+
+
+def _print_summary(report: dict[str, dict[str, float]]) -> None:
+    print(f"{'group':80s} rows  TPOT |err|  signed  TTFT |err|  signed")
+    for name, figures in report.items():
+        ttft = (
+            f"{figures['ttft_median_abs']:9.1f}% {figures['ttft_median_signed']:+7.1f}%"
+            if "ttft_median_abs" in figures
+            else "   (client ramp unknown)"
+        )
+        print(
+            f"{name:80s} {figures['rows']:4.0f} {figures['tpot_median_abs']:9.1f}% "
+            f"{figures['tpot_median_signed']:+7.1f}% {ttft}"
+        )
