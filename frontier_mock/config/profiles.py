@@ -6,7 +6,7 @@ They live under `profiles/` and install as `frontier_mock.profiles`. Everything 
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,17 +15,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from frontier_mock.config.errors import ConfigError, nearest
 from frontier_mock.cost.specs import EnginePreset, HardwareSpec, ModelSpec
 from frontier_mock.cost.tables import (
     Curve,
-    DecodeAttentionFit,
+    DecodeAttentionTable,
     Floats,
     GemmFit,
     GemmTable,
     KernelTables,
     PrefillAttentionFit,
+    PrefillAttentionTable,
 )
 
 RESIDUAL_SCALE = 4096.0
@@ -193,35 +195,69 @@ def load_kernels(name: str) -> KernelTables:
     if name not in known:
         raise _unknown("kernels", name, known)
     data = json.loads((folder / name / "kernels.json").read_text(encoding="utf-8"))
-    base = data.get("base")
-    grids = folder / (base or name) / "gemm.npz"
-    if base is not None:
+    base = data.get("base", name)
+    if base != name:
         below = json.loads((folder / base / "kernels.json").read_text(encoding="utf-8"))
         data = {**below, **data}
-    return KernelTables(
-        name=name,
-        gemm=_gemm_tables(data["gemm"], grids),
-        decode={kv: DecodeAttentionFit(**fit) for kv, fit in data["decode"].items()},
-        prefill={int(size): PrefillAttentionFit(**fit) for size, fit in data["prefill"].items()},
-        all_reduce=_curves(data["all_reduce"]),
-        all_gather=_curves(data["all_gather"]),
-        elementwise_us=data["elementwise_us"],
-        elementwise_memory=data["elementwise_memory"],
-    )
+    with resources.as_file(folder / base / "grids.npz") as path, np.load(path) as grids:
+        return KernelTables(
+            name=name,
+            gemm={
+                weights: _gemm(weights, fit, grids, data.get("gemm_residual", True))
+                for weights, fit in data["gemm"].items()
+            },
+            decode=_by_size(data["decode"], _decode, grids),
+            prefill=_by_size(data["prefill"], _prefill, grids),
+            all_reduce=_curves(data["all_reduce"]),
+            all_gather=_curves(data["all_gather"]),
+            elementwise_us=data["elementwise_us"],
+            elementwise_memory=data["elementwise_memory"],
+        )
 
 
-def _gemm_tables(
-    fits: Mapping[str, Mapping[str, float]], grids: Traversable
-) -> dict[str, GemmTable]:
-    """Equations with their measured residuals, or without where nothing was measured."""
-    tables = {}
-    with resources.as_file(grids) as path, np.load(path) as arrays:
-        for weights, fit in fits.items():
-            residual = arrays[f"{weights}_residual"].astype(np.float32)
-            residual /= RESIDUAL_SCALE
-            axes = [np.log(arrays[f"{weights}_{axis}"]) for axis in "nkm"]
-            tables[weights] = GemmTable(GemmFit(**fit), axes[0], axes[1], axes[2], residual)
-    return tables
+_Grids = Mapping[str, NDArray[Any]]
+_Table = TypeVar("_Table")
+
+
+def _gemm(weights: str, fit: Mapping[str, float], grids: _Grids, residual: bool) -> GemmTable:
+    """The equation, with its measured correction unless the GPU only borrows the equation."""
+    if not residual:
+        none = np.empty(0)
+        return GemmTable(GemmFit(**fit), none, none, none, np.empty((0, 0, 0), dtype=np.float32))
+
+    def axis(name: str) -> Floats:
+        return np.log(grids[f"gemm_{weights}_{name}"].astype(np.float64))
+
+    scaled = grids[f"gemm_{weights}_residual"].astype(np.float32) / np.float32(RESIDUAL_SCALE)
+    return GemmTable(GemmFit(**fit), axis("n"), axis("k"), axis("m"), scaled)
+
+
+def _by_size(
+    fits: Mapping[str, Mapping[str, Mapping[str, float]]],
+    build: Callable[[str, Mapping[str, float], _Grids], _Table],
+    grids: _Grids,
+) -> dict[str, dict[int, _Table]]:
+    """Attention tables by cache type and head size."""
+    return {
+        kv: {int(size): build(f"{kv}_{size}", fit, grids) for size, fit in sizes.items()}
+        for kv, sizes in fits.items()
+    }
+
+
+def _decode(key: str, fit: Mapping[str, float], grids: _Grids) -> DecodeAttentionTable:
+    tiles = grids[f"decode_{key}_tiles"].astype(np.float64)
+    contexts = grids[f"decode_{key}_contexts"].astype(np.float64)
+    time_us = grids[f"decode_{key}_time_us"].astype(np.float64)
+    return DecodeAttentionTable(tiles, contexts, time_us, fit["bandwidth"], fit["stream"])
+
+
+def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttentionTable:
+    def axis(name: str) -> Floats:
+        return np.log(grids[f"prefill_{key}_{name}"].astype(np.float64))
+
+    residual = grids[f"prefill_{key}_residual"].astype(np.float64) / RESIDUAL_SCALE
+    constants = PrefillAttentionFit(**fit)
+    return PrefillAttentionTable(constants, axis("group"), axis("heads"), axis("length"), residual)
 
 
 def _curves(curves: Mapping[str, Mapping[str, list[float]]]) -> dict[int, Curve]:

@@ -5,8 +5,8 @@ Theory of operation
    number of tokens after padding to the captured CUDA graph; attention sees the real ragged batch.
 2. T and rows are small integers, so those parts are tabulated in blocks on first use. What remains
    per step is attention, a handful of multiplications.
-3. For a fixed batch, decode attention is concave in total context. It is cut at fixed knots and
-   made straight between them; the error is below 0.1 % and the lines meet.
+3. For a fixed batch, decode attention is measured at fixed contexts and straight in total context
+   between them, so a decode step is a polyline and its segments are the lines handed out.
 4. CPU time is added when scheduling is synchronous. When asynchronous it hides behind the GPU: the
    step takes the longer of the two, and the crossing is one more knot.
 5. Beyond the largest graph the host launches every kernel itself, and the GPU waits for the host
@@ -14,8 +14,8 @@ Theory of operation
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -24,14 +24,12 @@ from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.layers import embed_us, head_us, layer_us, shard_model
 from frontier_mock.cost.protocol import Chunk, DecodeLine
 from frontier_mock.cost.specs import StepSpec
-from frontier_mock.cost.tables import Floats, KernelTables
+from frontier_mock.cost.tables import KernelTables
+
+_Table = TypeVar("_Table")
 
 _BLOCK: Final = 512
 """Token counts tabulated at a time."""
-
-_KNOTS_PER_OCTAVE: Final = 4
-_KNOT_OCTAVES: Final = 26
-"""Knots reach 2**26 tokens of context, more than any one GPU holds."""
 
 _UNBOUNDED: Final = 1 << 62
 
@@ -82,12 +80,12 @@ class TabledStepCost:
     """
 
     __slots__ = (
+        "_beside",
         "_cpu_request_ns",
         "_cpu_step_ns",
-        "_decode_fit",
+        "_decode_table",
         "_eager_ns",
         "_head_ns",
-        "_knots",
         "_layers",
         "_lines",
         "_prefill",
@@ -102,8 +100,8 @@ class TabledStepCost:
         self._tables = tables
         self._shard = shard_model(spec.model, spec.parallel, spec.precision)
         self._layers = spec.model.num_layers
-        self._decode_fit = tables.decode[spec.precision.kv]
-        prefill = tables.prefill[_nearest(tuple(tables.prefill), spec.model.head_dim)]
+        self._decode_table = _of_size(tables.decode[spec.precision.kv], spec.model.head_dim)
+        prefill = _of_size(tables.prefill[spec.precision.kv], spec.model.head_dim)
         self._prefill = PrefillPrice(prefill, spec.hardware, self._shard.heads)
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
         self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
@@ -111,8 +109,7 @@ class TabledStepCost:
         self._token_ns: list[float] = []
         self._head_ns: list[float] = []
         self._lines: dict[int, tuple[list[int], list[DecodeLine]]] = {}
-        exponents = np.arange(_KNOT_OCTAVES * _KNOTS_PER_OCTAVE + 1) / _KNOTS_PER_OCTAVE
-        self._knots: Floats = np.unique(np.rint(np.exp2(exponents)))
+        self._beside: dict[int, tuple[list[int], list[DecodeLine]]] = {}
 
     def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
         """The line that holds at `kv_tokens` for a batch of `num_seqs` one-token decodes."""
@@ -138,36 +135,32 @@ class TabledStepCost:
         return round(self._with_cpu(gpu_ns, rows))
 
     def _decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
-        """All layers' decode attention in a mixed step; its launch is the chunks' launch."""
-        fit, heads = self._decode_fit, self._shard.heads
-        moved = kv_tokens * heads.bytes_per_token
-        streamed = moved / (fit.memory * self.spec.hardware.hbm_bytes_per_s) * 1e6
-        ramp = fit.ramp_us * moved / (moved + fit.ramp_bytes)
-        tiles = fit.tile_us * num_seqs * heads.kv / self.spec.hardware.sm_count
-        return self._layers * (tiles + ramp + streamed) * 1e3
+        """All layers' decode attention in a mixed step, whose launch is the chunks' launch."""
+        cut = self._beside.get(num_seqs)
+        if cut is None:
+            xs, ys = self._attention_ns(num_seqs)
+            launch = self._layers * float(self._decode_table.time_us[0, 0]) * 1e3
+            cut = self._beside[num_seqs] = _lines(xs, [y - launch for y in ys])
+        ends, lines = cut
+        line = lines[bisect_left(ends, kv_tokens)]
+        return line.base_ns + line.slope_ns * kv_tokens
+
+    def _attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
+        """All layers' decode attention at the knots of total context."""
+        spec = self.spec
+        kv, row_us = decode_us(self._decode_table, spec.hardware, self._shard.heads, num_seqs)
+        return kv.tolist(), (row_us * (self._layers * 1e3)).tolist()
 
     def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
         """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
-        spec = self.spec
-        knots = self._knots
-        attention = decode_us(self._decode_fit, spec.hardware, self._shard.heads, num_seqs, knots)
-        gpu = self._fixed_ns(num_seqs, num_seqs) + self._layers * attention * 1e3
-        xs, ys = knots.tolist(), gpu.tolist()
+        engine = self.spec.engine
+        fixed_ns = self._fixed_ns(num_seqs, num_seqs)
+        xs, attention = self._attention_ns(num_seqs)
         cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
-        if not spec.async_scheduling:
-            ys = [y + cpu_ns for y in ys]
-        else:
-            xs, ys = _raise_to(xs, ys, cpu_ns)
-            gap_ns = spec.engine.async_gap_s * 1e9
-            ys = [y + gap_ns for y in ys]
-        ends: list[int] = []
-        lines: list[DecodeLine] = []
-        for i in range(len(xs) - 1):
-            slope = (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
-            end = int(xs[i + 1]) if i < len(xs) - 2 else _UNBOUNDED
-            ends.append(end)
-            lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
-        return ends, lines
+        if not self.spec.async_scheduling:
+            return _lines(xs, [y + fixed_ns + cpu_ns for y in attention])
+        xs, ys = _raise_to(xs, [y + fixed_ns for y in attention], cpu_ns)
+        return _lines(xs, [y + engine.async_gap_s * 1e9 for y in ys])
 
     def _fixed_ns(self, tokens: int, rows: int) -> float:
         """GPU time that depends on token and row counts alone, launch limits included."""
@@ -217,6 +210,18 @@ class TabledStepCost:
         return max(gpu_ns, cpu_ns) + self.spec.engine.async_gap_s * 1e9
 
 
+def _lines(xs: list[float], ys: list[float]) -> tuple[list[int], list[DecodeLine]]:
+    """The polyline as lines and the last whole token of each; the last one never ends."""
+    ends: list[int] = []
+    lines: list[DecodeLine] = []
+    for i in range(len(xs) - 1):
+        slope = (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
+        end = int(xs[i + 1]) if i < len(xs) - 2 else _UNBOUNDED
+        ends.append(end)
+        lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
+    return ends, lines
+
+
 def _raise_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[float], list[float]]:
     """The ascending polyline (xs, ys) lifted to `floor`, with a knot where it leaves it."""
     if ys[0] >= floor:
@@ -245,6 +250,6 @@ def _eager_launch_us(spec: StepSpec) -> float:
     return spec.model.num_layers * per_layer
 
 
-def _nearest(sizes: tuple[int, ...], size: int) -> int:
-    """The tabulated head size closest to `size`."""
-    return min(sizes, key=lambda s: (abs(s - size), s))
+def _of_size(by_size: Mapping[int, _Table], size: int) -> _Table:
+    """The table of the head size closest to `size`."""
+    return by_size[min(by_size, key=lambda known: (abs(known - size), known))]

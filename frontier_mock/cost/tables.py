@@ -46,32 +46,54 @@ class GemmTable:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeAttentionFit:
-    """Constants of one-token attention over a paged cache (cost_model.md section 1.3).
+class DecodeAttentionTable:
+    """Measured one-token attention, one layer, for one cache type and head size.
 
-    With B bytes of keys and values read: `launch_us + tile_us * batch * kv_heads / SMs +
-    ramp_us * B / (B + ramp_bytes) + B / (memory * bandwidth)`.
+    `time_us[i, j]` is for `tiles[i]` (sequences times KV heads) that each read `contexts[j]`
+    tokens; all ascending. `bandwidth` is the measured GPU's memory bandwidth in bytes/s: on another
+    GPU what exceeds the smallest time is scaled by the ratio. `stream` is the fraction of it that
+    long contexts reach.
     """
 
-    launch_us: float
-    tile_us: float
-    ramp_us: float
-    ramp_bytes: float
-    memory: float
+    tiles: Floats
+    contexts: Floats
+    time_us: Floats
+    bandwidth: float
+    stream: float
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillAttentionFit:
-    """Constants of causal chunk attention (cost_model.md section 1.4), for one head size.
+    """Constants of causal chunk attention, for one cache type and head size.
 
-    `compute` is the fraction of bf16 peak, `tile_us` the cost of opening a 128-query tile, and
-    `path_us` the time one tile needs to walk 128 keys, which bounds a lone sequence.
+    A tile is 128 rows of the queries of all heads that share a KV head; a block is 128 keys it
+    meets. `tile_us` opens a tile, `block_us` works off a block, both on one SM. A lone tile takes
+    `path_us` a block after `path_start_us`, and `blend` joins the two bounds. `sm_flops` is the
+    measured GPU's peak per SM, by which another GPU's times are scaled.
     """
 
     launch_us: float
-    compute: float
     tile_us: float
+    block_us: float
     path_us: float
+    path_start_us: float
+    blend: float
+    sm_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillAttentionTable:
+    """The equation, and log(measured / equation) for equal prompts without past.
+
+    `residual[i, j, l]` belongs to `log_group[i]` (query heads per KV head), `log_heads[j]` (query
+    heads times prompts) and `log_length[l]` (prompt length).
+    """
+
+    fit: PrefillAttentionFit
+    log_group: Floats
+    log_heads: Floats
+    log_length: Floats
+    residual: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +108,15 @@ class Curve:
 class KernelTables:
     """All tables of one GPU.
 
-    `gemm` is keyed by weight type ("bf16", "fp8"), `decode` by cache type, `prefill` by head
-    size, the collectives by number of ranks. `norm_us` and `norm_memory` price every fused
+    `gemm` is keyed by weight type ("bf16", "fp8"), attention by cache type and then head size, the
+    collectives by number of ranks. `norm_us` and `norm_memory` price every fused
     elementwise kernel: a fixed cost plus bytes at that fraction of the bandwidth.
     """
 
     name: str
     gemm: Mapping[str, GemmTable]
-    decode: Mapping[str, DecodeAttentionFit]
-    prefill: Mapping[int, PrefillAttentionFit]
+    decode: Mapping[str, Mapping[int, DecodeAttentionTable]]
+    prefill: Mapping[str, Mapping[int, PrefillAttentionTable]]
     all_reduce: Mapping[int, Curve]
     all_gather: Mapping[int, Curve]
     elementwise_us: float
