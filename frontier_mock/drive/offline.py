@@ -10,6 +10,7 @@ from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.events import Finished, Rejected
 from frontier_mock.core.journal import Journal
 from frontier_mock.simtime import SimTime
+from frontier_mock.workload.loops import OpenLoop
 from frontier_mock.workload.source import Item, Source, Timed
 
 
@@ -29,9 +30,12 @@ def run(cluster: Cluster, source: Source, journal: Journal | None = None) -> Off
     rejection, goes back to the source at the time it happened, and what it releases is fed before
     the calendar moves on.
     """
+    items: list[Item] = []
+    if isinstance(source, OpenLoop):
+        _play_open(cluster, source, items, journal)
+        return OfflineRun(cluster, items)
     pending = [(timed.t_ns, timed.item.seq, timed) for timed in source.initial()]
     heapify(pending)
-    items: list[Item] = []
     seen = 0
     events = cluster.log.events
     while True:
@@ -50,6 +54,19 @@ def run(cluster: Cluster, source: Source, journal: Journal | None = None) -> Off
             for timed in _releases(cluster, source, items, seen):
                 heappush(pending, (timed.t_ns, timed.item.seq, timed))
             seen = len(events)
+
+
+def _play_open(
+    cluster: Cluster, source: OpenLoop, items: list[Item], journal: Journal | None
+) -> None:
+    """Nothing an open loop sends depends on what ended, so nobody needs to look."""
+    for timed in source.initial():
+        if journal is not None:
+            journal.record(timed.t_ns, timed.submit)
+        cluster.feed(timed.t_ns, timed.submit)
+        items.append(timed.item)
+    while (next_ns := cluster.next_time()) is not None:
+        cluster.advance_to(next_ns)
 
 
 def _releases(cluster: Cluster, source: Source, items: list[Item], seen: int) -> list[Timed]:

@@ -75,6 +75,7 @@ class Worker:
         self._async = spec.async_scheduling
         self._step = 0
         self._run_end = 0
+        self._run_finish = 0
         self._executing: Step | None = None
         self._queued: Step | None = None
         self._queued_for = 0
@@ -195,7 +196,7 @@ class Worker:
             if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == k:
                 self._log.append(FirstToken(t_ns, self.index, seq.rid))
         scheduler = self.scheduler
-        if scheduler.next_finish() == k:
+        if scheduler.ends and scheduler.ends[0][0] == k:
             for seq in scheduler.pop_finished(k):
                 self._finish(seq, seq.submit.finish_reason, t_ns)
 
@@ -244,6 +245,7 @@ class Worker:
                 return step
         finish = scheduler.next_finish()
         assert finish is not None
+        self._run_finish = finish
         # With somebody waiting, the boundary before a finish may already admit: stop there too.
         limit = min(finish - 1 if scheduler.num_waiting else finish, last)
         if limit <= step:
@@ -254,10 +256,9 @@ class Worker:
     def _catch_up(self, step: int) -> None:
         """Let the scheduler decide all it would have decided before the boundary after `step`."""
         scheduler = self.scheduler
-        finish = scheduler.next_finish()
-        assert finish is not None
+        finish = self._run_finish
         if not self._async:
-            scheduler.coast(min(step, finish))
+            scheduler.coast(step)
             return
         scheduler.coast(min(step + 1, finish))
         executing = self._executing

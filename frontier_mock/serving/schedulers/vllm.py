@@ -83,7 +83,7 @@ class VllmScheduler:
         self._prefilling: list[Sequence] = []
         self._joining: list[Sequence] = []
         self._leaving: dict[int, list[Sequence]] = {}
-        self._ends: list[tuple[int, int, Sequence]] = []
+        self.ends: list[tuple[int, int, Sequence]] = []
         self._phase_counts = [0] * spec.block_size
         self._grants: list[tuple[Sequence, Chunk]] = []
         self.num_decodes = 0
@@ -158,7 +158,7 @@ class VllmScheduler:
 
     def _set_finish(self, seq: Sequence, step: int) -> None:
         seq.finish_step = step
-        heappush(self._ends, (step, seq.rid, seq))
+        heappush(self.ends, (step, seq.rid, seq))
         if not seq.stops_early and self._lag:
             self._leaving.setdefault(step, []).append(seq)
 
@@ -175,7 +175,7 @@ class VllmScheduler:
 
     def next_finish(self) -> int | None:
         """The earliest step in which some sequence produces its last token."""
-        ends = self._ends
+        ends = self.ends
         while ends:
             step, _, seq = ends[0]
             if seq.finish_step == step and seq.state in (DECODE, DRAINING):
@@ -187,7 +187,7 @@ class VllmScheduler:
         """Sequences whose last token `step` produced, freed and no longer counted."""
         finished = []
         while self.next_finish() == step:
-            seq = heappop(self._ends)[2]
+            seq = heappop(self.ends)[2]
             seq.close_span(step)
             self._release(seq)
             finished.append(seq)
