@@ -1,10 +1,73 @@
-"""The program `frontier-mock`: one subcommand per module of this package."""
+"""The program `frontier-mock`: one subcommand per module of this package.
 
+A command's module has `run(argv) -> exit code` and is imported only when its command is called, so
+that `--help` stays instant. Exit codes: 0 done, 1 the run itself failed, 2 bad configuration, 130
+interrupted. Whatever is wrong with a configuration is one line on stderr.
+"""
+
+import importlib
 import sys
+from collections.abc import Sequence
+
+from frontier_mock.config.errors import ConfigError, nearest, shown
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
+    "trace": ("trace", "inspect, convert or synthesise request traces"),
+    "journal": ("journal", "replay a journal offline and print the digest of its events"),
+    "doctor": ("doctor", "check that this machine has what is needed"),
+}
+"""Command -> (module of this package, one-line summary). A command may be two words."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    print(f"frontier-mock: no command {' '.join(arguments)!r} yet", file=sys.stderr)
-    return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except ConfigError as error:
+        print(f"frontier-mock: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"frontier-mock {version('frontier-mock')}")
+        return 0
+    for length in (2, 1):
+        command = " ".join(words[:length])
+        if command in COMMANDS:
+            module = importlib.import_module(f"frontier_mock.cli.{COMMANDS[command][0]}")
+            code: int = module.run(list(words[length:]))
+            return code
+    raise ConfigError(
+        f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}; "
+        f"allowed: {', '.join(COMMANDS)}"
+    )
+
+
+def usage() -> str:
+    """The text of `frontier-mock --help`."""
+    width = max(len(command) for command in COMMANDS)
+    rows = [f"  {command:<{width}}  {summary}" for command, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: frontier-mock COMMAND ...",
+            "",
+            "A drop-in mock of vLLM: a deterministic simulated GPU cluster behind a real port.",
+            "",
+            *rows,
+            "",
+            "`frontier-mock COMMAND --help` says more about each.",
+        ]
+    )

@@ -71,16 +71,18 @@ def length_or_auto(text: str) -> int:
     return -1 if text.strip().lower() in ("-1", "auto") else human_int(text)
 
 
-class _Parser(argparse.ArgumentParser):
+class LineParser(argparse.ArgumentParser):
     """argparse that raises ConfigError where it would print and exit."""
-
-    known: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
         hint = ""
         if message.startswith("unrecognized arguments: "):
             words = [word for word in message.split()[2:] if word.startswith("-")]
-            hint = nearest(words[0].split("=")[0].split(".")[0], self.known) if words else ""
+            hint = (
+                nearest(words[0].split("=")[0].split(".")[0], self._option_string_actions)
+                if words
+                else ""
+            )
         raise ConfigError(message + hint)
 
 
@@ -118,12 +120,11 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], positional: str = "") -> d
 @cache
 def _parser(flags: tuple[Flag, ...], positional: str) -> argparse.ArgumentParser:
     """The argparse parser for a table; built once, it keeps nothing of what it has parsed."""
-    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser = LineParser(add_help=False, argument_default=argparse.SUPPRESS)
     if positional:
         parser.add_argument(positional, nargs="?")
     for flag in flags:
         _add(parser, flag)
-    parser.known = tuple(option for flag in flags for option in flag.options)
     return parser
 
 

@@ -43,6 +43,7 @@ class ResolvedWorker:
     spec: WorkerSpec
     args: VllmArgs
     memory: MemoryPlan
+    without_effect: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Itera
             raise ConfigError(f"{group.where}: port: {port} is beyond 65535")
         name = group.name if group.count == 1 else f"{group.name}{index}"
         spec = replace(worker.spec, name=name, port=port)
-        yield ResolvedWorker(spec, worker.args, worker.memory)
+        yield ResolvedWorker(spec, worker.args, worker.memory, group.without_effect)
 
 
 def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:

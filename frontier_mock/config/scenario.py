@@ -6,6 +6,7 @@ the line, the key's path and what is allowed.
 """
 
 import importlib.resources
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,11 @@ class WorkerGroup:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioSpec:
-    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one."""
+    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one.
+
+    `cluster_text` is the file's cluster section as JSON, for journals, which must say on what they
+    were recorded.
+    """
 
     name: str
     seed: int
@@ -79,6 +84,7 @@ class ScenarioSpec:
     workload: WorkloadSpec | None
     slo: SloSpec
     source: str
+    cluster_text: str = "{}"
 
 
 MAX_WORKERS = 4096
@@ -139,17 +145,25 @@ ELSEWHERE = {
 """Engine flags that have a scenario key of their own."""
 
 
-def load_scenario(name: str, environment: Mapping[str, str] | None = None) -> ScenarioSpec:
-    """The scenario in file `name`, or of that name in the library. Raises ConfigError."""
+def load_scenario(
+    name: str, environment: Mapping[str, str] | None = None, *, need_trace: bool = True
+) -> ScenarioSpec:
+    """The scenario in file `name`, or of that name in the library.
+
+    `need_trace` False lets a trace be absent, for commands that only want the cluster. Raises
+    ConfigError.
+    """
     variables = os.environ if environment is None else environment
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return parse_scenario(_read_file(path), str(path), trace_search(path.parent, variables))
+        search = trace_search(path.parent, variables, need_trace)
+        return parse_scenario(_read_file(path), str(path), search)
     library = importlib.resources.files(LIBRARY)
     known = library_names()
     if name in known:
         text = library.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-        return parse_scenario(text, f"{name}.yaml", trace_search(None, variables))
+        search = trace_search(None, variables, need_trace)
+        return parse_scenario(text, f"{name}.yaml", search)
     listed = ", ".join(known)
     raise ConfigError(
         f"scenario {shown(name)}: neither a file nor in the library{nearest(name, known)}; "
@@ -185,6 +199,7 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         workload=None if workload is None else read_workload(workload, search),
         slo=SloSpec() if slo is None else read_slo(slo),
         source=source,
+        cluster_text="null" if cluster is None else json.dumps(plain(cluster)),
     )
 
 

@@ -1,12 +1,12 @@
 """The `workload:` and `slo:` sections of a scenario, and where trace files are found."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from frontier_mock.config.document import Value, type_word
-from frontier_mock.config.errors import shown
+from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.keys import (
     REQUIRED,
     Key,
@@ -39,6 +39,7 @@ from frontier_mock.workload.specs import (
     UniformTokens,
     WorkloadSpec,
 )
+from frontier_mock.workload.synth import CONVERSATION
 
 T = TypeVar("T")
 
@@ -54,13 +55,21 @@ MAX_COUNT = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class TraceSearch:
-    """Where relative trace paths start: the scenario's directory, the working one, the data one."""
+    """Where relative trace paths start: the scenario's directory, the working one, the data one.
+
+    With `must_exist` False a trace that is nowhere is no error: for commands that do not play it.
+    """
 
     directories: tuple[Path, ...]
+    must_exist: bool = True
 
     def find(self, value: Value, name: str) -> str:
         """The path of an existing file. Raises ConfigError naming every place looked at."""
         tried = []
+        if name.startswith("synthetic:"):
+            if name != CONVERSATION:
+                raise value.error(f"got {shown(name)}; allowed: a file, or {CONVERSATION}")
+            return name
         for directory in self.directories:
             path = directory / name
             try:
@@ -69,6 +78,8 @@ class TraceSearch:
             except (OSError, ValueError):
                 continue
             tried.append(str(path))
+        if not self.must_exist:
+            return name
         places = ", ".join(dict.fromkeys(tried)) or name
         raise value.error(
             f"trace {shown(name)} not found; looked for {places} ({DATA_VARIABLE} names "
@@ -76,13 +87,15 @@ class TraceSearch:
         )
 
 
-def trace_search(directory: Path | None, environment: Mapping[str, str]) -> TraceSearch:
+def trace_search(
+    directory: Path | None, environment: Mapping[str, str], must_exist: bool = True
+) -> TraceSearch:
     """Search order for a scenario that lives in `directory` (None: in the library)."""
     places = [directory] if directory is not None else []
     places.append(Path())
     if environment.get(DATA_VARIABLE):
         places.append(Path(environment[DATA_VARIABLE]))
-    return TraceSearch(tuple(places))
+    return TraceSearch(tuple(places), must_exist)
 
 
 def _checked(value: Value, make: Callable[..., T], *args: Any) -> T:
@@ -229,7 +242,7 @@ TRACE = Key(
     string(),
     REQUIRED,
     "file; relative to the scenario, the working directory, then $FRONTIER_MOCK_DATA; "
-    "or synthetic:conversation",
+    "or synthetic:conversation, made up from its statistics",
 )
 FORMAT = Key(
     "format", optional(one_of(*FORMATS)), None, "trace format; null: recognised from its contents"
@@ -331,7 +344,7 @@ def _read_sessions(section: Section, prompts: PromptSpec) -> SessionsSpec:
 
 def _read_trace(section: Section, search: TraceSearch) -> TraceSpec:
     name = section.get(TRACE)
-    path = name if name.startswith("synthetic:") else search.find(section.at("trace"), name)
+    path = search.find(section.at("trace"), name)
     return _checked(
         section.value,
         TraceSpec,
@@ -351,3 +364,31 @@ def read_slo(value: Value) -> SloSpec:
     """The `slo:` section. Raises ConfigError."""
     section = open_section(value, SLO_KEYS)
     return SloSpec(section.get(TTFT), section.get(TPOT), section.get(E2E))
+
+
+def shorten(
+    spec: WorkloadSpec, requests: int | None = None, duration_s: float | None = None
+) -> WorkloadSpec:
+    """The same workload with at most so many requests (or sessions), or of at most that length.
+
+    Raises ConfigError for `duration_s` where a workload has no times to cut at.
+    """
+    if duration_s is not None:
+        if not isinstance(spec, (TraceSpec, OpenLoopSpec)):
+            raise ConfigError("duration: this workload has no arrival times to cut at")
+        if spec.duration_s is None or duration_s < spec.duration_s:
+            spec = replace(spec, duration_s=duration_s)
+        if isinstance(spec, OpenLoopSpec):
+            spec = replace(spec, num_requests=None)
+    if requests is None:
+        return spec
+    match spec:
+        case TraceSpec():
+            return replace(spec, max_requests=min(requests, spec.max_requests or requests))
+        case SessionsSpec():
+            return replace(spec, num_sessions=min(requests, spec.num_sessions))
+        case OpenLoopSpec():
+            count = min(requests, spec.num_requests or requests)
+            return replace(spec, num_requests=count, duration_s=None)
+        case ClosedLoopSpec() | BurstSpec():
+            return replace(spec, num_requests=min(requests, spec.num_requests))

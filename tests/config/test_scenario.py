@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, library_names, load_scenario, parse_scenario
 from frontier_mock.config.workloads import TraceSearch, trace_search
 from frontier_mock.cost.specs import ParallelSpec
@@ -249,6 +250,10 @@ BAD = [
     ),
     ("name: x\nworkload: {kind: trace, trace: 'a\\0b'}", "workload.trace"),
     (
+        "name: x\nworkload: {kind: trace, trace: 'synthetic:code'}",
+        "workload.trace: got 'synthetic:code'; allowed: a file, or synthetic:conversation",
+    ),
+    (
         "name: x\nworkload: {kind: trace, trace: 'synthetic:conversation', pacing: fast}",
         "workload.pacing: got 'fast'; allowed: timestamps, sequential or {concurrency: N}",
     ),
@@ -297,10 +302,12 @@ def test_a_scenario_is_a_file_or_a_name_of_the_library(tmp_path: Path) -> None:
         load_scenario(str(tmp_path / "folder.yaml"), {})
 
 
-def test_the_library_parses(tmp_path: Path) -> None:
-    for name in library_names():
-        spec = load_scenario(name, {"FRONTIER_MOCK_DATA": str(tmp_path)})
-        assert spec.name == name
+@pytest.mark.parametrize("name", library_names())
+def test_the_library_parses_and_resolves(name: str) -> None:
+    spec = load_scenario(name, {}, need_trace=False)
+    assert spec.name == name
+    assert spec.workload is not None
+    assert resolve_scenario(spec).workers
 
 
 ODD = st.one_of(

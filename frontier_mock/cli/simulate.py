@@ -1,0 +1,95 @@
+"""`frontier-mock simulate`: a scenario offline, no sockets."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from frontier_mock.cli.options import command_parser, warn, whole, write_text
+from frontier_mock.cluster.build import build_cluster
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_lines, scenario_head
+from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
+from frontier_mock.config.scenario import ScenarioSpec, load_scenario
+from frontier_mock.config.traces import load_trace
+from frontier_mock.config.workloads import shorten
+from frontier_mock.core.journal import Journal
+from frontier_mock.drive.offline import run as run_offline
+from frontier_mock.report.summary import RunReport, report_cluster
+from frontier_mock.workload.build import build_source
+from frontier_mock.workload.source import Source
+
+
+def run(argv: Sequence[str]) -> int:
+    """Simulate, print the report, write the files asked for. Raises ConfigError."""
+    options = _options(argv)
+    scenario = load_scenario(options.scenario)
+    if options.seed is not None:
+        scenario = replace(scenario, seed=options.seed)
+    cluster = resolve_scenario(scenario, single_step=options.single_step)
+    warn_without_effect(cluster)
+    source = scenario_source(scenario, options.requests, options.duration)
+    journal = None if options.journal is None else Journal()
+    report = simulate(scenario, cluster, source, journal)
+    text = json.dumps(report.result, indent=2)
+    if options.json is not None:
+        write_text(Path(options.json), text + "\n")
+    if journal is not None:
+        lines = journal_lines(scenario_head(scenario), cluster, journal)
+        write_text(Path(options.journal), "".join(lines))
+    print(text)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("simulate", "Run a scenario offline and report.")
+    parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
+    parser.add_argument("--json", metavar="FILE", help="write the result JSON there")
+    parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
+    parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")
+    parser.add_argument("--duration", type=float, metavar="S", help="at most so many seconds")
+    parser.add_argument("--journal", metavar="FILE", help="write every command with its stamp")
+    parser.add_argument(
+        "--single-step", action="store_true", help="simulate every step on its own (slow, equal)"
+    )
+    return parser.parse_args(list(argv))
+
+
+def warn_without_effect(cluster: ResolvedCluster) -> None:
+    """One warning line for all engine flags that are accepted but not simulated."""
+    idle = [flag for worker in cluster.workers for flag in worker.without_effect]
+    if idle:
+        warn(f"accepted without effect: {', '.join(dict.fromkeys(idle))}")
+
+
+def scenario_source(
+    scenario: ScenarioSpec, requests: int | None, duration_s: float | None
+) -> Source:
+    """The scenario's workload, perhaps shortened, ready to play once. Raises ConfigError."""
+    if scenario.workload is None:
+        raise ConfigError(f"{scenario.source}: key workload is missing; there is nothing to play")
+    if duration_s is not None and not duration_s > 0:
+        raise ConfigError(f"duration: {duration_s} is not a number above 0")
+    workload = shorten(scenario.workload, requests, duration_s)
+    rows = load_trace(workload, scenario.seed)
+    if rows is not None:
+        for line in rows.census.lines()[1:]:
+            warn(f"{rows.name}: {line}")
+    try:
+        return build_source(workload, seed=scenario.seed, rows=rows)
+    except ValueError as error:
+        raise ConfigError(f"{scenario.source}: workload: {error}") from None
+
+
+def simulate(
+    scenario: ScenarioSpec, resolved: ResolvedCluster, source: Source, journal: Journal | None
+) -> RunReport:
+    """Play `source` on the cluster and report; `wall_s` of the report is the loop's own time."""
+    cluster = build_cluster(resolved.spec, resolved.costs)
+    started_s = time.perf_counter()
+    done = run_offline(cluster, source, journal)
+    wall_s = time.perf_counter() - started_s
+    measured = [item.measured for item in done.items]
+    return report_cluster(cluster, scenario.name, wall_s, measured, scenario.slo)

@@ -1,0 +1,170 @@
+"""The program's manners: help, unknown words, one line and exit code 2 for what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frontier_mock.cli import doctor
+from frontier_mock.cli.main import COMMANDS, main
+
+SMALL = """
+name: small
+cluster:
+  workers:
+    - {model: meta-llama/Llama-3.1-8B-Instruct, count: 2}
+workload: {kind: burst, num_requests: 6, input_tokens: 100, output_tokens: {uniform: [5, 9]}}
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+    assert main([]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("frontier-mock 0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["simulat"], "unknown command 'simulat' (did you mean simulate?)"),
+        (["simulate"], "the following arguments are required: scenario"),
+        (["simulate", "absent.yaml"], "scenario absent.yaml: cannot be read: No such file"),
+        (["simulate", "poisson-8xh80"], "(did you mean poisson-8xh800?)"),
+        (["simulate", "poisson-8xh800", "--sed", "1"], "--sed 1 (did you mean --seed?)"),
+        (["simulate", "poisson-8xh800", "--requests", "0"], "0 is not allowed; must be >= 1"),
+        (["simulate", "poisson-8xh800", "--duration", "-1"], "duration: -1.0 is not a number"),
+        (["simulate", "mooncake-conversation"], "conversation_trace.jsonl' not found"),
+        (["trace", "inspect", "absent.jsonl"], "absent.jsonl: cannot be read: No such file"),
+        (["trace", "synth", "/absent/x"], "/absent/x: cannot be written: No such file"),
+        (["journal", "replay", "absent"], "journal absent: cannot be read: No such file"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    argv: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FRONTIER_MOCK_DATA", raising=False)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("frontier-mock: error: ")
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "not valid YAML"),
+        ("nmae: x", "unknown key 'nmae' (did you mean name?)"),
+        ("name: x", "key cluster is missing; there is nothing to serve"),
+        (SMALL.replace("workload:", "workload: null\nslo: null\n#"), "key workload is missing"),
+        (SMALL.replace("num_requests: 6", "num_requests: six"), "workload.num_requests: got 'six'"),
+        (SMALL.replace("8B", "9B"), "cluster.workers[0]: model: no profile for"),
+    ],
+)
+def test_bad_scenarios(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert main(["simulate", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_simulating_twice_gives_the_same_digest_and_so_does_its_journal(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, journal = tmp_path / "r.json", tmp_path / "j.jsonl"
+    assert main(["simulate", scenario, "--json", str(result), "--journal", str(journal)]) == 0
+    digest = json.loads(result.read_text())["digest"]
+    assert main(["simulate", scenario, "--single-step", "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["digest"] == digest
+    capsys.readouterr()
+    assert main(["journal", "replay", str(journal)]) == 0
+    assert capsys.readouterr().out.strip() == digest
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda text: "", "line 1 is not a journal's head"),
+        (lambda text: text.replace('"frontier_mock_journal": 1', '"other": 1'), "line 1 is not"),
+        (lambda text: text + "{}\n", "after its head, journal line 7"),
+        (lambda text: text.replace("Llama-3.1-8B-Instruct", "x"), "model: no profile for"),
+    ],
+)
+def test_spoilt_journals(
+    spoil: object, said: str, scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "j.jsonl"
+    assert main(["simulate", scenario, "--journal", str(journal)]) == 0
+    assert callable(spoil)
+    journal.write_text(spoil(journal.read_text()))
+    capsys.readouterr()
+    assert main(["journal", "replay", str(journal)]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_requests_and_duration_shorten_a_run(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "r.json"
+    assert main(["simulate", scenario, "--requests", "2", "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["requests"]["completed"] == 2
+    assert main(["simulate", scenario, "--duration", "2"]) == 2
+    assert "this workload has no arrival times to cut at" in capsys.readouterr().err
+
+
+def test_a_trace_can_be_made_up_converted_and_inspected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, again = tmp_path / "made.jsonl", tmp_path / "again.jsonl"
+    assert main(["trace", "synth", str(made), "--requests", "50"]) == 0
+    assert main(["trace", "convert", str(made), str(again)]) == 0
+    assert made.read_text() == again.read_text()
+    with made.open("a") as file:
+        file.write("not json\n")
+    assert main(["trace", "inspect", str(made)]) == 0
+    said = capsys.readouterr().out
+    assert "50 of 51 rows read" in said
+    assert "line 51: skipped" in said
+
+
+def test_doctor_says_what_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["doctor"]) == 0
+    assert "ok  Python" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "necessary_checks", lambda: [("a leg", False, "to stand on")])
+    assert main(["doctor"]) == 1
+    assert "MISSING  a leg: to stand on" in capsys.readouterr().out
+
+
+def test_flags_without_effect_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(SMALL.replace("count: 2", "count: 2, engine_args: {trust-remote-code: true}"))
+    assert main(["simulate", str(path)]) == 0
+    warnings = capsys.readouterr().err
+    assert warnings == "frontier-mock: warning: accepted without effect: --trust-remote-code\n"
