@@ -22,8 +22,7 @@ def test_what_is_written_is_read() -> None:
         '{"t": "1", "abort": 2}',
         '{"t": 1, "abort": true}',
         '{"t": 1, "prompt": 3, "output": []}',
-        '{"t": 1, "prompt": [1, 16, "?"], "output": [1, 1, "stop"], "output_keys": "",'
-        ' "worker": 0, "priority": 0, "tag": ""}',
+        '{"t": 1, "prompt": [1, 16, "?"], "output": [1, 1, "stop"], "output_keys": ""}',
     ],
 )
 def test_a_bad_line_is_named(line: str) -> None:
