@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from frontier_mock.core.commands import Abort, Command, Submit
-from frontier_mock.core.events import EventLog, Finished, FirstToken, Rejected, Scheduled
+from frontier_mock.core.events import Event, EventLog, Finished, FirstToken, Rejected, Scheduled
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.timekeeper import Feed, Move, Resume, StallError, Timekeeper
@@ -33,8 +33,8 @@ logger = logging.getLogger("frontier_mock")
 _MOVES_PER_PUMP = 256
 """Warp: decisions taken before sockets are polled again."""
 
-_EVENTS_KEPT = 4096
-"""Folded events held in the log before they are dropped in one go."""
+_EVENTS_BATCH = 4096
+"""Events hashed, and forgotten, in one go."""
 
 
 class LateError(RuntimeError):
@@ -42,7 +42,7 @@ class LateError(RuntimeError):
 
 
 class ShutdownError(RuntimeError):
-    """The server stopped before the request had reached the engine."""
+    """The engine is gone, or going, before the request had reached it."""
 
 
 class Engine(Protocol):
@@ -75,8 +75,12 @@ class Engine(Protocol):
 class Folder(Protocol):
     """A fold over one worker's events, such as its metrics."""
 
-    def fold(self, event: object) -> None:
+    def fold(self, event: Event) -> None:
         """Take one event into account."""
+        ...
+
+    def request(self, rids: Sequence[int]) -> None:
+        """These sequences, fed just now, are the choices of one request."""
         ...
 
 
@@ -143,6 +147,7 @@ class Ticket:
         "abandoned",
         "actor",
         "arrival_ns",
+        "choices",
         "flights",
         "open",
         "rejected",
@@ -151,9 +156,15 @@ class Ticket:
     )
 
     def __init__(
-        self, submits: Sequence[Submit], subscriber: Subscriber, actor: str | None, stamp: SimTime
+        self,
+        submits: Sequence[Submit],
+        subscriber: Subscriber,
+        actor: str | None,
+        choices: int,
+        stamp: SimTime,
     ) -> None:
         self.submits = submits
+        self.choices = choices
         self.subscriber = subscriber
         self.actor = actor
         self.arrival_ns = stamp
@@ -171,7 +182,11 @@ Action = Callable[[], None]
 
 
 class Driver:
-    """See the theory of operation at the top of this module."""
+    """See the theory of operation at the top of this module.
+
+    `keep_events` is how many events stay in the engine's log for a report; when there are more,
+    they are all let go, and from then on as soon as they are folded (`forgot_events`).
+    """
 
     def __init__(
         self,
@@ -180,7 +195,7 @@ class Driver:
         folders: Sequence[Folder],
         *,
         journal: Callable[[SimTime, Command], None] | None = None,
-        on_event: Callable[[object], None] | None = None,
+        keep_events: int = 0,
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.engine = engine
@@ -194,13 +209,17 @@ class Driver:
         self.drift = Drift(late_ms=clock.late_ms, scale=clock.scale)
         self.in_flight: dict[Ticket, None] = {}
         self.error: BaseException | None = None
+        self.accepting = True
         self.died = asyncio.Event()
         self._warp = clock.mode == "warp"
         self._pace = Pace(0, clock.scale)
         self._abort_late_ns = int(clock.late_ms_max * NS_PER_MS * clock.scale)
         self._wall_ns = wall_ns
         self._journal = journal
-        self._on_event = on_event
+        self._keep_events = keep_events
+        self._digested = 0
+        self.forgot_events = False
+        self._folders = folders
         self._folds = [folder.fold for folder in folders]
         self._log = engine.log
         self._cursor = 0
@@ -237,13 +256,20 @@ class Driver:
         return (self._wall_ns() - self._started_wall_ns) / NS_PER_S
 
     def submit(
-        self, submits: Sequence[Submit], subscriber: Subscriber, actor: str | None = None
+        self,
+        submits: Sequence[Submit],
+        subscriber: Subscriber,
+        actor: str | None = None,
+        choices: int = 1,
     ) -> Ticket:
-        """Accept a request, stamped now. Raises RuntimeError if the driver is dead."""
-        if self.error is not None:
-            raise RuntimeError("the engine is dead")
+        """Accept a request, stamped now; `choices` consecutive sequences share a prompt.
+
+        Raises ShutdownError if the driver takes no more.
+        """
+        if self.error is not None or not self.accepting:
+            raise ShutdownError("the engine takes no more requests")
         stamp = self._stamp()
-        ticket = Ticket(submits, subscriber, actor, stamp)
+        ticket = Ticket(submits, subscriber, actor, choices, stamp)
         self.in_flight[ticket] = None
         self.keeper.park(actor)
         self._post(stamp, ticket, True)
@@ -266,11 +292,22 @@ class Driver:
         if self._pump_soon is None and self.error is None and self._loop is not None:
             self._pump_soon = self._loop.call_soon(self._pump)
 
+    def running_tokens(self, worker: int) -> int:
+        """Output tokens so far of the sequences that are in flight on a worker."""
+        tokens = self.engine.tokens
+        return sum(tokens(f.rid) for f in self._flights.values() if f.worker == worker)
+
+    def catch_up(self) -> None:
+        """Bring the engine to the present, for a reader of its state (paced clocks only)."""
+        if not self._warp and self.error is None:
+            self._pump()
+
     def settle(self) -> None:
         """Shutdown: abort what is in flight and run the engine until those aborts have ended.
 
         Requests that were still waiting to be fed have never been in the engine; they fail.
         """
+        self.accepting = False
         for ticket in list(self.in_flight):
             if not ticket.flights:
                 self._drop(ticket, ShutdownError("the server is shutting down"))
@@ -333,11 +370,18 @@ class Driver:
                 self._live[submit.worker][rid] = flight
         if streams:
             self._fresh.append(ticket)
+        if ticket.choices > 1:
+            rids = [flight.rid for flight in ticket.flights]
+            for first in range(0, len(rids), ticket.choices):
+                group = self._folders[ticket.flights[first].worker]
+                group.request(rids[first : first + ticket.choices])
 
     # The pump
 
     def _pump(self) -> None:
-        self._pump_soon = None
+        if self._pump_soon is not None:
+            self._pump_soon.cancel()
+            self._pump_soon = None
         try:
             if self._warp:
                 self._pump_warp()
@@ -502,8 +546,6 @@ class Driver:
         folds = self._folds
         for event in events[self._cursor : end] if self._cursor else events:
             folds[event.worker](event)
-            if self._on_event is not None:
-                self._on_event(event)
             if isinstance(event, Finished):
                 self._end(event.t_ns, event.rid, event.reason, event.output_tokens)
             elif isinstance(event, FirstToken):
@@ -520,9 +562,18 @@ class Driver:
                     flight.ticket.rejected = event.reason
                 self._end(event.t_ns, event.rid, event.reason, 0)
         self._cursor = end
-        if end >= _EVENTS_KEPT:
+        if end - self._digested >= _EVENTS_BATCH:
+            self._digest(end)
+
+    def _digest(self, end: int) -> None:
+        """Take folded events into the digest, and let go of them once there are too many."""
+        if end <= self._keep_events:
+            self._log.digest()
+            self._digested = end
+        else:
             self._log.drop(end)
-            self._cursor = 0
+            self._keep_events = self._cursor = self._digested = 0
+            self.forgot_events = True
 
     def _end(self, t_ns: SimTime, rid: int, reason: str, output_tokens: int) -> None:
         flight = self._flights.pop(rid, None)

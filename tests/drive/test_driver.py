@@ -1,13 +1,15 @@
 """The driver on a real cluster: modes, subscribers that fail, aborts, and the journal law."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.commands import Command, Submit
-from frontier_mock.drive.driver import Driver, Flight, LateError, Ticket
+from frontier_mock.core.events import Event
+from frontier_mock.drive.driver import Driver, Flight, LateError, ShutdownError, Ticket
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.timekeeper import StallError
 from frontier_mock.serving.specs import SchedulerSpec
@@ -24,7 +26,10 @@ FAST = ClockSpec(mode="scaled", scale=50.0, late_ms_max=1e9)
 class Nothing:
     """A fold that forgets."""
 
-    def fold(self, event: object) -> None:
+    def fold(self, event: Event) -> None:
+        pass
+
+    def request(self, rids: Sequence[int]) -> None:
         pass
 
 
@@ -210,7 +215,7 @@ async def test_engine_failure_answers_everybody_and_refuses_the_rest() -> None:
     with pytest.raises(ZeroDivisionError):
         await reader.done
     await run.driver.died.wait()
-    with pytest.raises(RuntimeError, match="dead"):
+    with pytest.raises(ShutdownError):
         run.driver.submit([submit(2)], Reader())
     run.driver.stop()
 

@@ -1,0 +1,269 @@
+"""The clock as a service: the verbs of the Timekeeper over HTTP (docs/internals.md).
+
+Bodies and replies are JSON; times are integer nanoseconds of virtual time. The connection that
+holds /sim/clock/register open owns the leases it created, so a client that dies frees time.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.timekeeper import ActorError
+from frontier_mock.serve.answers import LAST_CHUNK, NDJSON, Answer, Handler, Heads, chunk
+from frontier_mock.simtime import SimTime, from_seconds
+
+_MAX_SECONDS = 1e9
+"""Longest sleep in one call, about thirty years: keeps absurd numbers out of the calendar."""
+
+_MAX_NS = from_seconds(_MAX_SECONDS)
+
+Body = Mapping[str, object]
+
+Report = Callable[[], Mapping[str, object]]
+"""Makes the body of GET /sim/report."""
+
+
+class VerbError(ValueError):
+    """A body that does not say what its verb needs; the message names the key."""
+
+
+class ClockRoutes:
+    """Routes under /sim. One instance serves every port of a cluster: there is one clock."""
+
+    def __init__(self, driver: Driver, report: Report) -> None:
+        self._driver = driver
+        self._report = report
+        self._heads = Heads()
+        self._sessions = 0
+        self._closing = asyncio.Event()
+
+    def table(self) -> dict[tuple[str, str], Handler]:
+        """Handlers by (method, path)."""
+        verbs = {
+            "fork": self._fork,
+            "sleep": self._sleep,
+            "barrier": self._barrier,
+            "release": self._release,
+            "advance": self._advance,
+        }
+        table = {("POST", f"/sim/clock/{name}"): _verb(act) for name, act in verbs.items()}
+        table["POST", "/sim/clock/register"] = self._register
+        table["GET", "/sim/clock"] = self._clock
+        table["GET", "/sim/report"] = self._get_report
+        return table
+
+    def close(self) -> None:
+        """End the streams of all sessions."""
+        self._closing.set()
+
+    # Verbs
+
+    async def _register(self, request: web.BaseRequest) -> Answer | None:
+        keeper = self._driver.keeper
+        self._sessions += 1
+        session = self._sessions
+        try:
+            keeper.register(session, _names(await _body(request), "actors"))
+        except ValueError as error:
+            return _refused(error)
+        try:
+            self._driver.poke()
+            transport = request.transport
+            if transport is None or transport.is_closing():
+                return None
+            line = json.dumps({"session": session, "now_ns": self._driver.now_ns()}) + "\n"
+            chunked = request.version >= (1, 1)
+            head = self._heads.streamed(NDJSON, "", chunked=chunked, close=not chunked)
+            data = line.encode()
+            transport.write(head + (chunk(data) if chunked else data))
+            await self._closing.wait()
+            if chunked:
+                transport.write(LAST_CHUNK)
+            return None
+        finally:
+            _run(keeper.close(session))
+            self._driver.poke()
+
+    async def _fork(self, body: Body) -> dict[str, object]:
+        keeper = self._driver.keeper
+        keeper.fork(_name(body, "parent"), _names(body, "children"), once=_flag(body, "once"))
+        self._driver.poke()
+        return self._now()
+
+    async def _sleep(self, body: Body) -> dict[str, object]:
+        until_ns = self._until(body)
+        then = body.get("then_fork")
+        if then is None:
+            then = {"children": []}
+        if not isinstance(then, dict):
+            raise VerbError("then_fork must be an object")
+        woken = _Waiter()
+        self._driver.keeper.sleep(
+            _name(body, "actor"),
+            until_ns,
+            woken.wake,
+            children=_names(then, "children"),
+            once=_flag(then, "once"),
+        )
+        return await self._wait(woken)
+
+    async def _barrier(self, body: Body) -> dict[str, object]:
+        passed = _Waiter()
+        size = body.get("size")
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise VerbError("size must be an integer")
+        keeper = self._driver.keeper
+        keeper.barrier(_name(body, "actor"), _name(body, "group"), size, passed.wake)
+        return await self._wait(passed)
+
+    async def _release(self, body: Body) -> dict[str, object]:
+        _run(self._driver.keeper.release(_names(body, "actors")))
+        self._driver.poke()
+        return self._now()
+
+    async def _advance(self, body: Body) -> dict[str, object]:
+        log = self._driver.engine.log
+        before = len(log)
+        arrived = _Waiter()
+        self._driver.keeper.advance(self._until(body), arrived.wake)
+        reply = await self._wait(arrived)
+        return {**reply, "events": len(log) - before}
+
+    # Views
+
+    async def _clock(self, request: web.BaseRequest) -> Answer:
+        driver = self._driver
+        keeper = driver.keeper
+        clock = driver.clock
+        warp = clock.mode == "warp"
+        return _json(
+            {
+                "now_ns": driver.now_ns(),
+                "mode": clock.mode,
+                "scale": None if warp else clock.scale,
+                "canonical": warp,
+                "baton": clock.baton,
+                "wall_s": driver.wall_s(),
+                "in_flight": len(driver.in_flight),
+                "next_ns": driver.engine.next_time(),
+                "actors": [
+                    {
+                        "name": actor.name,
+                        "state": actor.state.value,
+                        "last": actor.last,
+                        "session": actor.session,
+                        "outstanding": actor.outstanding,
+                    }
+                    for actor in keeper.actors.values()
+                ],
+                "held_by": [{"name": name, "last": last} for name, last in keeper.holders()],
+                "jumps": keeper.jumps,
+                "grace_jumps": keeper.guesses,
+                "stalls": {
+                    "count": keeper.stall_count,
+                    "by_actor": keeper.stalled_by,
+                    "recent": [str(stall) for stall in keeper.stalls[-10:]],
+                },
+                "drift": driver.drift.verdict(),
+                "error": None if driver.error is None else str(driver.error),
+            }
+        )
+
+    async def _get_report(self, request: web.BaseRequest) -> Answer:
+        self._driver.catch_up()
+        return _json(self._report())
+
+    # Parts
+
+    def _now(self) -> dict[str, object]:
+        return {"now_ns": self._driver.now_ns()}
+
+    async def _wait(self, waiter: "_Waiter") -> dict[str, object]:
+        self._driver.poke()
+        await waiter.woken.wait()
+        return self._now()
+
+    def _until(self, body: Body) -> SimTime:
+        until_ns, seconds = body.get("until_ns"), body.get("seconds")
+        if isinstance(until_ns, int) and not isinstance(until_ns, bool):
+            if not -_MAX_NS <= until_ns <= _MAX_NS:
+                raise VerbError(f"until_ns must be within {_MAX_NS} of 0")
+            return until_ns
+        if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+            if not (math.isfinite(seconds) and 0 <= seconds <= _MAX_SECONDS):
+                raise VerbError(f"seconds must be between 0 and {_MAX_SECONDS:g}")
+            return self._driver.now_ns() + from_seconds(seconds)
+        raise VerbError("until_ns (an integer) or seconds (a number) is required")
+
+
+class _Waiter:
+    """A handler that waits for its actor's turn."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """The actor may go on."""
+        self.woken.set()
+
+
+def _verb(act: Callable[[Body], Awaitable[dict[str, object]]]) -> Handler:
+    async def handle(request: web.BaseRequest) -> Answer:
+        try:
+            return _json(await act(await _body(request)))
+        except ValueError as error:
+            return _refused(error)
+
+    return handle
+
+
+def _run(actions: list[Callable[[], None]]) -> None:
+    for action in actions:
+        action()
+
+
+def _refused(error: ValueError) -> Answer:
+    """409 for a verb that makes no sense now, 400 for one that makes no sense at all."""
+    status = 409 if isinstance(error, ActorError) else 400
+    return _json({"error": str(error)}, status)
+
+
+def _json(value: Mapping[str, object], status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value, separators=(",", ":")).encode())
+
+
+async def _body(request: web.BaseRequest) -> Body:
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise VerbError("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise VerbError("the body must be an object")
+    return body
+
+
+def _name(body: Body, key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value:
+        raise VerbError(f"{key} must be a non-empty string")
+    return value
+
+
+def _names(body: Body, key: str) -> list[str]:
+    value = body.get(key)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise VerbError(f"{key} must be a list of strings")
+    return value
+
+
+def _flag(body: Body, key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise VerbError(f"{key} must be true or false")
+    return value

@@ -1,0 +1,20 @@
+"""What the HTTP layer is told beyond the model: vLLM's front-end flags that change its answers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """Names are vLLM's flags (`--api-key`, `--root-path`, ...) with `_` for `-`.
+
+    `dev_mode` is VLLM_SERVER_DEV_MODE=1. `shutdown_timeout_s` is how long SIGTERM lets requests in
+    flight go on before they are aborted. `version` is what GET /version says.
+    """
+
+    api_key: tuple[str, ...] = ()
+    root_path: str = ""
+    enable_request_id_headers: bool = False
+    enable_server_load_tracking: bool = False
+    dev_mode: bool = False
+    shutdown_timeout_s: float = 0.0
+    version: str = "0.33.0"

@@ -1,0 +1,322 @@
+"""Every worker of a cluster on its own port: one process, one clock, one Driver."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from frontier_mock.cluster.build import build_cluster
+from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.cluster.specs import ClusterSpec
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.core.commands import Command, Submit
+from frontier_mock.core.journal import to_line
+from frontier_mock.cost.protocol import StepCost
+from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.report.summary import report_cluster
+from frontier_mock.serve.clock_routes import ClockRoutes
+from frontier_mock.serve.settings import HttpSettings
+from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
+from frontier_mock.serve.worker_metrics import WorkerMetrics
+from frontier_mock.simtime import SimTime, to_seconds
+from frontier_mock.wire.served import ServedModel
+
+logger = logging.getLogger("frontier_mock")
+uvicorn_logger = logging.getLogger("frontier_mock.uvicorn")
+protocol_logger = logging.getLogger("frontier_mock.protocol")
+"""aiohttp's complaints about bytes that are not HTTP/1, such as a router's HTTP/2 preface; they are
+answered with 400 and are no news."""
+
+_BACKLOG = 2048
+_EVENTS_KEPT = 500_000
+"""Events kept for GET /sim/report: about 100,000 requests, about 100 MB."""
+_KEEPALIVE_S = 75.0
+"""Longer than any router's pool keeps an idle connection. uvicorn's 5 s lets a client's request
+race the server's close; with virtual think times of hours that would be every request."""
+_HEADER_BYTES = 1 << 20
+_GC_ALLOCATIONS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSpec:
+    """Everything a server is told, resolved. `served[i]` is what `cluster.workers[i]` serves.
+
+    `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
+    the URLs of all workers once all of them listen.
+    """
+
+    cluster: ClusterSpec
+    costs: Sequence[StepCost]
+    served: Sequence[ServedModel]
+    clock: ClockSpec
+    http: HttpSettings = field(default_factory=HttpSettings)
+    scenario: str = "live"
+    host: str | None = None
+    ready_file: str | None = None
+    journal_path: str | None = None
+
+
+class _Loop(Protocol):
+    def __call__(self) -> asyncio.AbstractEventLoop: ...
+
+
+def run_cluster(spec: ServeSpec) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if the engine failed.
+
+    Raises ConfigError for a port in use, an unknown host, or a file that cannot be written.
+    """
+    _log_to_stderr()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(spec))
+
+
+async def _serve(spec: ServeSpec) -> int:
+    server = ClusterServer(spec)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
+    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(server.driver.died.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    logger.info("Shutting down")
+    await server.stop()
+    return 1 if server.driver.error is not None else 0
+
+
+class ClusterServer:
+    """All ports of one cluster. `start` and `stop` must run in the same event loop."""
+
+    def __init__(self, spec: ServeSpec) -> None:
+        """Binds the ports and builds the engine. Raises ConfigError."""
+        self._spec = spec
+        self.cluster: Cluster = build_cluster(spec.cluster, spec.costs)
+        created_s = time.time()
+        self.metrics = [
+            WorkerMetrics(worker, served, created_s)
+            for worker, served in zip(self.cluster.workers, spec.served, strict=True)
+        ]
+        with contextlib.ExitStack() as opened:
+            self._sockets = [
+                opened.enter_context(_bind(spec.host, worker.port))
+                for worker in spec.cluster.workers
+            ]
+            journal = opened.enter_context(_journal(spec))
+            self._opened = opened.pop_all()
+        self.driver = Driver(
+            self.cluster, spec.clock, self.metrics, journal=journal, keep_events=_EVENTS_KEPT
+        )
+        self._clock_routes = ClockRoutes(self.driver, self._report)
+        self._servers: list[asyncio.Server] = []
+        self._webs: list[web.Server] = []
+
+    @property
+    def urls(self) -> list[str]:
+        """Base URL of each worker, in order."""
+        return [_url(sock, self._spec.host) for sock in self._sockets]
+
+    async def start(self) -> None:
+        """Listen on every port, then say so."""
+        loop = asyncio.get_running_loop()
+        self.driver.start()
+        parts = zip(self._spec.served, self.metrics, self._sockets, strict=True)
+        for number, (served, metrics, sock) in enumerate(parts):
+            part = WorkerPart(number, served, metrics)
+            app = VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
+            protocols = _http_server(app)
+            self._webs.append(protocols)
+            self._servers.append(await loop.create_server(protocols, sock=sock, backlog=_BACKLOG))
+            logger.info("Starting vLLM server on %s", _url(sock, self._spec.host))
+        uvicorn_logger.info("Started server process [%d]", os.getpid())
+        uvicorn_logger.info("Waiting for application startup.")
+        uvicorn_logger.info("Application startup complete.")
+        self._write_ready_file()
+
+    async def stop(self) -> None:
+        """No new connections; let requests in flight drain or abort them; close and report."""
+        for server in self._servers:
+            server.close()
+        driver = self.driver
+        driver.accepting = False
+        patience_s = self._spec.http.shutdown_timeout_s
+        if driver.in_flight and patience_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while driver.in_flight and driver.error is None:
+                        await asyncio.sleep(_DRAIN_POLL_S)
+        driver.settle()
+        self._clock_routes.close()
+        for protocols in self._webs:
+            protocols.pre_shutdown()
+        await asyncio.gather(*(protocols.shutdown(_CLOSE_TIMEOUT_S) for protocols in self._webs))
+        driver.stop()
+        self._opened.close()
+        self._say_goodbye()
+
+    def _report(self) -> dict[str, object]:
+        """The result so far; figures over requests are left out once their events are gone."""
+        driver = self.driver
+        head: dict[str, object] = {
+            "now_ns": driver.now_ns(),
+            "in_flight": len(driver.in_flight),
+            "log_complete": not driver.forgot_events,
+        }
+        if driver.forgot_events:
+            return {**head, "wall_s": driver.wall_s(), "digest": self.cluster.log.digest()}
+        report = report_cluster(self.cluster, self._spec.scenario, driver.wall_s())
+        return {**head, **report.result}
+
+    def _write_ready_file(self) -> None:
+        path = self._spec.ready_file
+        if path is None:
+            return
+        names = [worker.name for worker in self._spec.cluster.workers]
+        pairs = zip(names, self.urls, strict=True)
+        text = json.dumps({"workers": [{"name": name, "url": url} for name, url in pairs]})
+        try:
+            # Written beside and renamed, so that whoever waits for the file never reads half of it.
+            draft = Path(f"{path}.part")
+            draft.write_text(text + "\n", encoding="utf-8")
+            draft.replace(path)
+        except OSError as error:
+            raise ConfigError(f"ready-file: cannot write {path}: {error.strerror}") from None
+
+    def _say_goodbye(self) -> None:
+        driver = self.driver
+        keeper = driver.keeper
+        virtual_s, wall_s = to_seconds(driver.now_ns()), driver.wall_s()
+        logger.info(
+            "clock: %.3f virtual s in %.3f real s (%.2fx)",
+            virtual_s,
+            wall_s,
+            virtual_s / wall_s if wall_s > 0 else 0.0,
+        )
+        if self._spec.clock.mode == "warp":
+            logger.info(
+                "warp: %d jumps, %d of them past clients without a lease; %d stalls",
+                keeper.jumps,
+                keeper.guesses,
+                keeper.stall_count,
+            )
+            for stall in keeper.stalls[-10:]:
+                logger.warning("%s", stall)
+        else:
+            logger.info("%s", driver.drift.verdict())
+        logger.info("digest: %s", self.cluster.log.digest())
+
+
+_DRAIN_POLL_S = 0.02
+_CLOSE_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | None]:
+    """Where the driver writes what it feeds, None if nobody asked for a journal."""
+    path = spec.journal_path
+    if path is None:
+        yield None
+        return
+    blocks = [worker.scheduler.block_size for worker in spec.cluster.workers]
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+
+            def write(stamp: SimTime, command: Command) -> None:
+                worker = command.worker if isinstance(command, Submit) else 0
+                file.write(to_line(stamp, command, blocks[worker]) + "\n")
+
+            yield write
+    except OSError as error:
+        raise ConfigError(f"journal: cannot write {path}: {error.strerror}") from None
+
+
+def _http_server(app: VllmApp) -> web.Server:
+    return web.Server(
+        app,
+        request_factory=_unlimited_request,
+        handler_cancellation=True,
+        access_log=None,
+        logger=protocol_logger,
+        keepalive_timeout=_KEEPALIVE_S,
+        max_line_size=_HEADER_BYTES,
+        max_field_size=_HEADER_BYTES,
+        lingering_time=0.0,
+    )
+
+
+def _unlimited_request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: "asyncio.Task[None]",
+) -> web.BaseRequest:
+    """A request whose body may have any size: prompts of megabytes are normal."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=0)
+
+
+def _bind(host: str | None, port: int) -> socket.socket:
+    address = host or "0.0.0.0"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.setblocking(False)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"port: cannot listen on {address}:{port}: {reason}") from None
+    return sock
+
+
+def _url(sock: socket.socket, host: str | None) -> str:
+    address = host or "0.0.0.0"
+    shown = f"[{address}]" if ":" in address else address
+    return f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def _loop_factory() -> _Loop:
+    """uvloop if it is installed, else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: _Loop = uvloop.new_event_loop
+    return factory
+
+
+def _log_to_stderr() -> None:
+    """vLLM's and uvicorn's line shapes, which harnesses watch for (vllm.md section 9.1)."""
+    for target, shape in (
+        (logger, "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"),
+        (uvicorn_logger, "%(levelname)s:     %(message)s"),
+    ):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(shape, "%m-%d %H:%M:%S"))
+        target.handlers[:] = [handler]
+        target.setLevel(logging.INFO)
+        target.propagate = False
+    protocol_logger.setLevel(logging.CRITICAL)

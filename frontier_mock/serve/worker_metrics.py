@@ -1,0 +1,61 @@
+"""One worker's /metrics: the fold over its events, and what only a running server can add."""
+
+from collections.abc import Sequence
+
+from frontier_mock.core.events import Event, Finished
+from frontier_mock.report.itl import inter_token_gaps
+from frontier_mock.serving.worker import Worker
+from frontier_mock.simtime import SimTime
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.vllm_metrics import VllmMetrics
+
+_FINISHED_BATCH = 1024
+"""Finished sequences whose inter-token latencies are folded in one vectorised go."""
+
+
+class WorkerMetrics:
+    """Folds events as the Driver dispatches them; renders on demand."""
+
+    __slots__ = ("_finished", "_fold", "_metrics", "_worker")
+
+    def __init__(self, worker: Worker, served: ServedModel, created_s: float) -> None:
+        """`created_s` is the unix time at which the server started."""
+        spec = worker.spec
+        cache_config = {
+            "block_size": str(spec.block_size),
+            "enable_prefix_caching": str(spec.enable_prefix_caching),
+            "num_gpu_blocks": str(spec.num_blocks),
+        }
+        self._metrics = VllmMetrics(
+            served.names[0], served.max_model_len, created_s, cache_config=cache_config
+        )
+        self._fold = self._metrics.fold
+        self._worker = worker
+        self._finished: list[Finished] = []
+
+    def fold(self, event: Event) -> None:
+        """Take one event of this worker into account."""
+        self._fold(event)
+        if isinstance(event, Finished):
+            self._finished.append(event)
+            if len(self._finished) >= _FINISHED_BATCH:
+                self._fold_gaps()
+
+    def request(self, rids: Sequence[int]) -> None:
+        """These sequences are the choices of one request."""
+        self._metrics.request(rids)
+
+    def render(self, now: SimTime, running_tokens: int) -> bytes:
+        """The exposition at `now`; `running_tokens` were produced by unfinished sequences."""
+        self._fold_gaps()
+        return self._metrics.render(self._worker.gauges(now), running_tokens=running_tokens)
+
+    def _fold_gaps(self) -> None:
+        if not self._finished:
+            return
+        timeline = self._worker.timeline
+        # Spans are of this worker alone; the others' places in the list are never looked at.
+        gaps = inter_token_gaps(self._finished, [timeline] * (self._worker.index + 1))
+        self._finished.clear()
+        if len(gaps.values_ns):
+            self._metrics.fold_itl(gaps.values_ns, gaps.weights)
