@@ -46,7 +46,7 @@ ENGINE_FLAGS = """
 --model-class-overrides | json | - |
 --pooler-config | json | - |
 --generation-config | text | auto |
---override-generation-config | json | - |
+--override-generation-config | json | - | its max_new_tokens caps outputs
 --enable-sleep-mode | switch | False |
 --sleep-mode-backend | text | cumem |
 --sleep-mode-offload-cudagraph | switch | False |
@@ -259,7 +259,7 @@ ENGINE_FLAGS = """
 --disable-log-stats | flag | False |
 --aggregate-engine-logging | flag | False |
 --fail-on-environ-validation | switch | False |
---shutdown-timeout | int | 0 |
+--shutdown-timeout | int | 0 | seconds that requests in flight get after SIGTERM; 0: abort
 --gdn-prefill-backend | choice:flashinfer,triton,cutedsl,aiter_flydsl,sycl | - |
 --kda-prefill-backend | choice:auto,triton,flashkda,flashinfer,fused | - |
 --kda-decode-backend | choice:auto,native,flashinfer,triton | - |
@@ -271,15 +271,15 @@ FRONTEND_FLAGS = """
 --lora-modules | texts | - |
 --chat-template | text | - |
 --chat-template-content-format | choice:auto,string,openai | auto |
---trust-request-chat-template | switch | False |
+--trust-request-chat-template | switch | False | requests may bring their chat template
 --trust-request-mm-kwargs | switch | False |
 --default-chat-template-kwargs | json | - |
 --reasoning-effort-map | json | - |
 --response-role | text | assistant |
---return-tokens-as-token-ids | switch | False |
---enable-auto-tool-choice | switch | False |
+--return-tokens-as-token-ids | switch | False | token texts become token_id:N
+--enable-auto-tool-choice | switch | False | tool_choice auto is allowed
 --exclude-tools-when-tool-choice-none | switch | False |
---tool-call-parser | text | - |
+--tool-call-parser | text | - | named parser; needed for auto tool choice
 --tool-parser-plugin | text | - |
 --tool-strict-level | choice:auto,function,parameter | - |
 --tool-server | text | - |
@@ -298,8 +298,8 @@ FRONTEND_FLAGS = """
 --log-error-stack | switch | False |
 --tokens-only | switch | False |
 --enable-scale-out | switch | False |
---fingerprint-mode | choice:full,hash,custom,none | full |
---fingerprint-value | text | - |
+--fingerprint-mode | choice:full,hash,custom,none | full | shape of system_fingerprint
+--fingerprint-value | text | - | system_fingerprint in mode custom
 --host | text | - | address to bind; all interfaces when absent
 --port | int | 8000 | TCP port to bind; 0 picks a free one
 --grpc-port | int | - |
@@ -322,7 +322,7 @@ FRONTEND_FLAGS = """
 --enable-ssl-refresh | switch | False |
 --ssl-cert-reqs | int | 0 |
 --ssl-ciphers | text | - |
---root-path | text | - |
+--root-path | text | - | prefix under which every path is served too
 --middleware | append | - |
 --enable-request-id-headers | switch | False | responses carry X-Request-Id
 --disable-fastapi-docs | switch | False |
@@ -339,8 +339,18 @@ SIMULATOR_FLAGS = """
 --sim-hardware | text | h800 | GPU type: a profile under profiles/hardware
 --sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
---sim-seed | int | 0 | seed of every random stream of the simulator
+--sim-seed | int>=0 | 0 | seed of every random stream of the simulator
 --sim-journal | text | - | file to journal every stamped command to
 --sim-single-step | switch | False | simulate every step on its own; same results, slower
---sim-ready-file | text | - | file to create once every port answers
+--sim-ready-file | text | - | file that gets the URLs once every port answers
+--sim-eos | switch | True | requests without ignore_eos may stop before max_tokens
+--sim-eos-mean-tokens | float>=1 | 256 | mean length of an answer that stops by itself
+--sim-eos-sigma | float>=0<=10 | 1 | spread of the logarithm of that length
+--sim-on-late | choice:report,abort | report | real, scaled: what a late delivery does
+--sim-late-ms | float>=0 | 5 | real, scaled: a delivery this late is counted
+--sim-late-ms-max | float>=0 | 100 | real, scaled: with abort, a delivery this late ends the run
+--sim-grace-ms | float>=0 | 5 | warp: silence before time moves past a client without a lease
+--sim-patience-s | float>=0 | 1 | warp: real time until held leases count as stalled
+--sim-strict | switch | False | warp: a stall ends the run
+--sim-baton | switch | False | warp: one actor runs at a time
 """

@@ -31,7 +31,8 @@ BF16_KV_TYPES = ("auto", "float16", "bfloat16")
 class VllmArgs:
     """The vLLM flags acted upon, under vLLM's names; None where vLLM decides for itself.
 
-    `max_model_len` is -1 for "auto". Units are in vLLM's own terms: tokens, requests, blocks.
+    `max_model_len` is -1 for "auto". `max_new_tokens` is that of --override-generation-config.
+    Units are in vLLM's own terms: tokens, requests, blocks, seconds.
     """
 
     model: str = DEFAULT_MODEL
@@ -74,6 +75,15 @@ class VllmArgs:
     enable_server_load_tracking: bool = False
     enable_request_id_headers: bool = False
     enable_force_include_usage: bool = False
+    root_path: str = ""
+    shutdown_timeout: int = 0
+    return_tokens_as_token_ids: bool = False
+    trust_request_chat_template: bool = False
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    fingerprint_mode: str = "full"
+    fingerprint_value: str | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,16 @@ class SimulatorArgs:
     journal: str | None = None
     single_step: bool = False
     ready_file: str | None = None
+    eos: bool = True
+    eos_mean_tokens: float = 256.0
+    eos_sigma: float = 1.0
+    on_late: str = "report"
+    late_ms: float = 5.0
+    late_ms_max: float = 100.0
+    grace_ms: float = 5.0
+    patience_s: float = 1.0
+    strict: bool = False
+    baton: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +166,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
         if name in acted and value is not None
     }
     values |= _compilation(given.get("compilation_config"), given)
+    values |= _generation(given.get("override_generation_config"))
     if "optimization_level" in values:
         values["optimization_level"] = int(values["optimization_level"])
     _check(values)
@@ -180,6 +201,25 @@ def _compilation(config: object, given: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def _generation(config: object) -> dict[str, Any]:
+    """What --override-generation-config says about lengths."""
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"argument --override-generation-config: {shown(config)} is not a JSON object"
+        )
+    cap = config.get("max_new_tokens")
+    if cap is None:
+        return {}
+    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+        raise ConfigError(
+            f"argument --override-generation-config: max_new_tokens: {shown(cap)} is not a whole "
+            "number >= 1"
+        )
+    return {"max_new_tokens": cap}
+
+
 def _whole(key: str, value: object) -> int:
     """A whole number in a JSON flag; digits in quotes count, as they do for vLLM."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -203,6 +243,8 @@ def _check(values: Mapping[str, Any]) -> None:
         if value is not None and not low <= value <= high:
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"argument {option}: {shown(value)} is not in {low}..{high}")
+    if values.get("enable_auto_tool_choice") and not values.get("tool_call_parser"):
+        raise ConfigError("argument --enable-auto-tool-choice: requires --tool-call-parser")
     sizes = values.get("cudagraph_capture_sizes")
     if sizes is not None and (not sizes or min(sizes) < 1):
         raise ConfigError(
@@ -231,6 +273,7 @@ _RANGES: tuple[tuple[str, int, int], ...] = (
     ("max_cudagraph_capture_size", 1, _LARGE),
     ("long_prefill_token_threshold", 0, _LARGE),
     ("stream_interval", 1, _LARGE),
+    ("shutdown_timeout", 0, 1_000_000),
     ("seed", -(2**63), 2**63 - 1),
 )
 """What the table's kinds leave open; the upper ends keep arithmetic in 64 bits."""

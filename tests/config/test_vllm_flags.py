@@ -31,6 +31,7 @@ SPECIAL = {
     "kv_cache_dtype": "fp8",
     "model": "some/model",
     "num_gpu_blocks_override": "100",
+    "sim_eos_mean_tokens": "2.5",
 }
 
 
@@ -41,6 +42,8 @@ def serve(*argv: str) -> ServeArgs:
 def words(flag: Flag, option: str) -> list[str]:
     """A command line that gives `flag` a value its kind allows."""
     kind = flag.kind.split(":")[0].split(">")[0].split("<")[0]
+    if flag.name == "enable_auto_tool_choice":
+        return [option, "--tool-call-parser", "hermes"]
     if kind in ("switch", "flag"):
         return [option]
     if flag.name in SPECIAL:
@@ -76,7 +79,8 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     assert len(vllm_flags()) >= 300
     acted = {flag.name for flag in vllm_flags() if flag.effect}
     fields = set(VllmArgs.__dataclass_fields__)
-    assert acted - {"compilation_config"} == fields
+    folded = {"compilation_config", "override_generation_config"}
+    assert acted - folded == fields - {"max_new_tokens"}
 
 
 def test_spellings_that_mean_the_same() -> None:
@@ -159,6 +163,12 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
         (["m", "-cc.a", "1", "-cc.a.b", "2"], "a already has a value"),
         (["m", "-cc.mode"], "argument -cc.mode: expected one argument"),
         (["m", "--cudagraph-capture-sizes", "0"], "every size must be >= 1"),
+        (["m", "--enable-auto-tool-choice"], "requires --tool-call-parser"),
+        (
+            ["m", "--override-generation-config", '{"max_new_tokens": 0}'],
+            "max_new_tokens: 0 is not a whole number >= 1",
+        ),
+        (["m", "--override-generation-config", "3"], "3 is not a JSON object"),
         (["m", "--max", "1"], "ambiguous option: --max could match"),
         (["m", "--max-num-seqs", "9" * 400], "is not in 1..1000000"),
         (["m", "--max-num-seqs", "9" * 5000], "argument --max-num-seqs: invalid int value"),

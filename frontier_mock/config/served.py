@@ -1,0 +1,126 @@
+"""From a resolved cluster to what its HTTP servers are told."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from uuid import uuid4
+
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
+from frontier_mock.config.tokenizers import load_tokenizer
+from frontier_mock.config.vllm_flags import VllmArgs
+from frontier_mock.cost.specs import ParallelSpec
+from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.text import TextRing
+from frontier_mock.wire.tokenizer import Tokenizer
+
+
+def served_models(
+    cluster: ResolvedCluster, eos: EosModel | None, environment: Mapping[str, str]
+) -> list[ServedModel]:
+    """What each worker serves, in order. Equal workers share one tokenizer and one text.
+
+    `environment` is read for the limits vLLM takes from VLLM_* variables. Raises ConfigError if a
+    tokenizer cannot be loaded or a variable is not a number.
+    """
+    tokenizers: dict[str | None, Tokenizer] = {}
+    rings: dict[tuple[str | None, int], TextRing] = {}
+    models = []
+    for worker in cluster.workers:
+        source = tokenizer_source(worker.args)
+        if source not in tokenizers:
+            tokenizers[source] = load_tokenizer(source)
+        tokenizer = tokenizers[source]
+        key = (source, worker.spec.scheduler.block_size)
+        if key not in rings:
+            rings[key] = _ring(tokenizer, key[1])
+        models.append(_served(worker, tokenizer, rings[key], eos, environment))
+    return models
+
+
+def tokenizer_source(args: VllmArgs) -> str | None:
+    """Directory of the tokenizer: --tokenizer, or the model if it is one; None for our own."""
+    if args.tokenizer is not None:
+        return args.tokenizer
+    return args.model if (Path(args.model) / "tokenizer.json").is_file() else None
+
+
+def _ring(tokenizer: Tokenizer, block_tokens: int) -> TextRing:
+    try:
+        return TextRing(tokenizer, block_tokens)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer: {error}") from None
+
+
+def _served(
+    worker: ResolvedWorker,
+    tokenizer: Tokenizer,
+    ring: TextRing,
+    eos: EosModel | None,
+    environment: Mapping[str, str],
+) -> ServedModel:
+    args = worker.args
+    limit = _limit_reader(environment)
+    return ServedModel(
+        names=args.served_model_name or (args.model,),
+        root=args.model,
+        max_model_len=worker.spec.scheduler.max_model_len,
+        tokenizer=tokenizer,
+        ring=ring,
+        vocab_size=worker.spec.step.model.vocab_size,
+        seed=args.seed,
+        eos=eos,
+        system_fingerprint=fingerprint(worker),
+        new_id=_random_id,
+        stream_interval=args.stream_interval,
+        max_logprobs=args.max_logprobs,
+        max_new_tokens=args.max_new_tokens,
+        max_stop_strings=limit("VLLM_MAX_STOP_STRINGS", 4),
+        max_n_sequences=limit("VLLM_MAX_N_SEQUENCES", 16384),
+        max_completion_prompts=limit("VLLM_MAX_COMPLETION_PROMPTS", 1024),
+        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        enable_force_include_usage=args.enable_force_include_usage,
+        return_tokens_as_token_ids=args.return_tokens_as_token_ids,
+        trust_request_chat_template=args.trust_request_chat_template,
+        enable_auto_tool_choice=args.enable_auto_tool_choice,
+        tool_call_parser=args.tool_call_parser,
+    )
+
+
+def fingerprint(worker: ResolvedWorker) -> str | None:
+    """vLLM's system_fingerprint: version, parallelism and 8 hex digits of the configuration.
+
+    The shape is vLLM's (--fingerprint-mode), the digits are a hash of our own arguments.
+    """
+    args = worker.args
+    if args.fingerprint_mode == "none":
+        return None
+    if args.fingerprint_mode == "custom":
+        return args.fingerprint_value
+    text = json.dumps(asdict(args), sort_keys=True)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    ranks = _ranks(worker.spec.step.parallel) if args.fingerprint_mode == "full" else ""
+    return f"vllm-{worker.spec.step.engine.version}{ranks}-{digits}"
+
+
+def _ranks(parallel: ParallelSpec) -> str:
+    return f"-tp{parallel.tp}" if parallel.tp > 1 else ""
+
+
+def _limit_reader(environment: Mapping[str, str]) -> Callable[[str, int], int]:
+    def limit(name: str, default: int) -> int:
+        text = environment.get(name)
+        if not text:
+            return default
+        if not text.isdecimal() or len(text) > 18:
+            raise ConfigError(f"environment variable {name}: {text!r} is not a whole number")
+        return int(text)
+
+    return limit
+
+
+def _random_id() -> str:
+    return uuid4().hex
