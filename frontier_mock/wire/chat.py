@@ -246,6 +246,7 @@ def _plan(
 ) -> Generation:
     _check_support(raw, fields, served)
     tools = fields.get("tools")
+    own = fields.get("chat_template_kwargs")
     turns = conversation(fields["messages"])
     add_prompt = flag_field(fields, "add_generation_prompt", True)
     try:
@@ -254,6 +255,7 @@ def _plan(
             add_prompt,
             flag_field(fields, "continue_final_message"),
             tools if isinstance(tools, list) else (),
+            own if isinstance(own, dict) else {},
         )
     except ValueError as error:
         raise invalid(str(error)) from None

@@ -92,8 +92,8 @@ def _completion_ids(fields: Fields, served: ServedModel) -> TokenIds:
 
 
 def _chat_ids(fields: Fields, served: ServedModel) -> TokenIds:
-    template_kwargs = fields.get("chat_template_kwargs")
-    own_template = isinstance(template_kwargs, dict) and template_kwargs.get("chat_template")
+    own = fields.get("chat_template_kwargs")
+    own_template = isinstance(own, dict) and own.get("chat_template")
     if not served.trust_request_chat_template and (fields.get("chat_template") or own_template):
         raise invalid(
             "Chat template is passed with request, but --trust-request-chat-template is not set. "
@@ -106,6 +106,7 @@ def _chat_ids(fields: Fields, served: ServedModel) -> TokenIds:
             flag_field(fields, "add_generation_prompt", True),
             flag_field(fields, "continue_final_message"),
             tools if isinstance(tools, list) else (),
+            own if isinstance(own, dict) else {},
         )
     except ValueError as error:
         raise invalid(str(error)) from None

@@ -8,7 +8,8 @@ directory, so that routers and benchmark tools count what the server counts.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -71,8 +72,9 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Json] = (),
+        template_kwargs: Mapping[str, Json] = MappingProxyType({}),
     ) -> str:
-        """The prompt text of a conversation.
+        """The prompt text of a conversation; `template_kwargs` are the template's own switches.
 
         Raises ValueError with the template's message if it refuses the conversation.
         """
@@ -119,6 +121,13 @@ _SENTENCES = (
 )
 _SHUFFLES = 32
 _SHUFFLE_SEED = 7
+
+
+def prose() -> str:
+    """A few English sentences in one shuffled order after another, ending where it can begin."""
+    generator = np.random.Generator(np.random.PCG64(_SHUFFLE_SEED))
+    orders = [generator.permutation(len(_SENTENCES)) for _ in range(_SHUFFLES)]
+    return "".join(_SENTENCES[i] for order in orders for i in order)
 
 
 class ByteTokenizer:
@@ -170,6 +179,7 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Json] = (),
+        template_kwargs: Mapping[str, Json] = MappingProxyType({}),
     ) -> str:
         """ChatML: each turn between its markers, tools as JSON lines in a first system turn."""
         text = []
@@ -186,9 +196,7 @@ class ByteTokenizer:
 
     def generated_words(self) -> Sequence[int]:
         """The bytes of a few English sentences, in one shuffled order after another."""
-        generator = np.random.Generator(np.random.PCG64(_SHUFFLE_SEED))
-        orders = [generator.permutation(len(_SENTENCES)) for _ in range(_SHUFFLES)]
-        return list("".join(_SENTENCES[i] for order in orders for i in order).encode())
+        return list(prose().encode())
 
 
 def _content(message: dict[str, Json]) -> str:
