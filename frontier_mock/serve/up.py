@@ -59,7 +59,8 @@ class ServeSpec:
     """Everything a server is told, resolved. `served[i]` is what `cluster.workers[i]` serves.
 
     `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
-    the URLs of all workers once all of them listen.
+    the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
+    which says what it was recorded on (`config.journals`).
     """
 
     cluster: ClusterSpec
@@ -71,6 +72,7 @@ class ServeSpec:
     host: str | None = None
     ready_file: str | None = None
     journal_path: str | None = None
+    journal_head: str = ""
 
 
 class _Loop(Protocol):
@@ -241,6 +243,8 @@ def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | N
     blocks = [worker.scheduler.block_size for worker in spec.cluster.workers]
     try:
         with Path(path).open("w", encoding="utf-8") as file:
+            if spec.journal_head:
+                file.write(spec.journal_head + "\n")
 
             def write(stamp: SimTime, command: Command) -> None:
                 worker = command.worker if isinstance(command, Submit) else 0
