@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from frontier_mock.config.errors import ConfigError, nearest, shown
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "vllm serve": ("vllm_serve", "one mock vLLM, started by vLLM's own command line"),
+    "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
     "trace": ("trace", "inspect, convert or synthesise request traces"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frontier_mock.config.errors import ConfigError
@@ -30,6 +30,12 @@ def whole(low: int) -> Callable[[str], int]:
 def warn(message: str) -> None:
     """One line of warning on stderr."""
     print(f"frontier-mock: warning: {message}", file=sys.stderr)
+
+
+def warn_without_effect(flags: Sequence[str]) -> None:
+    """One warning line for all engine flags that are accepted but not simulated."""
+    if flags:
+        warn(f"accepted without effect: {', '.join(dict.fromkeys(flags))}")
 
 
 def writable_directory(name: str) -> Path:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from frontier_mock.cli.options import command_parser, warn, whole, write_text
+from frontier_mock.cli.options import (
+    command_parser,
+    warn,
+    warn_without_effect,
+    whole,
+    write_text,
+)
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines, scenario_head
@@ -29,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     cluster = resolve_scenario(scenario, single_step=options.single_step)
-    warn_without_effect(cluster)
+    warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     source = scenario_source(scenario, options.requests, options.duration)
     journal = None if options.journal is None else Journal()
     report = simulate(scenario, cluster, source, journal)
@@ -55,13 +61,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--single-step", action="store_true", help="simulate every step on its own (slow, equal)"
     )
     return parser.parse_args(list(argv))
-
-
-def warn_without_effect(cluster: ResolvedCluster) -> None:
-    """One warning line for all engine flags that are accepted but not simulated."""
-    idle = [flag for worker in cluster.workers for flag in worker.without_effect]
-    if idle:
-        warn(f"accepted without effect: {', '.join(dict.fromkeys(idle))}")
 
 
 def scenario_source(

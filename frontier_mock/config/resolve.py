@@ -56,9 +56,13 @@ class ResolvedCluster:
 
 
 def resolve_scenario(
-    scenario: ScenarioSpec, *, single_step: bool = False, base_port: int | None = None
+    scenario: ScenarioSpec,
+    *,
+    single_step: bool = False,
+    base_port: int | None = None,
+    host: str | None = None,
 ) -> ResolvedCluster:
-    """Every worker of the scenario. `base_port` replaces the ports it names.
+    """Every worker of the scenario. `base_port` and `host` replace those it names.
 
     Raises ConfigError if it has no cluster, a profile is unknown, a model does not fit, or two
     workers share a name or a port.
@@ -67,7 +71,9 @@ def resolve_scenario(
         raise ConfigError(f"{scenario.source}: key cluster is missing; there is nothing to serve")
     groups = scenario.groups
     if base_port is not None:
-        groups = tuple(replace(group, port=None) for group in groups)
+        groups = tuple(replace(group, port=None if base_port else 0) for group in groups)
+    if host is not None:
+        groups = tuple(replace(group, args=replace(group.args, host=host)) for group in groups)
     workers: list[ResolvedWorker] = []
     costs: list[StepCost] = []
     next_port = DEFAULT_PORT if base_port is None else base_port

@@ -1,0 +1,46 @@
+"""`frontier-mock up SCENARIO`: every worker on its own port, one process, one clock."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from frontier_mock.cli.options import command_parser, whole
+from frontier_mock.cli.serving import serve, simulator_args
+from frontier_mock.config.journals import scenario_head
+from frontier_mock.config.resolve import resolve_scenario
+from frontier_mock.config.scenario import load_scenario
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError."""
+    options = _options(argv)
+    scenario = load_scenario(options.scenario, need_trace=False)
+    if options.seed is not None:
+        scenario = replace(scenario, seed=options.seed)
+    cluster = resolve_scenario(
+        scenario, single_step=options.single_step, base_port=options.port, host=options.host
+    )
+    head = scenario_head(scenario)
+    return serve(cluster, simulator_args(options), scenario=scenario.name, journal_head=head)
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("up", "Serve every worker of a scenario's cluster on its own port.")
+    parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
+    parser.add_argument("--clock", default="real", help="real, scaled:N or warp")
+    parser.add_argument("--host", help="address to bind; all interfaces when absent")
+    parser.add_argument(
+        "--port", type=whole(0), metavar="P", help="first port in place of the scenario's; 0: any"
+    )
+    parser.add_argument("--ready-file", metavar="F", help="gets the URLs once every port answers")
+    parser.add_argument("--journal", metavar="F", help="write every command with its stamp")
+    parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
+    parser.add_argument("--single-step", action="store_true", help="simulate every step (slow)")
+    parser.add_argument("--on-late", choices=["report", "abort"], help="real, scaled clocks")
+    parser.add_argument("--late-ms", type=float, help="real, scaled: count what is later")
+    parser.add_argument("--late-ms-max", type=float, help="real, scaled: abort beyond this")
+    parser.add_argument("--grace-ms", type=float, help="warp: silence before time moves on")
+    parser.add_argument("--patience-s", type=float, help="warp: until held leases have stalled")
+    parser.add_argument("--strict", action="store_true", help="warp: a stall ends the run")
+    parser.add_argument("--baton", action="store_true", help="warp: one actor at a time")
+    return parser.parse_args(list(argv))
