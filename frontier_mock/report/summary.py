@@ -10,7 +10,7 @@ the SLO; a request of one token has no TPOT to miss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from frontier_mock.report.records import (
 )
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
+
+Bools = npt.NDArray[np.bool_]
 
 
 class RequestCounts(TypedDict):
@@ -61,6 +63,38 @@ class WorkerStats(TypedDict):
     query_tokens: int
 
 
+class ClientStats(TypedDict):
+    """What only a client that drove real sockets can say.
+
+    `figures_from` is "engine" if the latencies are the engine's own virtual times, "client" if they
+    were read off the client's clock. `lateness_ms` is how late requests were sent, in the time of
+    the scenario. The `..._differ` count answers whose token counts were not those asked for.
+    `server_requests` is how many requests the server's own report covers: more than were sent, if
+    it had others too. `stalls` and `grace_jumps` are the clock's, in warp mode.
+    """
+
+    url: str
+    mode: str
+    figures_from: str
+    lateness_ms: LatencyStats
+    requests_per_wall_s: float
+    prompt_tokens_differ: int
+    output_tokens_differ: int
+    server_requests: int | None
+    stalls: int
+    grace_jumps: int
+
+
+class TraceStats(TypedDict):
+    """What became of the rows of a trace file; `skipped` says why, line by line."""
+
+    rows: int
+    read: int
+    clipped: int
+    out_of_order: int
+    skipped: list[str]
+
+
 class Result(TypedDict):
     """The result JSON. `outcomes` counts every (outcome, detail) as "outcome: detail"."""
 
@@ -82,6 +116,8 @@ class Result(TypedDict):
     preemptions: int
     workers: list[WorkerStats]
     digest: str
+    trace: NotRequired[TraceStats]
+    client: NotRequired[ClientStats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +204,7 @@ def report_records(
     samples = Samples(Sample(ttft[seen]), Sample(tpot[many & seen]), gaps, Sample(e2e))
     duration_s = _duration_ns(records) / NS_PER_S
     inputs = sum(record.prompt_tokens for record in done)
-    good = None if slo is None else int(_meets(slo, ttft, tpot, e2e).sum())
+    good = None if slo is None else int(_meets(slo, ttft, tpot, e2e, seen).sum())
     admitted = [record for record in records if record.scheduled]
     hits = sum(record.cached_tokens for record in admitted)
     queries = sum(record.prompt_tokens for record in admitted)
@@ -217,8 +253,9 @@ def _duration_ns(records: Sequence[RequestRecord]) -> SimTime:
     return max(start, max(record.finish_ns for record in records)) - start
 
 
-def _meets(slo: SloSpec, ttft: Ints, tpot: Ints, e2e: Ints) -> npt.NDArray[np.bool_]:
-    good = np.ones(len(ttft), np.bool_)
+def _meets(slo: SloSpec, ttft: Ints, tpot: Ints, e2e: Ints, seen: Bools) -> Bools:
+    judged_by_first = slo.ttft_ms is not None or slo.tpot_ms is not None
+    good = seen.copy() if judged_by_first else np.ones(len(seen), np.bool_)
     for target_ms, values in ((slo.ttft_ms, ttft), (slo.tpot_ms, tpot), (slo.e2e_ms, e2e)):
         if target_ms is not None:
             good &= values <= target_ms * NS_PER_MS

@@ -15,6 +15,7 @@ NthSubmit = Callable[[int], Submit]
 class OpenLoop:
     """Everything at its own time, whatever the server does."""
 
+    releases = False
     feeds_back = False
 
     def __init__(self, timed: Sequence[Timed]) -> None:
@@ -39,6 +40,7 @@ class ClosedLoop:
     number, so lengths and prompts do not depend on the server, only the lane that sends them does.
     """
 
+    releases = True
     feeds_back = False
 
     def __init__(
@@ -105,6 +107,7 @@ class Sessions:
     followed by the next all the same, as a client that does not look would.
     """
 
+    releases = True
     feeds_back = True
 
     def __init__(

@@ -47,6 +47,11 @@ class Source(Protocol):
         ...
 
     @property
+    def releases(self) -> bool:
+        """Whether completions release anything, so that a client must follow them closely."""
+        ...
+
+    @property
     def feeds_back(self) -> bool:
         """Whether later prompts contain earlier outputs, so that a client must keep them."""
         ...

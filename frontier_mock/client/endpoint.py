@@ -1,0 +1,238 @@
+"""One generation request over HTTP: the body that asks for it, and what came back.
+
+Speaks the part of the OpenAI API that every engine and router serves, so a real one can stand where
+the mock stands. The mock's answers also carry virtual times, in `x-frontier-*` headers or, in a
+stream, in the usage chunk's `frontier` object; from anybody else the client's own clock has to do.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import aiohttp
+from yarl import URL
+
+from frontier_mock.core.commands import Submit
+from frontier_mock.simtime import SimTime
+from frontier_mock.workload.prompts import HashedPrompt, StreamPrompt
+
+NEVER = -1
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """Where and how to ask. `api` is "completions" or "chat"; `prompt_ids` sends token ids."""
+
+    url: str
+    model: str
+    api: str = "completions"
+    stream: bool = False
+    prompt_ids: bool = False
+    api_key: str | None = None
+
+
+class Answer(NamedTuple):
+    """What came back. Virtual times in ns, `NEVER` if the server gave none; wall times always.
+
+    `status` 0 means that no answer came at all; `message` is the server's own, or the transport's.
+    `chunks_wall_ns` are the arrival times of a stream's chunks of text.
+    """
+
+    status: int
+    message: str
+    arrival_ns: SimTime
+    first_token_ns: SimTime
+    finish_ns: SimTime
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    text: str
+    sent_wall_ns: int
+    first_wall_ns: int
+    done_wall_ns: int
+    chunks_wall_ns: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What a stream has said so far."""
+
+    text: list[str] = field(default_factory=list)
+    chunks_wall_ns: list[int] = field(default_factory=list)
+    usage: Mapping[str, object] = field(default_factory=dict)
+    stamps: Mapping[str, object] = field(default_factory=dict)
+    error: str = ""
+
+
+class Endpoint:
+    """A server or router to send requests to; no state beyond the session it is given."""
+
+    def __init__(self, session: aiohttp.ClientSession, spec: EndpointSpec) -> None:
+        """`session` should not limit connections: see `loadgen`."""
+        self._session = session
+        self._spec = spec
+        chat = spec.api == "chat"
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        self._url = URL(spec.url.rstrip("/") + path)
+        self._chat = chat
+        self._headers = {"Content-Type": "application/json"}
+        if spec.api_key is not None:
+            self._headers["Authorization"] = f"Bearer {spec.api_key}"
+
+    async def generate(
+        self, submit: Submit, actor: str | None, spoken: Mapping[int, str]
+    ) -> Answer:
+        """Send one request and wait for all of its answer; failures are answers too.
+
+        `actor` is the lease the request carries; `spoken` holds earlier outputs by stream number.
+        """
+        body = self._body(submit, spoken)
+        headers = self._headers
+        if actor is not None:
+            headers = {**headers, "tracestate": f"fmock={actor}"}
+        sent = time.perf_counter_ns()
+        try:
+            async with self._session.post(self._url, data=body, headers=headers) as reply:
+                if self._spec.stream and reply.status == 200:
+                    return await self._read_stream(reply, sent)
+                data = await reply.read()
+                done = time.perf_counter_ns()
+                return _whole_answer(reply.status, reply.headers, data, sent, done)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            done = time.perf_counter_ns()
+            return _failure(0, f"{type(error).__name__}: {error}", sent, done)
+
+    def _body(self, submit: Submit, spoken: Mapping[int, str]) -> bytes:
+        prompt: object = render_prompt(submit, spoken)
+        if self._spec.prompt_ids:
+            prompt = list(str(prompt).encode())
+        tokens = submit.output_tokens
+        body: dict[str, object] = {"model": self._spec.model}
+        if self._chat:
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt
+        body |= {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
+        if submit.priority:
+            body["priority"] = submit.priority
+        if self._spec.stream:
+            body |= {
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "frontier": True,
+            }
+        return json.dumps(body, separators=(",", ":")).encode()
+
+    async def _read_stream(self, reply: aiohttp.ClientResponse, sent: int) -> Answer:
+        stream = _Stream()
+        async for line in reply.content:
+            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                _take_chunk(stream, json.loads(line[6:]), time.perf_counter_ns())
+        done = time.perf_counter_ns()
+        if stream.error:
+            return _failure(reply.status, stream.error, sent, done)
+        stamps = stream.stamps
+        chunks = tuple(stream.chunks_wall_ns)
+        return Answer(
+            reply.status,
+            "",
+            _int(stamps.get("arrival_ns", reply.headers.get("x-frontier-arrival-ns"))),
+            _int(stamps.get("first_token_ns")),
+            _int(stamps.get("finish_ns")),
+            *_usage(stream.usage, stamps.get("cached_tokens")),
+            "".join(stream.text),
+            sent,
+            chunks[0] if chunks else done,
+            done,
+            chunks,
+        )
+
+
+def render_prompt(submit: Submit, spoken: Mapping[int, str]) -> str:
+    """The prompt's text. Raises ValueError for one that has none, such as a journal's."""
+    prompt = submit.prompt
+    if not isinstance(prompt, HashedPrompt | StreamPrompt):
+        raise ValueError(f"a {type(prompt).__name__} cannot be sent: it has no text")
+    return prompt.text(spoken)
+
+
+def normalised(message: str) -> str:
+    """A server's message with its numbers replaced, so that equal complaints count together."""
+    return _NUMBER.sub("#", message)
+
+
+def _take_chunk(stream: _Stream, chunk: object, now: int) -> None:
+    if not isinstance(chunk, dict):
+        return
+    error = chunk.get("error")
+    if isinstance(error, dict):
+        stream.error = str(error.get("message"))
+        return
+    for choice in chunk.get("choices") or ():
+        piece = choice.get("text")
+        if piece is None:
+            piece = (choice.get("delta") or {}).get("content")
+        if piece:
+            stream.text.append(piece)
+            stream.chunks_wall_ns.append(now)
+    if chunk.get("usage"):
+        stream.usage = chunk["usage"]
+        stream.stamps = chunk.get("frontier") or {}
+
+
+def _whole_answer(
+    status: int, headers: Mapping[str, str], data: bytes, sent: int, done: int
+) -> Answer:
+    try:
+        body = json.loads(data)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        shown = data[:200].decode("utf-8", "replace")
+        return _failure(status, f"not a JSON object: {shown!r}", sent, done)
+    if status != 200:
+        error = body.get("error", body.get("message", body.get("detail")))
+        message = error.get("message") if isinstance(error, dict) else error
+        return _failure(status, str(message), sent, done)
+    choices = body.get("choices") or [{}]
+    text = choices[0].get("text")
+    if text is None:
+        text = (choices[0].get("message") or {}).get("content") or ""
+    return Answer(
+        status,
+        "",
+        _int(headers.get("x-frontier-arrival-ns")),
+        _int(headers.get("x-frontier-first-token-ns")),
+        _int(headers.get("x-frontier-finish-ns")),
+        *_usage(body.get("usage") or {}, headers.get("x-frontier-cached-tokens")),
+        text,
+        sent,
+        done,
+        done,
+    )
+
+
+def _usage(usage: Mapping[str, object], cached: object) -> tuple[int, int, int]:
+    """Prompt, output and cached tokens; vLLM itself says the last only if told to at launch."""
+    if cached is None:
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return (
+        max(0, _int(usage.get("prompt_tokens"))),
+        max(0, _int(usage.get("completion_tokens"))),
+        max(0, _int(cached)),
+    )
+
+
+def _int(value: object) -> int:
+    if isinstance(value, str):
+        return int(value) if value.lstrip("-").isdigit() else NEVER
+    return value if isinstance(value, int) else NEVER
+
+
+def _failure(status: int, message: str, sent: int, done: int) -> Answer:
+    return Answer(status, message, NEVER, NEVER, NEVER, 0, 0, 0, "", sent, done, done)

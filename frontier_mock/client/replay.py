@@ -1,0 +1,247 @@
+"""Replay a workload against a running server or router, and report on it as `simulate` would."""
+
+import asyncio
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import aiohttp
+import numpy as np
+
+from frontier_mock.client.clock import ClockClient, ClockError, ClockState, read_clock, read_json
+from frontier_mock.client.endpoint import NEVER, Endpoint, EndpointSpec, normalised
+from frontier_mock.client.loadgen import (
+    PACER,
+    Exchange,
+    Progress,
+    ignore_progress,
+    run_paced,
+    run_warp,
+)
+from frontier_mock.report.latency import LatencyStats, Sample
+from frontier_mock.report.records import ABORTED, COMPLETED, REJECTED, RequestRecord
+from frontier_mock.report.specs import SloSpec
+from frontier_mock.report.summary import ClientStats, RunReport, WorkerStats, report_records
+from frontier_mock.simtime import SimTime
+from frontier_mock.workload.source import Source
+
+_REAL = ClockState(mode="real", scale=1.0, now_ns=0, stalls=0, jumps=0, grace_jumps=0)
+"""What is assumed of a server that has no clock to ask: the world's."""
+
+
+class ReplayError(Exception):
+    """The replay cannot start or go on; the message says why, on one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySpec:
+    """What to drive. `clock_url` is any mock worker's; None: ask the endpoint itself.
+
+    `one_at_a_time` is the baton: a router in between sees one order of requests in every run.
+    """
+
+    scenario: str
+    endpoint: EndpointSpec
+    clock_url: str | None = None
+    one_at_a_time: bool = False
+    slo: SloSpec | None = None
+
+
+def run_replay(source: Source, spec: ReplaySpec, progress: Progress = ignore_progress) -> RunReport:
+    """Play `source` against the endpoint. Raises ReplayError."""
+    return asyncio.run(replay(source, spec, progress))
+
+
+async def replay(
+    source: Source, spec: ReplaySpec, progress: Progress = ignore_progress
+) -> RunReport:
+    """Play `source` against the endpoint. Raises ReplayError."""
+    _raise_file_limit()
+    # No limit on connections: in virtual time every request of an instant must be able to leave,
+    # or time would stand still for ever.
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=None)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+    ) as session:
+        try:
+            return await _replay(session, source, spec, progress)
+        except* (ClockError, ValueError) as errors:
+            raise ReplayError(str(_first(errors))) from None
+
+
+async def _replay(
+    session: aiohttp.ClientSession, source: Source, spec: ReplaySpec, progress: Progress
+) -> RunReport:
+    clock_url = spec.clock_url or spec.endpoint.url
+    state = await _find_clock(session, spec)
+    endpoint = Endpoint(session, spec.endpoint)
+    started = time.perf_counter_ns()
+    if state.mode == "warp":
+        async with ClockClient(session, clock_url, [PACER]) as clock:
+            start_ns = clock.now_ns
+            exchanges = await run_warp(source, endpoint, clock, progress, spec.one_at_a_time)
+    else:
+        start_ns = state.now_ns
+        exchanges = await run_paced(source, endpoint, progress, state.scale)
+    wall_s = (time.perf_counter_ns() - started) / 1e9
+    exchanges.sort(key=lambda exchange: exchange.item.seq)
+    virtual = all(
+        exchange.answer.finish_ns != NEVER
+        for exchange in exchanges
+        if _outcome(exchange)[0] == COMPLETED
+    )
+    base = _Base(virtual, start_ns, started, state.scale)
+    measured = [exchange for exchange in exchanges if exchange.item.measured]
+    report = report_records(
+        [_record(exchange, base) for exchange in measured],
+        spec.scenario,
+        wall_s,
+        spec.slo,
+        _chunk_gaps(measured, state.scale),
+        [],
+        "",
+        len(exchanges) - len(measured),
+    )
+    report.result["client"] = _client_stats(spec, state, exchanges, base, wall_s)
+    if state is not _REAL:
+        await _merge_server(session, clock_url, report, state)
+    return report
+
+
+async def _find_clock(session: aiohttp.ClientSession, spec: ReplaySpec) -> ClockState:
+    """The clock to follow. Raises ReplayError if nothing answers at the endpoint."""
+    if spec.clock_url is not None:
+        await _probe(session, spec.endpoint.url)
+        return await read_clock(session, spec.clock_url)
+    await _probe(session, spec.endpoint.url)
+    try:
+        return await read_clock(session, spec.endpoint.url)
+    except ClockError:
+        return _REAL
+
+
+async def _probe(session: aiohttp.ClientSession, url: str) -> None:
+    try:
+        async with session.get(url.rstrip("/") + "/health") as reply:
+            await reply.read()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise ReplayError(f"cannot reach {url}: {error or type(error).__name__}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Whose time the figures are in, and where it began."""
+
+    virtual: bool
+    start_ns: SimTime
+    start_wall_ns: int
+    scale: float
+
+    def from_wall(self, wall_ns: int) -> SimTime:
+        """A client's wall time in the time of the scenario."""
+        return self.start_ns + round((wall_ns - self.start_wall_ns) * self.scale)
+
+
+def _outcome(exchange: Exchange) -> tuple[str, str]:
+    answer = exchange.answer
+    if answer.status == 200 and not answer.message:
+        return COMPLETED, ""
+    if answer.status in (0, 200):
+        return ABORTED, normalised(answer.message)
+    return REJECTED, f"{answer.status}: {normalised(answer.message)}"
+
+
+def _record(exchange: Exchange, base: _Base) -> RequestRecord:
+    answer = exchange.answer
+    outcome, detail = _outcome(exchange)
+    if outcome != COMPLETED:
+        if base.virtual:
+            arrival = finish = base.start_ns + exchange.due_ns
+        else:
+            arrival, finish = map(base.from_wall, (answer.sent_wall_ns, answer.done_wall_ns))
+        return RequestRecord(
+            arrival, NEVER, finish, exchange.prompt_tokens, 0, 0, outcome, detail, 0, 0, False
+        )
+    if base.virtual:
+        arrival, first, finish = answer.arrival_ns, answer.first_token_ns, answer.finish_ns
+    else:
+        arrival, finish = map(base.from_wall, (answer.sent_wall_ns, answer.done_wall_ns))
+        first = base.from_wall(answer.first_wall_ns) if answer.chunks_wall_ns else NEVER
+    return RequestRecord(
+        arrival,
+        first,
+        finish,
+        answer.prompt_tokens or exchange.prompt_tokens,
+        answer.output_tokens or len(answer.chunks_wall_ns),
+        answer.cached_tokens,
+        outcome,
+        detail,
+        0,
+    )
+
+
+def _chunk_gaps(exchanges: Sequence[Exchange], scale: float) -> Sample:
+    """Gaps between the chunks of streams; the engine's own gaps replace them where known."""
+    gaps = [np.diff(exchange.answer.chunks_wall_ns) for exchange in exchanges]
+    gaps = [one for one in gaps if len(one)]
+    return Sample(np.rint(np.concatenate(gaps) * scale) if gaps else [])
+
+
+def _client_stats(
+    spec: ReplaySpec,
+    state: ClockState,
+    exchanges: Sequence[Exchange],
+    base: _Base,
+    wall_s: float,
+) -> ClientStats:
+    done = [exchange for exchange in exchanges if _outcome(exchange)[0] == COMPLETED]
+    return ClientStats(
+        url=spec.endpoint.url,
+        mode=state.mode if state.mode != "scaled" else f"scaled:{state.scale:g}",
+        figures_from="engine" if base.virtual and done else "client",
+        lateness_ms=Sample([exchange.lateness_ns for exchange in exchanges]).stats_ms(),
+        requests_per_wall_s=len(exchanges) / wall_s if wall_s else 0.0,
+        prompt_tokens_differ=sum(e.answer.prompt_tokens != e.prompt_tokens for e in done),
+        output_tokens_differ=sum(e.answer.output_tokens != e.output_tokens for e in done),
+        server_requests=None,
+        stalls=0,
+        grace_jumps=0,
+    )
+
+
+async def _merge_server(
+    session: aiohttp.ClientSession, clock_url: str, report: RunReport, before: ClockState
+) -> None:
+    """Add what only the engine knows: its workers, gaps between tokens, preemptions, digest."""
+    server = await read_json(session, clock_url, "/sim/report")
+    after = await read_clock(session, clock_url)
+    result = report.result
+    client = result["client"]
+    client["stalls"] = after.stalls - before.stalls
+    client["grace_jumps"] = after.grace_jumps - before.grace_jumps
+    result["digest"] = str(server.get("digest", ""))
+    requests = server.get("requests")
+    if not isinstance(requests, dict):
+        return
+    client["server_requests"] = requests["submitted"]
+    result["workers"] = cast(list[WorkerStats], server["workers"])
+    result["preemptions"] = cast(int, server["preemptions"])
+    result["itl_ms"] = cast(LatencyStats, server["itl_ms"])
+
+
+def _raise_file_limit() -> None:
+    """As many sockets as the system lets us have; the default of 1,024 is one busy instant."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
