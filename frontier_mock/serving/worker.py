@@ -178,6 +178,9 @@ class Worker:
         self._queued = None
         if current is None:
             current = scheduler.schedule(step, t_ns)
+        if current is None and scheduler.num_waiting:
+            # Everything running was preempted: vLLM's empty step takes no time, the next one admits.
+            current = scheduler.schedule(step, t_ns)
         if current is None:
             if executing is not None:
                 self._busy_ns += t_ns - self._busy_since
