@@ -1,0 +1,1 @@
+"""Speed figures, run by scripts/bench; never part of the test suite."""
