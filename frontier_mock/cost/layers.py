@@ -18,6 +18,10 @@ from frontier_mock.cost.tables import Floats, KernelTables
 
 ACTIVATION_BYTES: Final = 2
 
+_QUANT_BYTES: Final = 3
+"""Bytes moved to turn one bf16 activation into fp8. Only attention's output needs a kernel of its
+own for that; the other three are fused by the compiler into the norm or activation before."""
+
 _SAMPLER_US: Final = 60.0
 """Fixed GPU time of the sampler (cost_model.md section 1.6)."""
 
@@ -71,6 +75,8 @@ def layer_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats)
     total = total + gemm_us(table, hw, weights, tokens, hidden, shard.attention_columns)
     total += gemm_us(table, hw, weights, tokens, shard.gate_up_columns, hidden)
     total += gemm_us(table, hw, weights, tokens, hidden, shard.mlp_columns)
+    if weights == "fp8":
+        total += elementwise_us(spec, tables, tokens * (shard.attention_columns * _QUANT_BYTES))
     for columns in _elementwise_columns(model, shard):
         total += elementwise_us(spec, tables, tokens * (columns * ACTIVATION_BYTES))
     if spec.parallel.tp > 1:

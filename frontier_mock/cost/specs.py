@@ -75,7 +75,8 @@ class EnginePreset:
     scheduling is synchronous, hidden behind it when asynchronous (then `async_gap_s` is added).
     The front end (HTTP, tokeniser, IPC) delays a request's arrival at the scheduler by
     `frontend_s + frontend_token_s * prompt_tokens`. `counts_cudagraph_memory` says whether the
-    memory profile makes room for CUDA graphs (vLLM since 0.21).
+    memory profile makes room for CUDA graphs (vLLM since 0.21). `fp8_decode_as_bf16`: decoding over
+    an fp8 cache took as long as over a bf16 one (FlashAttention 3 in vLLM before 0.12).
     """
 
     name: str
@@ -92,6 +93,7 @@ class EnginePreset:
     max_num_batched_tokens: int
     source: str
     counts_cudagraph_memory: bool = True
+    fp8_decode_as_bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ Theory of operation
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -83,6 +84,7 @@ class TabledStepCost:
         "_beside",
         "_cpu_request_ns",
         "_cpu_step_ns",
+        "_decode_heads",
         "_decode_table",
         "_eager_ns",
         "_head_ns",
@@ -100,7 +102,10 @@ class TabledStepCost:
         self._tables = tables
         self._shard = shard_model(spec.model, spec.parallel, spec.precision)
         self._layers = spec.model.num_layers
-        self._decode_table = _of_size(tables.decode[spec.precision.kv], spec.model.head_dim)
+        read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else spec.precision.kv
+        self._decode_table = _of_size(tables.decode[read_as], spec.model.head_dim)
+        heads = self._shard.heads
+        self._decode_heads = replace(heads, kv_bytes=2) if read_as == "bf16" else heads
         prefill = _of_size(tables.prefill[spec.precision.kv], spec.model.head_dim)
         self._prefill = PrefillPrice(prefill, spec.hardware, self._shard.heads)
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
@@ -148,7 +153,7 @@ class TabledStepCost:
     def _attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
         """All layers' decode attention at the knots of total context."""
         spec = self.spec
-        kv, row_us = decode_us(self._decode_table, spec.hardware, self._shard.heads, num_seqs)
+        kv, row_us = decode_us(self._decode_table, spec.hardware, self._decode_heads, num_seqs)
         return kv.tolist(), (row_us * (self._layers * 1e3)).tolist()
 
     def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
