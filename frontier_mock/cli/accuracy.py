@@ -18,7 +18,8 @@ from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.resolve import resolve_single
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.events import Finished, FirstToken, Submitted
-from frontier_mock.drive.offline import OfflineRun, run
+from frontier_mock.drive.offline import OfflineRun
+from frontier_mock.drive.offline import run as play
 from frontier_mock.workload.build import build_source
 from frontier_mock.workload.specs import (
     ClosedLoopSpec,
@@ -61,7 +62,7 @@ class Outcome:
 def _simulate(args: VllmArgs, hardware: str, engine: str, workload: WorkloadSpec) -> OfflineRun:
     resolved = resolve_single(args, hardware, engine, seed=0)
     cluster = build_cluster(resolved.spec, resolved.costs)
-    return run(cluster, build_source(workload, seed=0))
+    return play(cluster, build_source(workload, seed=0))
 
 
 def mean_latencies_ms(result: OfflineRun) -> tuple[float, float]:
@@ -168,7 +169,7 @@ def _summary(outcomes: list[Outcome]) -> dict[str, float]:
     return result
 
 
-def run_accuracy(argv: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Entry point of the command; returns the exit code."""
     parser = argparse.ArgumentParser("frontier-mock accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the measurements")

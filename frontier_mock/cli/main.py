@@ -15,7 +15,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "vllm serve": ("vllm_serve", "one mock vLLM, started by vLLM's own command line"),
     "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
+    "replay": ("replay", "drive a real server or router with a scenario's workload"),
     "trace": ("trace", "inspect, convert or synthesise request traces"),
+    "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),
     "doctor": ("doctor", "check that this machine has what is needed"),
 }

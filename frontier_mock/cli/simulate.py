@@ -1,7 +1,6 @@
 """`frontier-mock simulate`: a scenario offline, no sockets."""
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from frontier_mock.cli.options import (
     whole,
     write_text,
 )
+from frontier_mock.cli.outcome import add_outcome_options, publish
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines, scenario_head
@@ -39,20 +39,16 @@ def run(argv: Sequence[str]) -> int:
     source = scenario_source(scenario, options.requests, options.duration)
     journal = None if options.journal is None else Journal()
     report = simulate(scenario, cluster, source, journal)
-    text = json.dumps(report.result, indent=2)
-    if options.json is not None:
-        write_text(Path(options.json), text + "\n")
+    publish(report, options)
     if journal is not None:
         lines = journal_lines(scenario_head(scenario), cluster, journal)
         write_text(Path(options.journal), "".join(lines))
-    print(text)
     return 0
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("simulate", "Run a scenario offline and report.")
     parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
-    parser.add_argument("--json", metavar="FILE", help="write the result JSON there")
     parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
     parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")
     parser.add_argument("--duration", type=float, metavar="S", help="at most so many seconds")
@@ -60,6 +56,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--single-step", action="store_true", help="simulate every step on its own (slow, equal)"
     )
+    add_outcome_options(parser)
     return parser.parse_args(list(argv))
 
 

@@ -1,0 +1,101 @@
+"""`frontier-mock replay SCENARIO --url URL`: drive a real endpoint or router with a workload."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from frontier_mock.cli.options import command_parser, whole
+from frontier_mock.cli.outcome import add_outcome_options, publish
+from frontier_mock.cli.simulate import scenario_source
+from frontier_mock.client.endpoint import EndpointSpec
+from frontier_mock.client.loadgen import Progress as Watcher
+from frontier_mock.client.replay import ReplayError, ReplaySpec, run_replay
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.scenario import ScenarioSpec, load_scenario
+from frontier_mock.simtime import SimTime, to_seconds
+
+
+def run(argv: Sequence[str]) -> int:
+    """Replay, print the report, write the files asked for. Raises ConfigError."""
+    options = _options(argv)
+    scenario = load_scenario(options.scenario)
+    if options.seed is not None:
+        scenario = replace(scenario, seed=options.seed)
+    source = scenario_source(scenario, options.requests, options.duration)
+    spec = ReplaySpec(
+        scenario=scenario.name,
+        endpoint=EndpointSpec(
+            url=options.url,
+            model=_model(scenario, options.model),
+            api=options.api,
+            stream=options.stream,
+            prompt_ids=options.prompt_ids,
+            api_key=options.api_key,
+        ),
+        clock_url=options.clock_url,
+        one_at_a_time=options.baton,
+        slo=scenario.slo,
+    )
+    try:
+        with progress_bar(source.num_requests) as watcher:
+            report = run_replay(source, spec, watcher)
+    except ReplayError as error:
+        print(f"frontier-mock: error: {error}", file=sys.stderr)
+        return 1
+    publish(report, options)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser("replay", "Drive a server or router with a scenario's workload.")
+    parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
+    parser.add_argument("--url", required=True, help="server or router, http://HOST:PORT")
+    parser.add_argument("--clock-url", metavar="URL", help="a mock worker behind the router")
+    parser.add_argument("--model", help="model to ask for; the scenario's own if absent")
+    parser.add_argument("--api", choices=["completions", "chat"], default="completions")
+    parser.add_argument("--stream", action="store_true", help="ask for streams")
+    parser.add_argument("--prompt-ids", action="store_true", help="send token ids, not text")
+    parser.add_argument("--api-key", help="sent as a bearer token")
+    parser.add_argument(
+        "--baton", action="store_true", help="warp: one request at a time reaches the router"
+    )
+    parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
+    parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")
+    parser.add_argument("--duration", type=float, metavar="S", help="at most so many seconds")
+    add_outcome_options(parser)
+    return parser.parse_args(list(argv))
+
+
+def _model(scenario: ScenarioSpec, asked: str | None) -> str:
+    if asked is not None:
+        return asked
+    if not scenario.groups:
+        raise ConfigError(f"{scenario.source}: key cluster is missing; name the model with --model")
+    args = scenario.groups[0].args
+    return args.served_model_name[0] if args.served_model_name else args.model
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Watcher]:
+    """A bar on stderr while requests are answered; silent if stderr is not a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[clock]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("requests", total=total, clock="")
+
+        def watch(done: int, in_all: int, now_ns: SimTime) -> None:
+            clock = f"t = {to_seconds(now_ns):,.1f} s"
+            progress.update(task, completed=done, total=in_all, clock=clock)
+
+        yield watch
