@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
     "replay": ("replay", "drive a real server or router with a scenario's workload"),
+    "demo": ("demo", "a production trace through sglang-router over 8 simulated H800 workers"),
     "trace": ("trace", "inspect, convert or synthesise request traces"),
     "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),
