@@ -1,9 +1,9 @@
 """Token ids to block keys: the content hash that the prefix cache compares (see `core.prompt`).
 
-A block's key is a multilinear hash of its token ids modulo 2**64 with fixed random multipliers,
-then a finaliser that spreads it over all bits. It names content only; adapters and cache salts are
+A block's key is a multilinear hash of its token ids modulo 2**64 with fixed random multipliers. It
+names content only; adapters and cache salts are
 mixed into the first block, which separates every block after it because the cache compares paths.
-Collisions of unequal blocks have a chance of about 2**-60 each.
+Two unequal blocks collide with a chance of about 2**-60; no more is asked of a key than equality.
 """
 
 import hashlib
@@ -19,8 +19,6 @@ Keys = NDArray[np.uint64]
 
 _MULTIPLIER_SEED = 0x6672_6F6E_7469_6572
 _GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
-_MIX = np.uint64(0xD6E8_FEB8_6659_FD93)
-_SHIFT = np.uint64(32)
 _MAX_BLOCK_TOKENS = 1024
 
 
@@ -32,14 +30,6 @@ def _make_multipliers(count: int) -> Keys:
 _MULTIPLIERS = _make_multipliers(_MAX_BLOCK_TOKENS)
 
 
-def _finish(hashes: Keys) -> Keys:
-    """Spread each hash over all its bits (one xorshift-multiply round)."""
-    hashes ^= hashes >> _SHIFT
-    hashes *= _MIX
-    hashes ^= hashes >> _SHIFT
-    return hashes
-
-
 def hash_blocks(ids: TokenIds, block_tokens: int) -> Keys:
     """Keys of the full blocks of `ids`; a partial last block is ignored.
 
@@ -49,23 +39,25 @@ def hash_blocks(ids: TokenIds, block_tokens: int) -> Keys:
         raise ValueError(f"block size {block_tokens} is not between 1 and {_MAX_BLOCK_TOKENS}")
     count = len(ids) // block_tokens
     blocks = ids[: count * block_tokens].reshape(count, block_tokens).astype(np.uint64)
-    return _finish(blocks @ _MULTIPLIERS[:block_tokens] + _GOLDEN)
+    keys: Keys = blocks @ _MULTIPLIERS[:block_tokens]
+    keys += _GOLDEN
+    return keys
 
 
 def hash_windows(ids: TokenIds, block_tokens: int) -> Keys:
     """Key of the block that begins at each position of `ids`, wrapping round at the end."""
-    wrapped = np.concatenate([ids, ids[:block_tokens]]).astype(np.uint64)
-    hashes = np.zeros(len(ids), np.uint64)
+    wrapped = np.resize(ids, len(ids) + block_tokens).astype(np.uint64)
+    keys = np.full(len(ids), _GOLDEN)
     for i in range(block_tokens):
-        hashes += wrapped[i : i + len(ids)] * _MULTIPLIERS[i]
-    return _finish(hashes + _GOLDEN)
+        keys += wrapped[i : i + len(ids)] * _MULTIPLIERS[i]
+    return keys
 
 
-def salt_hash(parts: tuple[str, ...]) -> int:
-    """What to xor into the first block's key; 0 when there is nothing to mix in."""
-    if not any(parts):
+def salt_hash(cache_salt: str | None, adapter: str = "") -> int:
+    """What to xor into the first block's key; 0 when there is neither salt nor adapter."""
+    if not cache_salt and not adapter:
         return 0
-    payload = "\0".join(parts).encode("utf-8", "surrogatepass")
+    payload = f"{cache_salt or ''}\0{adapter}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(payload, digest_size=KEY_BYTES).digest(), "little")
 
 

@@ -60,6 +60,33 @@ _TOOL = model(
 )
 
 
+# Most requests have none of these, and skip the checks that look at them.
+_WHOLE_REQUEST = frozenset(
+    (
+        "continue_final_message",
+        "tools",
+        "tool_choice",
+        "structured_outputs",
+        "logprob_token_ids",
+        "prompt_logprobs",
+        "top_logprobs",
+        "stream_options",
+        "response_format",
+        "cache_salt",
+    )
+)
+_NEEDS_SUPPORT = frozenset(
+    (
+        "tools",
+        "tool_choice",
+        "use_beam_search",
+        "chat_template",
+        "chat_template_kwargs",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+    )
+)
+
 CHAT_FIELDS: Mapping[str, Check] = {
     "messages": message_list,
     **sampling.COMMON_FIELDS,
@@ -94,7 +121,8 @@ CHAT_FIELDS: Mapping[str, Check] = {
 def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation:
     """The generation a chat request asks for. Raises ApiError with vLLM's answer if it is bad."""
     raw = load_object(body)
-    _check_request(raw)
+    if not _WHOLE_REQUEST.isdisjoint(raw):
+        _check_request(raw)
     fields = check_fields(raw, CHAT_FIELDS, ("messages",))
     check_model(fields, served)
     try:
@@ -244,7 +272,8 @@ def _check_support(raw: dict[str, Json], fields: Fields, served: ServedModel) ->
 def _plan(
     raw: dict[str, Json], fields: Fields, headers: Headers, served: ServedModel
 ) -> Generation:
-    _check_support(raw, fields, served)
+    if not _NEEDS_SUPPORT.isdisjoint(fields):
+        _check_support(raw, fields, served)
     tools = fields.get("tools")
     own = fields.get("chat_template_kwargs")
     turns = conversation(fields["messages"])

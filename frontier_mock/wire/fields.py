@@ -94,7 +94,7 @@ def boolean(value: Json, loc: Loc, problems: list[Problem]) -> Json:
             return word in _TRUE
         message = f"{_NOT_BOOL}, unable to interpret input"
         problems.append(Problem("bool_parsing", loc, message, value))
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and INT64_MIN <= value <= INT64_MAX and value == int(value):
         if value in (0, 1):
             return value == 1
         message = f"{_NOT_BOOL}, unable to interpret input"
@@ -151,11 +151,14 @@ def _whole(value: Json, loc: Loc, problems: list[Problem]) -> Json:
         if not math.isfinite(value):
             message = "Input should be a finite number"
             problems.append(Problem("finite_number", loc, message, value))
-        elif value.is_integer():
-            return int(value)
-        else:
+        elif not value.is_integer():
             message = f"{_NOT_INT}, got a number with a fractional part"
             problems.append(Problem("int_from_float", loc, message, value))
+        elif abs(value) >= 2.0**63:
+            message = "Unable to parse input string as an integer, exceeded maximum size"
+            problems.append(Problem("int_parsing_size", loc, message, value))
+        else:
+            return int(value)
     elif isinstance(value, str):
         try:
             return int(value)

@@ -180,8 +180,8 @@ def plan_sequences(
     size = ring.block_tokens
     keys = hash_blocks(ids, size)
     tail = ids[len(keys) * size :]
-    salt = salt_hash((text_field(fields, "cache_salt") or "",))
-    if len(keys):
+    salt = salt_hash(text_field(fields, "cache_salt"))
+    if salt and len(keys):
         keys[0] ^= np.uint64(salt)
     identity = content_key(keys, tail, salt)
     prompt = KeyedPrompt(len(ids), size, keys.tobytes())

@@ -39,6 +39,20 @@ GREEDY_BELOW = 1e-5
 MAX_LOGPROB_TOKEN_IDS = 128
 _MAX_SALT_CHARS = 128
 _SALT_FORBIDDEN = frozenset("@/\\\0")
+# Most requests have none of these, and skip the checks that look at them.
+_DISTRIBUTION = frozenset(
+    (
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+    )
+)
+_VOCABULARY_BOUND = ("logprob_token_ids", "logit_bias", "stop_token_ids", "allowed_token_ids")
+_MODEL_BOUND = frozenset((*_VOCABULARY_BOUND, "prompt_logprobs"))
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 _INT = integer()
@@ -219,18 +233,8 @@ def check_sampling(fields: Fields, n: int, max_tokens: int, served: ServedModel)
             f"n must be at most {served.max_n_sequences}, got {n}. To increase this limit, set the "
             "VLLM_MAX_N_SEQUENCES environment variable."
         )
-    _check_penalties(fields)
-    temperature = float_field(fields, "temperature", 1.0)
-    _check_temperature(temperature)
-    top_p = float_field(fields, "top_p", 1.0)
-    if not 0.0 < top_p <= 1.0:
-        raise invalid(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
-    top_k = int_field(fields, "top_k", 0)
-    if top_k < -1:
-        raise invalid(f"top_k must be 0 (disable), or at least 1, got {top_k}.")
-    min_p = float_field(fields, "min_p", 0.0)
-    if not 0.0 <= min_p <= 1.0:
-        raise invalid(f"min_p must be in [0, 1], got {min_p}.")
+    if not _DISTRIBUTION.isdisjoint(fields):
+        _check_distribution(fields)
     if max_tokens < 1:
         message = f"max_tokens must be at least 1, got {max_tokens}."
         raise invalid(message, "max_tokens", max_tokens)
@@ -243,14 +247,13 @@ def check_sampling(fields: Fields, n: int, max_tokens: int, served: ServedModel)
         )
     if "" in strings_field(fields, "stop"):
         raise invalid("stop cannot contain an empty string.")
-    bad_words = strings_field(fields, "bad_words")
-    if "" in bad_words:
+    if "" in (bad_words := strings_field(fields, "bad_words")):
         raise invalid(f"bad_words cannot contain an empty string. Got bad_words={list(bad_words)}")
-    if n > 1 and temperature < GREEDY_BELOW:
+    if n > 1 and float_field(fields, "temperature", 1.0) < GREEDY_BELOW:
         raise invalid(f"n must be 1 when using greedy sampling, got {n}.")
 
 
-def _check_penalties(fields: Fields) -> None:
+def _check_distribution(fields: Fields) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         penalty = float_field(fields, name, 0.0)
         if not -2.0 <= penalty <= 2.0:
@@ -260,6 +263,16 @@ def _check_penalties(fields: Fields) -> None:
         raise invalid(f"repetition_penalty must be a finite number, got {repetition}.")
     if repetition <= 0.0:
         raise invalid(f"repetition_penalty must be greater than zero, got {repetition}.")
+    _check_temperature(float_field(fields, "temperature", 1.0))
+    top_p = float_field(fields, "top_p", 1.0)
+    if not 0.0 < top_p <= 1.0:
+        raise invalid(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
+    top_k = int_field(fields, "top_k", 0)
+    if top_k < -1:
+        raise invalid(f"top_k must be 0 (disable), or at least 1, got {top_k}.")
+    min_p = float_field(fields, "min_p", 0.0)
+    if not 0.0 <= min_p <= 1.0:
+        raise invalid(f"min_p must be in [0, 1], got {min_p}.")
 
 
 def _check_temperature(temperature: float) -> None:
@@ -277,6 +290,8 @@ def _check_temperature(temperature: float) -> None:
 
 def check_against_model(fields: Fields, logprobs: int | None, served: ServedModel) -> None:
     """Raise a late ApiError for what only the engine's own checks refuse: vocabulary, logprobs."""
+    if logprobs is None and _MODEL_BOUND.isdisjoint(fields):
+        return
     vocab_size = served.model_vocab_size
     limit = vocab_size if served.max_logprobs == -1 else served.max_logprobs
     _check_logprobs_count("sample", "logprobs", logprobs, limit, vocab_size)
@@ -289,7 +304,7 @@ def check_against_model(fields: Fields, logprobs: int | None, served: ServedMode
             len(chosen),
             late=True,
         )
-    for name in ("logprob_token_ids", "logit_bias", "stop_token_ids", "allowed_token_ids"):
+    for name in _VOCABULARY_BOUND:
         _check_vocabulary(fields, name, vocab_size)
     prompt_count = optional_int_field(fields, "prompt_logprobs")
     _check_logprobs_count("prompt", "prompt_logprobs", prompt_count, limit, vocab_size)

@@ -21,6 +21,7 @@ class TextRing:
 
     `offsets[i]` is where token i begins in `text`, in characters (which are bytes); `period` is
     the number of tokens and `period_chars` the number of characters after which all repeats.
+    `keys[i]` is the key of the block of `block_tokens` tokens that begins at token i.
     """
 
     __slots__ = (
@@ -60,7 +61,7 @@ class TextRing:
         self.starts = _word_starts(pieces)
         self.end_id = tokenizer.eos_token_id
         self.block_tokens = block_tokens
-        self.keys = hash_windows(self.ids[: self.period], block_tokens)
+        self.keys: Keys = np.tile(hash_windows(self.ids[: self.period], block_tokens), 2)
 
     def start_for(self, seed: int, key: int, choice: int) -> int:
         """Where the output of choice `choice` for the content `key` begins, a ring position."""
@@ -168,10 +169,14 @@ def output_keys(ring: TextRing, start: int, num_tokens: int, tail: TokenIds, sal
     if num_tokens < joined:
         return b""
     first = hash_blocks(np.concatenate([tail, ring.slice_ids(start, 0, joined)]), size)
-    first ^= np.uint64(salt)
+    if salt:
+        first ^= np.uint64(salt)
     whole = (num_tokens - joined) // size
-    positions = (start + joined + size * np.arange(whole)) % ring.period
-    keys: Keys = ring.keys[positions]
+    begin = (start + joined) % ring.period
+    if begin + whole * size <= len(ring.keys):
+        keys: Keys = ring.keys[begin : begin + whole * size : size]
+    else:
+        keys = ring.keys[(begin + size * np.arange(whole)) % ring.period]
     return first.tobytes() + keys.tobytes()
 
 

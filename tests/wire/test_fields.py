@@ -1,0 +1,89 @@
+"""The request schema against pydantic itself: same verdicts, same conversions, same words."""
+
+import json
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from frontier_mock.wire import fields
+from frontier_mock.wire.errors import Problem
+from frontier_mock.wire.fields import Check
+
+
+class Options(BaseModel):
+    """Stands for vLLM's StreamOptions."""
+
+    include_usage: bool | None = False
+
+
+PAIRS: dict[str, tuple[Check, TypeAdapter[object]]] = {
+    "string": (fields.string, TypeAdapter(str)),
+    "boolean": (fields.boolean, TypeAdapter(bool)),
+    "number": (fields.number, TypeAdapter(float)),
+    "integer": (fields.integer(), TypeAdapter(int)),
+    "bounded": (fields.integer(-1, 5), TypeAdapter(Annotated[int, Field(ge=-1, le=5)])),
+    "nullable": (fields.nullable(fields.string), TypeAdapter(str | None)),
+    "list": (fields.list_of(fields.integer()), TypeAdapter(list[int])),
+    "short list": (
+        fields.list_of(fields.string, 2),
+        TypeAdapter(Annotated[list[str], Field(max_length=2)]),
+    ),
+    "mapping": (fields.mapping_of(fields.number), TypeAdapter(dict[str, float])),
+    "literal": (fields.literal("a", "b", "c"), TypeAdapter(Literal["a", "b", "c"])),
+    "one literal": (fields.literal("a"), TypeAdapter(Literal["a"])),
+    "model": (
+        fields.model({"include_usage": fields.nullable(fields.boolean)}, "Options"),
+        TypeAdapter(Options),
+    ),
+}
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-10, 10),
+    st.sampled_from([2**62, -(2**63), 2**70]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, 1.0, 5.0, 1.5, float("inf")]),
+    st.sampled_from(
+        ["", "a", "b", "5", " 7 ", "-3", "1.5", "1e3", "nan", "true", "No", "off", "T"]
+    ),
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=3),
+    st.dictionaries(st.sampled_from(["include_usage", "x"]), SCALARS, max_size=2),
+)
+
+
+def ours(check: Check, value: object) -> tuple[object, list[tuple[object, ...]]]:
+    problems: list[Problem] = []
+    converted = check(value, ("body",), problems)
+    return converted, [(p.kind, p.loc[1:], p.message, p.context) for p in problems]
+
+
+def theirs(adapter: TypeAdapter[object], value: object) -> tuple[object, list[tuple[object, ...]]]:
+    try:
+        converted = adapter.validate_python(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        return None, [(e["type"], e["loc"], e["msg"], e.get("ctx")) for e in found]
+    return (converted.model_dump() if isinstance(converted, BaseModel) else converted), []
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(value=VALUES)
+def test_checks_agree_with_pydantic(name: str, value: object) -> None:
+    check, adapter = PAIRS[name]
+    converted, problems = ours(check, value)
+    expected, expected_problems = theirs(adapter, value)
+    assert problems == expected_problems
+    if not problems and name != "model":
+        assert repr(converted) == repr(expected)
+
+
+@given(st.lists(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.none())))
+def test_json_is_read_as_python_reads_it(value: list[object]) -> None:
+    assert fields.load_json(json.dumps(value).encode()) == value
