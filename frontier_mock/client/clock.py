@@ -4,14 +4,14 @@ An actor is one sequential thread of control; while its lease is held, time stan
 belong to the connection that registered the first of them: if this process dies, time goes on.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-
+from frontier_mock.client.http1 import HttpClient, Response
 from frontier_mock.simtime import SimTime
 
 _UNKNOWN_ACTOR = 409
@@ -37,27 +37,36 @@ class ClockState:
 class ClockClient:
     """Leases on a server's clock; use as an async context manager, which registers them."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, actors: Sequence[str]) -> None:
-        """`url` is that of any worker; `actors` are registered on entry."""
-        self._session = session
-        self._url = url.rstrip("/")
+    def __init__(self, http: HttpClient, actors: Sequence[str]) -> None:
+        """`http` reaches any worker; `actors` are registered on entry."""
+        self._http = http
         self._actors = list(actors)
-        self._stream: aiohttp.ClientResponse | None = None
+        self._held_open: asyncio.Task[Response] | None = None
         self.now_ns: SimTime = 0
         """Virtual time as last heard from the server."""
 
     async def __aenter__(self) -> Self:
         """Register the actors, held. Raises ClockError."""
-        body = json.dumps({"actors": self._actors})
-        try:
-            stream = await self._session.post(f"{self._url}/sim/clock/register", data=body)
-            if stream.status != 200:
-                raise ClockError(_complaint("register", stream.status, await stream.read()))
-            first = json.loads(await stream.content.readline())
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ClockError(f"no clock at {self._url}: {error or type(error).__name__}") from None
-        self._stream = stream
-        self.now_ns = first["now_ns"]
+        first_line: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        heard = bytearray()
+
+        def listen(data: bytes) -> None:
+            heard.extend(data)
+            if b"\n" in heard and not first_line.done():
+                first_line.set_result(bytes(heard).partition(b"\n")[0])
+
+        body = json.dumps({"actors": self._actors}).encode()
+        path = "/sim/clock/register"
+        held_open = asyncio.create_task(self._http.request("POST", path, body, on_data=listen))
+        await asyncio.wait((held_open, first_line), return_when=asyncio.FIRST_COMPLETED)
+        if not first_line.done():
+            try:
+                reply = await held_open
+            except (OSError, ValueError) as error:
+                raise ClockError(f"no clock at {self._http.url}: {_said(error)}") from None
+            raise ClockError(_complaint("register", reply))
+        self._held_open = held_open
+        self.now_ns = json.loads(first_line.result())["now_ns"]
         return self
 
     async def __aexit__(
@@ -67,8 +76,9 @@ class ClockClient:
         trace: TracebackType | None,
     ) -> None:
         """Close the connection that owns the leases, which releases them all."""
-        if self._stream is not None:
-            self._stream.close()
+        if self._held_open is not None:
+            self._held_open.cancel()
+            await asyncio.wait((self._held_open,))
 
     async def sleep(
         self, actor: str, until_ns: SimTime, children: Sequence[str] = (), once: bool = True
@@ -95,27 +105,25 @@ class ClockClient:
     async def _verb(
         self, verb: str, body: Mapping[str, object], tolerate: int | None = None
     ) -> SimTime:
+        data = json.dumps(body, separators=(",", ":")).encode()
         try:
-            async with self._session.post(
-                f"{self._url}/sim/clock/{verb}", data=json.dumps(body)
-            ) as reply:
-                data = await reply.read()
-                status = reply.status
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            name = type(error).__name__
-            raise ClockError(f"{verb}: lost the clock at {self._url}: {error or name}") from None
-        if status == tolerate:
+            reply = await self._http.request("POST", f"/sim/clock/{verb}", data)
+        except (OSError, ValueError) as error:
+            raise ClockError(
+                f"{verb}: lost the clock at {self._http.url}: {_said(error)}"
+            ) from None
+        if reply.status == tolerate:
             return self.now_ns
-        if status != 200:
-            raise ClockError(_complaint(verb, status, data))
-        now_ns: SimTime = json.loads(data)["now_ns"]
+        if reply.status != 200:
+            raise ClockError(_complaint(verb, reply))
+        now_ns: SimTime = json.loads(reply.body)["now_ns"]
         self.now_ns = max(self.now_ns, now_ns)
         return now_ns
 
 
-async def read_clock(session: aiohttp.ClientSession, url: str) -> ClockState:
-    """The state of the clock at `url`, any worker's. Raises ClockError."""
-    value = await read_json(session, url, "/sim/clock")
+async def read_clock(http: HttpClient) -> ClockState:
+    """The state of a worker's clock. Raises ClockError."""
+    value = await read_json(http, "/sim/clock")
     stalls = value.get("stalls")
     return ClockState(
         mode=str(value.get("mode")),
@@ -127,19 +135,17 @@ async def read_clock(session: aiohttp.ClientSession, url: str) -> ClockState:
     )
 
 
-async def read_json(session: aiohttp.ClientSession, url: str, path: str) -> dict[str, object]:
+async def read_json(http: HttpClient, path: str) -> dict[str, object]:
     """The JSON object at `path`. Raises ClockError if there is none."""
-    where = url.rstrip("/") + path
     try:
-        async with session.get(where) as reply:
-            data = await reply.read()
-            if reply.status != 200:
-                raise ClockError(_complaint(f"GET {path}", reply.status, data))
-            value = json.loads(data)
-    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-        raise ClockError(f"cannot read {where}: {error or type(error).__name__}") from None
+        reply = await http.request("GET", path)
+        value = json.loads(reply.body) if reply.status == 200 else None
+    except (OSError, ValueError) as error:
+        raise ClockError(f"cannot read {http.url}{path}: {_said(error)}") from None
+    if reply.status != 200:
+        raise ClockError(_complaint(f"GET {path}", reply))
     if not isinstance(value, dict):
-        raise ClockError(f"cannot read {where}: not a JSON object")
+        raise ClockError(f"cannot read {http.url}{path}: not a JSON object")
     return value
 
 
@@ -147,9 +153,13 @@ def _number(value: object, default: float) -> float:
     return value if isinstance(value, int | float) else default
 
 
-def _complaint(verb: str, status: int, data: bytes) -> str:
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _complaint(verb: str, reply: Response) -> str:
     try:
-        said = json.loads(data)["error"]
+        said = json.loads(reply.body)["error"]
     except (ValueError, KeyError, TypeError):
-        said = data[:200].decode("utf-8", "replace")
-    return f"{verb}: the clock answered {status}: {said}"
+        said = reply.body[:200].decode("utf-8", "replace")
+    return f"{verb}: the clock answered {reply.status}: {said}"

@@ -9,12 +9,10 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import aiohttp
-from yarl import URL
-
+from frontier_mock.client.http1 import HttpClient
 from frontier_mock.core.commands import Submit
 from frontier_mock.simtime import SimTime
 from frontier_mock.workload.prompts import HashedPrompt, StreamPrompt
@@ -57,31 +55,16 @@ class Answer(NamedTuple):
     chunks_wall_ns: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class _Stream:
-    """What a stream has said so far."""
-
-    text: list[str] = field(default_factory=list)
-    chunks_wall_ns: list[int] = field(default_factory=list)
-    usage: Mapping[str, object] = field(default_factory=dict)
-    stamps: Mapping[str, object] = field(default_factory=dict)
-    error: str = ""
-
-
 class Endpoint:
-    """A server or router to send requests to; no state beyond the session it is given."""
+    """A server or router to send requests to."""
 
-    def __init__(self, session: aiohttp.ClientSession, spec: EndpointSpec) -> None:
-        """`session` should not limit connections: see `loadgen`."""
-        self._session = session
+    def __init__(self, spec: EndpointSpec) -> None:
+        """Raises HttpError if `spec.url` is no URL."""
         self._spec = spec
-        chat = spec.api == "chat"
-        path = "/v1/chat/completions" if chat else "/v1/completions"
-        self._url = URL(spec.url.rstrip("/") + path)
-        self._chat = chat
-        self._headers = {"Content-Type": "application/json"}
-        if spec.api_key is not None:
-            self._headers["Authorization"] = f"Bearer {spec.api_key}"
+        self._chat = spec.api == "chat"
+        self._path = "/v1/chat/completions" if self._chat else "/v1/completions"
+        key = "" if spec.api_key is None else f"Authorization: Bearer {spec.api_key}\r\n"
+        self.http = HttpClient(spec.url, key)
 
     async def generate(
         self, submit: Submit, actor: str | None, spoken: Mapping[int, str]
@@ -91,20 +74,20 @@ class Endpoint:
         `actor` is the lease the request carries; `spoken` holds earlier outputs by stream number.
         """
         body = self._body(submit, spoken)
-        headers = self._headers
-        if actor is not None:
-            headers = {**headers, "tracestate": f"fmock={actor}"}
+        headers = "" if actor is None else f"tracestate: fmock={actor}\r\n"
+        stream = _Stream() if self._spec.stream else None
         sent = time.perf_counter_ns()
         try:
-            async with self._session.post(self._url, data=body, headers=headers) as reply:
-                if self._spec.stream and reply.status == 200:
-                    return await self._read_stream(reply, sent)
-                data = await reply.read()
-                done = time.perf_counter_ns()
-                return _whole_answer(reply.status, reply.headers, data, sent, done)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reply = await self.http.request(
+                "POST", self._path, body, headers, None if stream is None else stream.take
+            )
+        except (OSError, ValueError) as error:
             done = time.perf_counter_ns()
             return _failure(0, f"{type(error).__name__}: {error}", sent, done)
+        done = time.perf_counter_ns()
+        if stream is None or reply.status != 200:
+            return _whole_answer(reply.status, reply.headers, reply.body, sent, done)
+        return _streamed_answer(stream, reply.headers, sent, done)
 
     def _body(self, submit: Submit, spoken: Mapping[int, str]) -> bytes:
         prompt: object = render_prompt(submit, spoken)
@@ -127,30 +110,6 @@ class Endpoint:
             }
         return json.dumps(body, separators=(",", ":")).encode()
 
-    async def _read_stream(self, reply: aiohttp.ClientResponse, sent: int) -> Answer:
-        stream = _Stream()
-        async for line in reply.content:
-            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
-                _take_chunk(stream, json.loads(line[6:]), time.perf_counter_ns())
-        done = time.perf_counter_ns()
-        if stream.error:
-            return _failure(reply.status, stream.error, sent, done)
-        stamps = stream.stamps
-        chunks = tuple(stream.chunks_wall_ns)
-        return Answer(
-            reply.status,
-            "",
-            _int(stamps.get("arrival_ns", reply.headers.get("x-frontier-arrival-ns"))),
-            _int(stamps.get("first_token_ns")),
-            _int(stamps.get("finish_ns")),
-            *_usage(stream.usage, stamps.get("cached_tokens")),
-            "".join(stream.text),
-            sent,
-            chunks[0] if chunks else done,
-            done,
-            chunks,
-        )
-
 
 def render_prompt(submit: Submit, spoken: Mapping[int, str]) -> str:
     """The prompt's text. Raises ValueError for one that has none, such as a journal's."""
@@ -165,23 +124,64 @@ def normalised(message: str) -> str:
     return _NUMBER.sub("#", message)
 
 
-def _take_chunk(stream: _Stream, chunk: object, now: int) -> None:
-    if not isinstance(chunk, dict):
-        return
-    error = chunk.get("error")
-    if isinstance(error, dict):
-        stream.error = str(error.get("message"))
-        return
-    for choice in chunk.get("choices") or ():
-        piece = choice.get("text")
-        if piece is None:
-            piece = (choice.get("delta") or {}).get("content")
-        if piece:
-            stream.text.append(piece)
-            stream.chunks_wall_ns.append(now)
-    if chunk.get("usage"):
-        stream.usage = chunk["usage"]
-        stream.stamps = chunk.get("frontier") or {}
+class _Stream:
+    """A stream of server-sent events, folded as its bytes arrive."""
+
+    __slots__ = ("_rest", "chunks_wall_ns", "error", "stamps", "text", "usage")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.text: list[str] = []
+        self.chunks_wall_ns: list[int] = []
+        self.usage: Mapping[str, object] = {}
+        self.stamps: Mapping[str, object] = {}
+        self.error = ""
+
+    def take(self, data: bytes) -> None:
+        """More bytes. Raises ValueError if an event's data is not JSON."""
+        now = time.perf_counter_ns()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                self._take_chunk(json.loads(line[6:]), now)
+
+    def _take_chunk(self, chunk: object, now: int) -> None:
+        if not isinstance(chunk, dict):
+            return
+        error = chunk.get("error")
+        if isinstance(error, dict):
+            self.error = str(error.get("message"))
+            return
+        for choice in chunk.get("choices") or ():
+            piece = choice.get("text")
+            if piece is None:
+                piece = (choice.get("delta") or {}).get("content")
+            if piece:
+                self.text.append(piece)
+                self.chunks_wall_ns.append(now)
+        if chunk.get("usage"):
+            self.usage = chunk["usage"]
+            self.stamps = chunk.get("frontier") or {}
+
+
+def _streamed_answer(stream: _Stream, headers: Mapping[str, str], sent: int, done: int) -> Answer:
+    if stream.error:
+        return _failure(200, stream.error, sent, done)
+    stamps = stream.stamps
+    chunks = tuple(stream.chunks_wall_ns)
+    return Answer(
+        200,
+        "",
+        _int(stamps.get("arrival_ns", headers.get("x-frontier-arrival-ns"))),
+        _int(stamps.get("first_token_ns")),
+        _int(stamps.get("finish_ns")),
+        *_usage(stream.usage, stamps.get("cached_tokens")),
+        "".join(stream.text),
+        sent,
+        chunks[0] if chunks else done,
+        done,
+        chunks,
+    )
 
 
 def _whole_answer(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import aiohttp
 import numpy as np
 
 from frontier_mock.client.clock import ClockClient, ClockError, ClockState, read_clock, read_json
 from frontier_mock.client.endpoint import NEVER, Endpoint, EndpointSpec, normalised
+from frontier_mock.client.http1 import HttpClient
 from frontier_mock.client.loadgen import (
     PACER,
     Exchange,
@@ -59,32 +59,29 @@ async def replay(
 ) -> RunReport:
     """Play `source` against the endpoint. Raises ReplayError."""
     _raise_file_limit()
-    # No limit on connections: in virtual time every request of an instant must be able to leave,
-    # or time would stand still for ever.
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=None)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),
-    ) as session:
-        try:
-            return await _replay(session, source, spec, progress)
-        except* (ClockError, ValueError) as errors:
-            raise ReplayError(str(_first(errors))) from None
+    clients: list[HttpClient] = []
+    try:
+        endpoint = Endpoint(spec.endpoint)
+        clients.append(endpoint.http)
+        clock = endpoint.http if spec.clock_url is None else HttpClient(spec.clock_url)
+        clients.append(clock)
+        return await _replay(source, spec, endpoint, clock, progress)
+    except* (ClockError, ValueError) as errors:
+        raise ReplayError(str(_first(errors))) from None
+    finally:
+        for client in clients:
+            client.close()
 
 
 async def _replay(
-    session: aiohttp.ClientSession, source: Source, spec: ReplaySpec, progress: Progress
+    source: Source, spec: ReplaySpec, endpoint: Endpoint, clock: HttpClient, progress: Progress
 ) -> RunReport:
-    clock_url = spec.clock_url or spec.endpoint.url
-    state = await _find_clock(session, spec)
-    endpoint = Endpoint(session, spec.endpoint)
+    state = await _find_clock(spec, endpoint.http, clock)
     started = time.perf_counter_ns()
     if state.mode == "warp":
-        async with ClockClient(session, clock_url, [PACER]) as clock:
-            start_ns = clock.now_ns
-            exchanges = await run_warp(source, endpoint, clock, progress, spec.one_at_a_time)
+        async with ClockClient(clock, [PACER]) as leases:
+            start_ns = leases.now_ns
+            exchanges = await run_warp(source, endpoint, leases, progress, spec.one_at_a_time)
     else:
         start_ns = state.now_ns
         exchanges = await run_paced(source, endpoint, progress, state.scale)
@@ -109,28 +106,23 @@ async def _replay(
     )
     report.result["client"] = _client_stats(spec, state, exchanges, base, wall_s)
     if state is not _REAL:
-        await _merge_server(session, clock_url, report, state)
+        await _merge_server(clock, report, state)
     return report
 
 
-async def _find_clock(session: aiohttp.ClientSession, spec: ReplaySpec) -> ClockState:
+async def _find_clock(spec: ReplaySpec, endpoint: HttpClient, clock: HttpClient) -> ClockState:
     """The clock to follow. Raises ReplayError if nothing answers at the endpoint."""
-    if spec.clock_url is not None:
-        await _probe(session, spec.endpoint.url)
-        return await read_clock(session, spec.clock_url)
-    await _probe(session, spec.endpoint.url)
     try:
-        return await read_clock(session, spec.endpoint.url)
+        await endpoint.request("GET", "/health")
+    except (OSError, ValueError) as error:
+        what = str(error) or type(error).__name__
+        raise ReplayError(f"cannot reach {endpoint.url}: {what}") from None
+    if spec.clock_url is not None:
+        return await read_clock(clock)
+    try:
+        return await read_clock(clock)
     except ClockError:
         return _REAL
-
-
-async def _probe(session: aiohttp.ClientSession, url: str) -> None:
-    try:
-        async with session.get(url.rstrip("/") + "/health") as reply:
-            await reply.read()
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise ReplayError(f"cannot reach {url}: {error or type(error).__name__}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +206,10 @@ def _client_stats(
     )
 
 
-async def _merge_server(
-    session: aiohttp.ClientSession, clock_url: str, report: RunReport, before: ClockState
-) -> None:
+async def _merge_server(clock: HttpClient, report: RunReport, before: ClockState) -> None:
     """Add what only the engine knows: its workers, gaps between tokens, preemptions, digest."""
-    server = await read_json(session, clock_url, "/sim/report")
-    after = await read_clock(session, clock_url)
+    server = await read_json(clock, "/sim/report")
+    after = await read_clock(clock)
     result = report.result
     client = result["client"]
     client["stalls"] = after.stalls - before.stalls
