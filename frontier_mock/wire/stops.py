@@ -55,7 +55,9 @@ def find_ending(ring: TextRing, start: int, rules: StopRules) -> Ending:
             stop_reason = ring.end_id if rules.ignore_eos else None
     stopping = ring.id_set.intersection(rules.stop_token_ids)
     if stopping:
-        found = _first_stop_token(ring, start, rules.min_tokens, limit, sorted(stopping))
+        # The end token stands in for the ring's token at its place.
+        before_end = limit - (end_id >= 0)
+        found = _first_stop_token(ring, start, rules.min_tokens, before_end, sorted(stopping))
         if found is not None:
             limit, stop_reason, finish_reason = found[0], found[1], "stop"
             end_id = -1 if rules.include_stop else found[1]
