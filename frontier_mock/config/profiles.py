@@ -206,6 +206,7 @@ def load_kernels(name: str) -> KernelTables:
                 weights: _gemm(weights, fit, grids, data.get("gemm_residual", True))
                 for weights, fit in data["gemm"].items()
             },
+            sustained=data["sustained"],
             decode=_by_size(data["decode"], _decode, grids),
             prefill=_by_size(data["prefill"], _prefill, grids),
             all_reduce=_curves(data["all_reduce"]),

@@ -68,13 +68,16 @@ def shard_model(model: ModelSpec, parallel: ParallelSpec, precision: PrecisionSp
 
 def layer_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats) -> Floats:
     """Microseconds of one decoder layer, attention aside, for each number of tokens."""
-    hw, model, weights = spec.hardware, spec.model, spec.precision.weights
-    hidden = model.hidden_size
-    table = tables.gemm[weights]
-    total = gemm_us(table, hw, weights, tokens, shard.qkv_columns, hidden)
-    total = total + gemm_us(table, hw, weights, tokens, hidden, shard.attention_columns)
-    total += gemm_us(table, hw, weights, tokens, shard.gate_up_columns, hidden)
-    total += gemm_us(table, hw, weights, tokens, hidden, shard.mlp_columns)
+    model, weights, hidden = spec.model, spec.precision.weights, spec.model.hidden_size
+    shapes = (
+        (shard.qkv_columns, hidden),
+        (hidden, shard.attention_columns),
+        (shard.gate_up_columns, hidden),
+        (hidden, shard.mlp_columns),
+    )
+    total = np.zeros_like(tokens)
+    for n, k in shapes:
+        total += _sustained_us(spec, tables, weights, tokens, n, k)
     if weights == "fp8":
         total += elementwise_us(spec, tables, tokens * (shard.attention_columns * _QUANT_BYTES))
     for columns in _elementwise_columns(model, shard):
@@ -83,6 +86,16 @@ def layer_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats)
         curve = tables.all_reduce[spec.parallel.tp]
         total += 2.0 * curve_us(curve, tokens * (hidden * ACTIVATION_BYTES))
     return total
+
+
+def _sustained_us(
+    spec: StepSpec, tables: KernelTables, weights: str, tokens: Floats, n: int, k: int
+) -> Floats:
+    """One linear layer in the middle of a forward pass, no faster than power allows."""
+    hw = spec.hardware
+    peak = hw.peak_fp8_flops if weights == "fp8" else hw.peak_bf16_flops
+    alone = gemm_us(tables.gemm[weights], hw, weights, tokens, n, k)
+    return np.maximum(alone, tokens * (2e6 * n * k / (peak * tables.sustained[weights])))
 
 
 def head_us(spec: StepSpec, tables: KernelTables, shard: Shard, rows: Floats) -> Floats:

@@ -109,12 +109,15 @@ class KernelTables:
     """All tables of one GPU.
 
     `gemm` is keyed by weight type ("bf16", "fp8"), attention by cache type and then head size, the
-    collectives by number of ranks. `norm_us` and `norm_memory` price every fused
-    elementwise kernel: a fixed cost plus bytes at that fraction of the bandwidth.
+    collectives by number of ranks. `sustained` is, by weight type, the fraction of peak at which a
+    forward pass can run its linear layers one after another: power limits it below what a single
+    kernel reaches. `elementwise_us` and `elementwise_memory` price every
+    fused elementwise kernel: a fixed cost plus bytes at that fraction of the bandwidth.
     """
 
     name: str
     gemm: Mapping[str, GemmTable]
+    sustained: Mapping[str, float]
     decode: Mapping[str, Mapping[int, DecodeAttentionTable]]
     prefill: Mapping[str, Mapping[int, PrefillAttentionTable]]
     all_reduce: Mapping[int, Curve]
