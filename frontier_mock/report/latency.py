@@ -46,6 +46,22 @@ def _sorted_pairs(values: Ints, counts: Ints) -> tuple[Ints, Ints]:
     return values[order], counts[order]
 
 
+COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
+"""The statistics of a latency, in the order in which reports show them."""
+
+
+def in_columns(stats: LatencyStats) -> tuple[float | None, ...]:
+    """The values of `COLUMNS`."""
+    return (
+        stats["mean"],
+        stats["p50"],
+        stats["p90"],
+        stats["p95"],
+        stats["p99"],
+        stats["max"],
+    )
+
+
 class Sample:
     """Values in nanoseconds with how often each occurs, sorted."""
 

@@ -120,6 +120,16 @@ class Result(TypedDict):
     client: NotRequired[ClientStats]
 
 
+def latencies(result: Result) -> list[tuple[str, LatencyStats]]:
+    """The four latencies by the name that reports give them."""
+    return [
+        ("TTFT", result["ttft_ms"]),
+        ("TPOT", result["tpot_ms"]),
+        ("ITL", result["itl_ms"]),
+        ("E2E", result["e2e_ms"]),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """The latencies behind a result, for whoever draws their distributions."""
