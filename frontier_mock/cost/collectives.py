@@ -1,8 +1,22 @@
 """Collectives between the ranks of one worker, priced from measured curves. PURE."""
 
+from typing import Final
+
 import numpy as np
 
 from frontier_mock.cost.tables import Curve, Floats
+
+_RANK_SPREAD: Final = 0.03
+"""Relative standard deviation of the same kernel's time on different GPUs: the noise floor of the
+kernel tables, 3.3 % in the median (cost_model.md section 1.2)."""
+
+_EXPECTED_MAXIMUM: Final = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424}
+"""Mean of the largest of n standard normal draws."""
+
+
+def straggling(ranks: int) -> float:
+    """How much longer the slowest of `ranks` takes than the average between two collectives."""
+    return 1.0 + _RANK_SPREAD * _EXPECTED_MAXIMUM[ranks]
 
 
 def curve_us(curve: Curve, size_bytes: Floats) -> Floats:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from frontier_mock.cost.attention import Heads
-from frontier_mock.cost.collectives import curve_us
+from frontier_mock.cost.collectives import curve_us, straggling
 from frontier_mock.cost.gemm import gemm_us
 from frontier_mock.cost.specs import ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables
@@ -67,7 +67,10 @@ def shard_model(model: ModelSpec, parallel: ParallelSpec, precision: PrecisionSp
 
 
 def layer_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats) -> Floats:
-    """Microseconds of one decoder layer, attention aside, for each number of tokens."""
+    """Microseconds of one decoder layer, attention aside, for each number of tokens.
+
+    Every rank waits for the slowest at each all-reduce.
+    """
     model, weights, hidden = spec.model, spec.precision.weights, spec.model.hidden_size
     shapes = (
         (shard.qkv_columns, hidden),
@@ -84,6 +87,7 @@ def layer_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats)
         total += elementwise_us(spec, tables, tokens * (columns * ACTIVATION_BYTES))
     if spec.parallel.tp > 1:
         curve = tables.all_reduce[spec.parallel.tp]
+        total *= straggling(spec.parallel.tp)
         total += 2.0 * curve_us(curve, tokens * (hidden * ACTIVATION_BYTES))
     return total
 

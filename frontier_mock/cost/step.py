@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from frontier_mock.cost.attention import PrefillPrice, decode_us
+from frontier_mock.cost.collectives import straggling
 from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.layers import embed_us, head_us, layer_us, shard_model
 from frontier_mock.cost.protocol import Chunk, DecodeLine
@@ -101,7 +102,7 @@ class TabledStepCost:
         self.spec = spec
         self._tables = tables
         self._shard = shard_model(spec.model, spec.parallel, spec.precision)
-        self._layers = spec.model.num_layers
+        self._layers = spec.model.num_layers * straggling(spec.parallel.tp)
         read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else spec.precision.kv
         self._decode_table = _of_size(tables.decode[read_as], spec.model.head_dim)
         heads = self._shard.heads
@@ -194,7 +195,9 @@ class TabledStepCost:
         start = len(self._token_ns)
         tokens = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
         layer = layer_us(self.spec, self._tables, self._shard, tokens)
-        total = (self._layers * layer + embed_us(self.spec, self._tables, tokens)) * 1e3
+        total = (
+            self.spec.model.num_layers * layer + embed_us(self.spec, self._tables, tokens)
+        ) * 1e3
         if start:
             total[0] = max(total[0], self._token_ns[-1])
         self._token_ns += np.maximum.accumulate(total).tolist()
