@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 12.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 18.0, 34.0
 _TICKS = 5
+_LABEL = 62.0
+"""Room that the label of a mark needs to its right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +133,15 @@ class _Frame:
 
     def marked(self) -> str:
         parts = []
-        limit = self._chart.width - _RIGHT - 70
+        limit = self._chart.width - _RIGHT - _LABEL
         for x_value, y_value, label in self._chart.marks:
             x, y = self._x(x_value), self._y(y_value)
-            before = x > limit
+            # Beside the point and below the curve, or before and above it near the edge.
+            dx, dy, anchor = (-7, -6, "end") if x > limit else (7, 11, "start")
             parts.append(
                 f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-                f'<text class="marklabel" x="{x + (-7 if before else 7):.1f}" y="{y + 11:.1f}" '
-                f'text-anchor="{"end" if before else "start"}">{escape(label)}</text>'
+                f'<text class="marklabel" x="{x + dx:.1f}" y="{y + dy:.1f}" '
+                f'text-anchor="{anchor}">{escape(label)}</text>'
             )
         return "".join(parts)
 

@@ -27,7 +27,7 @@ body{margin:0 auto;max-width:1000px;padding:28px 20px 60px;background:var(--page
 color:var(--ink);font:15px/1.45 system-ui,sans-serif}
 h1{font-size:22px;margin:0 0 2px}h2{font-size:16px;margin:34px 0 10px}
 .sub{color:var(--soft);margin:0}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:10px;
 margin-top:18px}
 .card{background:var(--card);border-radius:8px;padding:10px 14px}
 .card b{display:block;font-size:20px;font-variant-numeric:tabular-nums}
