@@ -106,7 +106,7 @@ def _run(
 ) -> int:
     assert isinstance(scenario.workload, TraceSpec)
     say(f"trace    {scenario.workload.path}")
-    source = scenario_source(scenario, options.requests, options.duration)
+    source, rows = scenario_source(scenario, options.requests, options.duration)
     ready = logs / "ready.json"
     up = ["-m", "frontier_mock", "up", SCENARIO, "--clock", "warp", "--host", "127.0.0.1"]
     up += ["--port", "0", "--ready-file", str(ready)]
@@ -136,7 +136,7 @@ def _run(
     )
     with progress_bar(source.num_requests) as watcher:
         report = run_replay(source, spec, watcher)
-    publish(report, options)
+    publish(report, rows, options)
     return 0
 
 

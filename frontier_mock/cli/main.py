@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
     "replay": ("replay", "drive a real server or router with a scenario's workload"),
     "demo": ("demo", "a production trace through sglang-router over 8 simulated H800 workers"),
+    "report": ("report", "print the report of an earlier run once more"),
     "trace": ("trace", "inspect, convert or synthesise request traces"),
     "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),

@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     scenario = load_scenario(options.scenario)
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
-    source = scenario_source(scenario, options.requests, options.duration)
+    source, rows = scenario_source(scenario, options.requests, options.duration)
     spec = ReplaySpec(
         scenario=scenario.name,
         endpoint=EndpointSpec(
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     except ReplayError as error:
         print(f"frontier-mock: error: {error}", file=sys.stderr)
         return 1
-    publish(report, options)
+    publish(report, rows, options)
     return 0
 
 

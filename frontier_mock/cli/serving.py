@@ -2,37 +2,62 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.resolve import ResolvedCluster
+from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
+from frontier_mock.cost.specs import StepSpec
 from frontier_mock.drive.pace import ClockSpec, parse_clock
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ServeSpec, run_cluster
+from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.wire.eos import EosModel
 
 
 def serve(cluster: ResolvedCluster, sim: SimulatorArgs, *, scenario: str, journal_head: str) -> int:
     """Serve until told to stop; returns the exit code. Raises ConfigError."""
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
-    args = cluster.workers[0].args
+    http, host = front_end(cluster, os.environ)
+    for line in capacity_lines(cluster):
+        print(line, file=sys.stderr)
     spec = ServeSpec(
         cluster=cluster.spec,
         costs=cluster.costs,
         served=served_models(cluster, eos_model(sim), os.environ),
         clock=clock_spec(sim),
-        http=http_settings(args, cluster.spec.workers[0].step.engine.version, os.environ),
+        http=http,
         scenario=scenario,
-        host=args.host,
+        host=host,
         ready_file=sim.ready_file,
         journal_path=sim.journal,
         journal_head=journal_head,
     )
     return run_cluster(spec)
+
+
+def capacity_lines(cluster: ResolvedCluster) -> list[str]:
+    """What each group of equal workers is, and its KV cache in the words of vLLM's own log."""
+    groups: dict[tuple[StepSpec, SchedulerSpec], list[ResolvedWorker]] = {}
+    for worker in cluster.workers:
+        key = (worker.spec.step, worker.spec.scheduler)
+        groups.setdefault(key, []).append(worker)
+    lines = []
+    for (step, scheduler), workers in groups.items():
+        names = " to ".join(dict.fromkeys((workers[0].spec.name, workers[-1].spec.name)))
+        tokens = workers[0].memory.num_blocks * scheduler.block_size
+        longest = scheduler.max_model_len
+        lines.append(
+            f"frontier-mock: {names}: {step.model.name}, {step.precision.weights}, "
+            f"tp {step.parallel.tp} on {step.hardware.name}, {step.engine.name}. "
+            f"GPU KV cache size: {tokens:,} tokens, Maximum concurrency for {longest:,} tokens "
+            f"per request: {tokens / longest:.2f}x"
+        )
+    return lines
 
 
 def clock_spec(sim: SimulatorArgs) -> ClockSpec:
@@ -59,6 +84,33 @@ def eos_model(sim: SimulatorArgs) -> EosModel | None:
         return EosModel(sim.eos_mean_tokens, sim.eos_sigma)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def front_end(
+    cluster: ResolvedCluster, environment: Mapping[str, str]
+) -> tuple[HttpSettings, str | None]:
+    """The settings of the HTTP layer and the host, which one process has once for all workers.
+
+    Raises ConfigError if two workers ask for different ones.
+    """
+    asked = [
+        (
+            http_settings(worker.args, worker.spec.step.engine.version, environment),
+            worker.args.host,
+        )
+        for worker in cluster.workers
+    ]
+    for worker, (http, host) in zip(cluster.workers, asked, strict=True):
+        if (http, host) != asked[0]:
+            names = [*(field.name for field in fields(HttpSettings)), "host"]
+            mine = [*(getattr(http, name) for name in names[:-1]), host]
+            first = [*(getattr(asked[0][0], name) for name in names[:-1]), asked[0][1]]
+            differ = [n for n, a, b in zip(names, first, mine, strict=True) if a != b]
+            raise ConfigError(
+                f"cluster.workers: {cluster.workers[0].spec.name} and {worker.spec.name} differ in "
+                f"{', '.join(differ)}; allowed: one value for all workers served together"
+            )
+    return asked[0]
 
 
 def http_settings(args: VllmArgs, version: str, environment: Mapping[str, str]) -> HttpSettings:

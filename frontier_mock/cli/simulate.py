@@ -8,7 +8,6 @@ from pathlib import Path
 
 from frontier_mock.cli.options import (
     command_parser,
-    warn,
     warn_without_effect,
     whole,
     write_text,
@@ -25,6 +24,7 @@ from frontier_mock.core.journal import Journal
 from frontier_mock.drive.offline import run as run_offline
 from frontier_mock.report.summary import RunReport, report_cluster
 from frontier_mock.workload.build import build_source
+from frontier_mock.workload.rows import TraceRows
 from frontier_mock.workload.source import Source
 
 
@@ -36,10 +36,10 @@ def run(argv: Sequence[str]) -> int:
         scenario = replace(scenario, seed=options.seed)
     cluster = resolve_scenario(scenario, single_step=options.single_step)
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
-    source = scenario_source(scenario, options.requests, options.duration)
+    source, rows = scenario_source(scenario, options.requests, options.duration)
     journal = None if options.journal is None else Journal()
     report = simulate(scenario, cluster, source, journal)
-    publish(report, options)
+    publish(report, rows, options)
     if journal is not None:
         lines = journal_lines(scenario_head(scenario), cluster, journal)
         write_text(Path(options.journal), "".join(lines))
@@ -62,19 +62,19 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def scenario_source(
     scenario: ScenarioSpec, requests: int | None, duration_s: float | None
-) -> Source:
-    """The scenario's workload, perhaps shortened, ready to play once. Raises ConfigError."""
+) -> tuple[Source, TraceRows | None]:
+    """The scenario's workload, perhaps shortened, ready to play once, and its trace if it has one.
+
+    Raises ConfigError.
+    """
     if scenario.workload is None:
         raise ConfigError(f"{scenario.source}: key workload is missing; there is nothing to play")
     if duration_s is not None and not duration_s > 0:
         raise ConfigError(f"duration: {duration_s} is not a number above 0")
     workload = shorten(scenario.workload, requests, duration_s)
     rows = load_trace(workload, scenario.seed)
-    if rows is not None:
-        for line in rows.census.lines()[1:]:
-            warn(f"{rows.name}: {line}")
     try:
-        return build_source(workload, seed=scenario.seed, rows=rows)
+        return build_source(workload, seed=scenario.seed, rows=rows), rows
     except ValueError as error:
         raise ConfigError(f"{scenario.source}: workload: {error}") from None
 

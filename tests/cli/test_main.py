@@ -160,6 +160,53 @@ def test_doctor_says_what_is_there(
     assert "MISSING  a leg: to stand on" in capsys.readouterr().out
 
 
+def test_a_run_writes_what_was_asked_and_report_prints_it_again(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a" / "b"
+    assert main(["simulate", scenario, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "6 of 6 requests completed" in said
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json"]
+    assert "<html" in (out / "report.html").read_text()
+    assert main(["report", str(out)]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["report", str(out / "result.json")]) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "key scenario is missing; not a result of this program"),
+        ("[", "not a JSON file"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_report(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert main(["report", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_unreadable_rows_are_counted_and_named_in_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,3\n1,many,3\n2,20,0\n"
+    )
+    path = tmp_path / "s.yaml"
+    path.write_text(SMALL.split("workload:")[0] + "workload: {kind: trace, trace: t.csv}\n")
+    assert main(["simulate", str(path), "--out", str(tmp_path)]) == 0
+    trace = json.loads((tmp_path / "result.json").read_text())["trace"]
+    assert (trace["rows"], trace["read"], trace["clipped"]) == (3, 2, 1)
+    assert [line.split(":")[0] for line in trace["skipped"]] == ["line 3"]
+    assert "trace: skipped line 3:" in capsys.readouterr().out
+
+
 def test_flags_without_effect_are_named_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,11 +14,19 @@ from pathlib import Path
 import pytest
 
 from frontier_mock.cli.main import main
-from frontier_mock.cli.serving import clock_spec, eos_model, http_settings
+from frontier_mock.cli.serving import (
+    capacity_lines,
+    clock_spec,
+    eos_model,
+    front_end,
+    http_settings,
+)
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.resolve import resolve_single
+from frontier_mock.config.resolve import resolve_scenario, resolve_single
+from frontier_mock.config.scenario import load_scenario, parse_scenario
 from frontier_mock.config.served import fingerprint, served_models
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs, parse_serve
+from frontier_mock.config.workloads import TraceSearch
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -35,8 +43,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert [line.startswith("frontier-mock: error: ") for line in lines] == [True]
+    errors = [line for line in captured.err.splitlines() if "GPU KV cache size" not in line]
+    assert [line.startswith("frontier-mock: error: ") for line in errors] == [True]
     return captured.err
 
 
@@ -88,6 +96,25 @@ def test_what_the_http_layer_is_told() -> None:
     (served,) = served_models(cluster, None, {})
     assert (served.names, served.root, served.eos) == (("a", "b"), MODEL, None)
     assert served.max_model_len == 131072
+
+
+def test_workers_of_one_process_share_their_front_end() -> None:
+    groups = [
+        {"name": name, "model": MODEL, "engine_args": {"api-key": [key]}}
+        for name, key in (("a", "k"), ("b", "l"))
+    ]
+    text = json.dumps({"name": "x", "cluster": {"workers": groups}})
+    cluster = resolve_scenario(parse_scenario(text, "s.yaml", TraceSearch(())))
+    with pytest.raises(ConfigError, match=r"workers: a and b differ in api_key; allowed: one"):
+        front_end(cluster, {})
+
+
+def test_start_up_says_what_each_group_of_workers_holds() -> None:
+    cluster = resolve_scenario(load_scenario("llama70b-8xh800", {}))
+    (line,) = capacity_lines(cluster)
+    assert line.startswith("frontier-mock: w0 to w7: meta-llama/Llama-3.1-70B-Instruct, fp8, tp 4")
+    blocks = cluster.workers[0].memory.num_blocks
+    assert f"GPU KV cache size: {16 * blocks:,} tokens" in line
 
 
 @pytest.mark.parametrize(
