@@ -1,31 +1,19 @@
 """POST /v1/chat/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
 
-from collections.abc import Mapping
-
 from frontier_mock.wire import sampling
 from frontier_mock.wire.errors import ApiError, invalid, not_implemented
 from frontier_mock.wire.fields import (
-    Check,
     Fields,
-    boolean,
     check_fields,
     flag_field,
     int_field,
-    integer,
     ints_field,
-    list_of,
-    literal,
     load_object,
-    mapping,
-    model,
-    nullable,
     optional_int_field,
-    string,
     text_field,
-    union,
 )
 from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, PromptText
-from frontier_mock.wire.messages import conversation, message_list
+from frontier_mock.wire.messages import conversation
 from frontier_mock.wire.plan import (
     Headers,
     actor_of,
@@ -40,25 +28,9 @@ from frontier_mock.wire.plan import (
     request_priority,
     stream_interval,
 )
+from frontier_mock.wire.schema import CHAT_FIELDS
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
-
-_NAMED_TOOL = model(
-    {"function": model({"name": string}, "ChatCompletionNamedFunction", ("name",))},
-    "ChatCompletionNamedToolChoiceParam",
-    ("function",),
-)
-_FUNCTION = model(
-    {"name": string, "description": nullable(string), "parameters": nullable(mapping)},
-    "FunctionDefinition",
-    ("name",),
-)
-_TOOL = model(
-    {"type": literal("function"), "function": _FUNCTION},
-    "ChatCompletionToolsParam",
-    ("function",),
-)
-
 
 # Most requests have none of these, and skip the checks that look at them.
 _WHOLE_REQUEST = frozenset(
@@ -87,40 +59,11 @@ _NEEDS_SUPPORT = frozenset(
     )
 )
 
-CHAT_FIELDS: Mapping[str, Check] = {
-    "messages": message_list,
-    **sampling.COMMON_FIELDS,
-    "logprobs": nullable(boolean),
-    "top_logprobs": nullable(integer()),
-    "max_tokens": nullable(integer()),
-    "max_completion_tokens": nullable(integer()),
-    "n": nullable(integer()),
-    "tools": nullable(list_of(_TOOL)),
-    "tool_choice": nullable(
-        union(literal("none"), literal("auto"), literal("required"), _NAMED_TOOL)
-    ),
-    "reasoning_effort": nullable(
-        literal("none", "minimal", "low", "medium", "high", "xhigh", "max")
-    ),
-    "include_reasoning": boolean,
-    "parallel_tool_calls": nullable(boolean),
-    "echo": boolean,
-    "add_generation_prompt": boolean,
-    "continue_final_message": boolean,
-    "add_special_tokens": boolean,
-    "documents": nullable(list_of(mapping)),
-    "chat_template": nullable(string),
-    "chat_template_kwargs": nullable(mapping),
-    "media_io_kwargs": nullable(mapping),
-    "mm_processor_kwargs": nullable(mapping),
-    "return_prompt_text": nullable(boolean),
-}
-"""Checks of the chat request's fields."""
-
 
 def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation:
     """The generation a chat request asks for. Raises ApiError with vLLM's answer if it is bad."""
     raw = load_object(body)
+    _require_iterable(raw.get("messages", ()))
     if not _WHOLE_REQUEST.isdisjoint(raw):
         _check_request(raw)
     fields = check_fields(raw, CHAT_FIELDS, ("messages",))
@@ -131,6 +74,12 @@ def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation
         if error.late and flag_field(fields, "stream"):
             error.stream_kind = CHAT
         raise
+
+
+def _require_iterable(messages: object) -> None:
+    """vLLM walks over the messages before it checks what they are, and stumbles over a scalar."""
+    if not isinstance(messages, list | dict | str | tuple):
+        raise invalid(f"'{type(messages).__name__}' object is not iterable")
 
 
 def _check_request(raw: dict[str, Json]) -> None:

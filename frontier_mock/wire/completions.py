@@ -1,7 +1,6 @@
 """POST /v1/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
 
 from array import array
-from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -9,21 +8,14 @@ import numpy as np
 from frontier_mock.wire import sampling
 from frontier_mock.wire.errors import ApiError, invalid, not_implemented
 from frontier_mock.wire.fields import (
-    Check,
     Fields,
-    boolean,
     check_fields,
     flag_field,
     int_field,
-    integer,
     ints_field,
-    list_of,
     load_object,
-    nullable,
     optional_int_field,
-    string,
     text_field,
-    union,
 )
 from frontier_mock.wire.generation import COMPLETION, Generation, LogprobsPlan, PromptText
 from frontier_mock.wire.plan import (
@@ -42,6 +34,7 @@ from frontier_mock.wire.plan import (
     stream_interval,
     truncate_prompt,
 )
+from frontier_mock.wire.schema import COMPLETION_FIELDS, COMPLETION_FIELDS_WITHOUT_PROMPT
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
@@ -52,25 +45,6 @@ Prompts = list[str | TokenIds]
 """The prompts of one request, as text or as token ids."""
 
 _MAX_ID = 2**32 - 1
-_TOKEN_ID = integer(0)
-
-COMPLETION_FIELDS: Mapping[str, Check] = {
-    **sampling.COMMON_FIELDS,
-    "echo": nullable(boolean),
-    "logprobs": nullable(integer()),
-    "max_tokens": nullable(integer()),
-    "n": integer(),
-    "suffix": nullable(string),
-    "add_special_tokens": boolean,
-}
-"""Checks of the completion request's fields but for `prompt`, which has a fast path."""
-
-_WITH_PROMPT: Mapping[str, Check] = {
-    **COMPLETION_FIELDS,
-    "prompt": nullable(
-        union(list_of(_TOKEN_ID), list_of(list_of(_TOKEN_ID)), string, list_of(string))
-    ),
-}
 
 
 def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> Generation:
@@ -79,10 +53,10 @@ def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> Gene
     _check_request(raw, served)
     prompts = _fast_prompts(raw.get("prompt"))
     if prompts is None:
-        fields = check_fields(raw, _WITH_PROMPT)
+        fields = check_fields(raw, COMPLETION_FIELDS)
         prompts = _slow_prompts(fields.get("prompt"))
     else:
-        fields = check_fields(raw, COMPLETION_FIELDS)
+        fields = check_fields(raw, COMPLETION_FIELDS_WITHOUT_PROMPT)
     if flag_field(fields, "stream") and flag_field(fields, "use_beam_search"):
         raise invalid("Streaming is not currently supported with beam search")
     check_model(fields, served)
@@ -119,6 +93,12 @@ def _check_logprobs(raw: dict[str, Json]) -> None:
     if chosen and raw.get("use_beam_search"):
         message = "`logprob_token_ids` is not supported with beam search."
         raise invalid(message, "logprob_token_ids")
+    if raw.get("use_beam_search") and raw.get("echo") and raw.get("logprobs") is not None:
+        raise invalid(
+            "`echo` with `logprobs` is not supported with beam search because beam search does "
+            "not compute prompt logprobs.",
+            "echo",
+        )
     if chosen and raw.get("echo") and raw.get("max_tokens") == 0:
         raise invalid(
             "`logprob_token_ids` is not supported when `echo=True` and `max_tokens=0` because no "

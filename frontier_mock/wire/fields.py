@@ -220,23 +220,51 @@ def mapping_of(check: Check) -> Check:
     return checked
 
 
-def model(table: Mapping[str, Check], name: str, required: tuple[str, ...] = ()) -> Check:
-    """An object with known fields, other keys kept as they are; `name` is its pydantic class."""
+def model(table: Mapping[str, Check], required: tuple[str, ...] = ()) -> Check:
+    """An object with known fields; other keys are kept as they are."""
 
     def checked(value: Json, loc: Loc, problems: list[Problem]) -> Json:
         if not isinstance(value, dict):
-            message = f"Input should be a valid dictionary or instance of {name}"
-            problems.append(Problem("model_type", loc, message, value, {"class_name": name}))
+            message = "Input should be a valid dictionary or object to extract fields from"
+            problems.append(Problem("model_attributes_type", loc, message, value))
             return value
-        for key in required:
-            if key not in value:
-                problems.append(Problem("missing", (*loc, key), "Field required", value))
-        return {
-            key: table[key](item, (*loc, key), problems) if key in table else item
-            for key, item in value.items()
-        }
+        return _members(value, table, required, loc, problems)
 
     return checked
+
+
+def typed_dict(
+    table: Mapping[str, Check], required: tuple[str, ...] = (), dataclass_name: str = ""
+) -> Check:
+    """The same with the words pydantic has for a TypedDict, or for a dataclass if one is named."""
+
+    def checked(value: Json, loc: Loc, problems: list[Problem]) -> Json:
+        if isinstance(value, dict):
+            return _members(value, table, required, loc, problems)
+        if not dataclass_name:
+            return mapping(value, loc, problems)
+        message = f"Input should be a dictionary or an instance of {dataclass_name}"
+        context: dict[str, Json] = {"class_name": dataclass_name}
+        problems.append(Problem("dataclass_type", loc, message, value, context))
+        return value
+
+    return checked
+
+
+def _members(
+    value: dict[str, Json],
+    table: Mapping[str, Check],
+    required: tuple[str, ...],
+    loc: Loc,
+    problems: list[Problem],
+) -> Json:
+    converted = dict(value)
+    for name, check in table.items():
+        if name in value:
+            converted[name] = check(value[name], (*loc, name), problems)
+        elif name in required:
+            problems.append(Problem("missing", (*loc, name), "Field required", value))
+    return converted
 
 
 def literal(*allowed: str) -> Check:

@@ -1,7 +1,18 @@
 """Chat messages: the schema of the list, and their reduction to what a text template takes."""
 
+from collections.abc import Mapping
+
 from frontier_mock.wire.errors import Loc, Problem, invalid
-from frontier_mock.wire.fields import string
+from frontier_mock.wire.fields import (
+    Check,
+    literal,
+    mapping,
+    model,
+    nullable,
+    string,
+    typed_dict,
+    union,
+)
 from frontier_mock.wire.tokenizer import Json
 
 Turns = list[dict[str, Json]]
@@ -18,24 +29,100 @@ _TEXT_KEYS = {
 _MODALITIES = ("image", "audio", "video")
 
 
+def _iterable(value: Json, loc: Loc, problems: list[Problem]) -> Json:
+    """What pydantic takes for a lazily checked sequence of content parts."""
+    if not isinstance(value, list | dict | str):
+        problems.append(Problem("iterable_type", loc, "Input should be iterable", value))
+    return value
+
+
+def _any_list(value: Json, loc: Loc, problems: list[Problem]) -> Json:
+    if not isinstance(value, list):
+        problems.append(Problem("list_type", loc, "Input should be a valid list", value))
+    return value
+
+
+def _refused(value: Json, loc: Loc, problems: list[Problem]) -> Json:
+    """openai_harmony's Message, which no HTTP client sends."""
+    return model({"author": mapping, "content": _any_list}, ("author",))(value, loc, problems)
+
+
+_CONTENT = union(string, _iterable)
+_BRANCHES: Mapping[str, Check] = {
+    "ChatCompletionDeveloperMessageParam": typed_dict(
+        {"content": _CONTENT, "role": literal("developer"), "name": string}, ("content", "role")
+    ),
+    "ChatCompletionSystemMessageParam": typed_dict(
+        {"content": _CONTENT, "role": literal("system"), "name": string}, ("content", "role")
+    ),
+    "ChatCompletionUserMessageParam": typed_dict(
+        {"content": _CONTENT, "role": literal("user"), "name": string}, ("content", "role")
+    ),
+    "ChatCompletionAssistantMessageParam": typed_dict(
+        {
+            "role": literal("assistant"),
+            "content": nullable(_CONTENT),
+            "name": string,
+            "refusal": nullable(string),
+            "tool_calls": _iterable,
+        },
+        ("role",),
+    ),
+    "ChatCompletionToolMessageParam": typed_dict(
+        {"content": _CONTENT, "role": literal("tool"), "tool_call_id": string},
+        ("content", "role", "tool_call_id"),
+    ),
+    "ChatCompletionFunctionMessageParam": typed_dict(
+        {"content": nullable(string), "name": string, "role": literal("function")},
+        ("content", "name", "role"),
+    ),
+    "CustomChatCompletionMessageParam": typed_dict(
+        {
+            "role": string,
+            "content": union(string, _any_list),
+            "name": string,
+            "tool_call_id": nullable(string),
+            "tool_calls": nullable(_any_list),
+        },
+        ("role",),
+    ),
+    "Message": _refused,
+}
+"""The kinds of message vLLM accepts, under the class names that its error messages show."""
+
+
 def message_list(value: Json, loc: Loc, problems: list[Problem]) -> Json:
     """A list of messages: objects with a role, and text, parts or null for content."""
     if not isinstance(value, list):
-        problems.append(Problem("list_type", loc, "Input should be a valid list", value))
-        return value
+        return _any_list(value, loc, problems)
     for i, message in enumerate(value):
-        if not isinstance(message, dict):
-            text = "Input should be a valid dictionary"
-            problems.append(Problem("dict_type", (*loc, i), text, message))
-            continue
-        if "role" not in message:
-            problems.append(Problem("missing", (*loc, i, "role"), "Field required", message))
-        else:
-            string(message["role"], (*loc, i, "role"), problems)
-        content = message.get("content")
-        if content is not None and not isinstance(content, str | list):
-            string(content, (*loc, i, "content"), problems)
+        if not _is_plain(message):
+            _check_message(message, (*loc, i), problems)
     return value
+
+
+def _is_plain(message: Json) -> bool:
+    """Whether a message is certainly fine; nearly all are, and cost one look."""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        and message.keys() <= _PLAIN_KEYS
+    )
+
+
+_PLAIN_KEYS = frozenset(("role", "content"))
+
+
+def _check_message(message: Json, loc: Loc, problems: list[Problem]) -> None:
+    collected: list[Problem] = []
+    for name, branch in _BRANCHES.items():
+        found: list[Problem] = []
+        branch(message, (*loc, name), found)
+        if not found:
+            return
+        collected += found
+    problems += collected
 
 
 def conversation(messages: Json) -> Turns:
@@ -52,7 +139,7 @@ def conversation(messages: Json) -> Turns:
             turns.append(message)
             continue
         turn = dict(message)
-        parts = content if isinstance(content, list) else []
+        parts = content if isinstance(content, list | dict) else []
         turn["content"] = "\n".join(text for part in parts if (text := _part_text(part)))
         turns.append(turn)
     return turns

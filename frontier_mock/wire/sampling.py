@@ -4,32 +4,18 @@ Order and wording are those of `SamplingParams` in vLLM 0.33: the first violated
 """
 
 import math
-from collections.abc import Mapping
 
-from frontier_mock.wire.errors import invalid
+from frontier_mock.wire.errors import ApiError, invalid
 from frontier_mock.wire.fields import (
-    INT64_MAX,
-    INT64_MIN,
-    Check,
     Fields,
-    boolean,
     flag_field,
     float_field,
     int_field,
-    integer,
     ints_field,
-    list_of,
-    literal,
-    mapping,
-    mapping_of,
-    model,
-    nullable,
-    number,
     optional_int_field,
-    string,
     strings_field,
-    union,
 )
+from frontier_mock.wire.schema import CONSTRAINTS
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
 
@@ -53,81 +39,6 @@ _DISTRIBUTION = frozenset(
 )
 _VOCABULARY_BOUND = ("logprob_token_ids", "logit_bias", "stop_token_ids", "allowed_token_ids")
 _MODEL_BOUND = frozenset((*_VOCABULARY_BOUND, "prompt_logprobs"))
-_CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-
-_INT = integer()
-_OPTIONAL_INT = nullable(_INT)
-_OPTIONAL_NUMBER = nullable(number)
-_OPTIONAL_STRING = nullable(string)
-_OPTIONAL_INTS = nullable(list_of(_INT))
-
-STREAM_OPTIONS = nullable(
-    model(
-        {"include_usage": nullable(boolean), "continuous_usage_stats": nullable(boolean)},
-        "StreamOptions",
-    )
-)
-RESPONSE_FORMAT = nullable(
-    model(
-        {"type": literal("text", "json_object", "json_schema", "structural_tag")},
-        "ResponseFormat",
-        ("type",),
-    )
-)
-
-
-def stop_field(max_stop_strings: int) -> Check:
-    """`stop`: null, a string, or a list of at most `max_stop_strings`."""
-    return nullable(union(string, list_of(string, max_stop_strings)))
-
-
-COMMON_FIELDS: Mapping[str, Check] = {
-    "model": _OPTIONAL_STRING,
-    "frequency_penalty": _OPTIONAL_NUMBER,
-    "logit_bias": nullable(mapping_of(number)),
-    "presence_penalty": _OPTIONAL_NUMBER,
-    "response_format": RESPONSE_FORMAT,
-    "seed": nullable(integer(INT64_MIN, INT64_MAX)),
-    "stop": stop_field(4),
-    "stream": nullable(boolean),
-    "stream_options": STREAM_OPTIONS,
-    "temperature": _OPTIONAL_NUMBER,
-    "top_p": _OPTIONAL_NUMBER,
-    "user": _OPTIONAL_STRING,
-    "use_beam_search": boolean,
-    "top_k": _OPTIONAL_INT,
-    "min_p": _OPTIONAL_NUMBER,
-    "repetition_penalty": _OPTIONAL_NUMBER,
-    "watermarking": nullable(boolean),
-    "length_penalty": number,
-    "stop_token_ids": _OPTIONAL_INTS,
-    "include_stop_str_in_output": boolean,
-    "ignore_eos": boolean,
-    "min_tokens": _INT,
-    "skip_special_tokens": nullable(boolean),
-    "spaces_between_special_tokens": boolean,
-    "truncate_prompt_tokens": nullable(integer(-1, INT64_MAX)),
-    "truncation_side": nullable(literal("left", "right")),
-    "prompt_logprobs": _OPTIONAL_INT,
-    "logprob_token_ids": _OPTIONAL_INTS,
-    "allowed_token_ids": _OPTIONAL_INTS,
-    "bad_words": list_of(string),
-    "structured_outputs": nullable(mapping),
-    "priority": integer(INT64_MIN, INT64_MAX),
-    "request_id": string,
-    "session_id": _OPTIONAL_STRING,
-    "return_tokens_as_token_ids": nullable(boolean),
-    "return_token_ids": nullable(boolean),
-    "return_weight_versions": boolean,
-    "routed_experts_prompt_start": integer(0),
-    "cache_salt": _OPTIONAL_STRING,
-    "kv_transfer_params": nullable(mapping),
-    "ec_transfer_params": nullable(mapping),
-    "vllm_xargs": nullable(mapping),
-    "repetition_detection": nullable(mapping),
-    "stream_interval": nullable(integer(1)),
-}
-"""Checks of the fields both routes accept (vLLM 0.33 `protocol.py` of each)."""
 
 
 def check_cache_salt(body: dict[str, Json]) -> None:
@@ -190,35 +101,20 @@ def check_prompt_logprobs(body: dict[str, Json], sample_field: str) -> None:
 def check_structured_outputs(body: dict[str, Json], with_parameter: bool) -> int:
     """Raise ApiError for more than one constraint; returns how many of the first three are set."""
     constraints = body.get("structured_outputs")
-    if not isinstance(constraints, dict):
+    if constraints is None:
         return 0
-    count = sum(constraints.get(kind) is not None for kind in _CONSTRAINTS[:3])
+    if not isinstance(constraints, dict):
+        # vLLM 0.33 asks it for its members before it knows that it has any, and fails.
+        message = f"'{type(constraints).__name__}' object has no attribute 'get'"
+        raise ApiError(500, message, "InternalServerError")
+    count = sum(constraints.get(kind) is not None for kind in CONSTRAINTS[:3])
     if count > 1:
         raise invalid(
             "You can only use one kind of constraints for structured outputs "
             "('json', 'regex' or 'choice').",
             "structured_outputs" if with_parameter else None,
         )
-    _require_one_constraint(constraints)
     return count
-
-
-def _require_one_constraint(constraints: dict[str, Json]) -> None:
-    total = sum(constraints.get(kind) is not None for kind in _CONSTRAINTS)
-    if total == 1:
-        return
-    state: dict[str, Json] = {kind: constraints.get(kind) for kind in _CONSTRAINTS[:5]}
-    state["disable_any_whitespace"] = constraints.get("disable_any_whitespace", False)
-    state["disable_additional_properties"] = constraints.get("disable_additional_properties", False)
-    state["whitespace_pattern"] = constraints.get("whitespace_pattern")
-    state["structural_tag"] = constraints.get("structural_tag")
-    state["_backend"] = None
-    state["_backend_was_auto"] = False
-    rule, found = ("can only", "multiple") if total else ("must", "none")
-    raise invalid(
-        f"You {rule} use one kind of structured outputs constraint but {found} are specified: "
-        f"{state}"
-    )
 
 
 def check_sampling(fields: Fields, n: int, max_tokens: int, served: ServedModel) -> None:

@@ -457,19 +457,12 @@ BAD_TYPES: list[tuple[dict[str, object], list[str]]] = [
         [entry("list_type", "body.messages", "Input should be a valid list", "hi")],
     ),
     (
-        {"messages": [{"content": "x"}]},
-        [entry("missing", "body.messages.0.role", "Field required", "<dict of 1 items>")],
-    ),
-    (
-        {"user": 5, "n": "x"},
+        {"user": 5, "n": []},
         [
+            entry("int_type", "body.n", "Input should be a valid integer", "<list of 0 items>"),
             entry("string_type", "body.user", "Input should be a valid string", "5"),
-            entry(
-                "int_parsing",
-                "body.n",
-                "Input should be a valid integer, unable to parse string as an integer",
-                "x",
-            ),
+        ],
+    ),
         ],
     ),
 ]
@@ -531,8 +524,59 @@ def test_prompt_of_mixed_types_names_every_alternative(served: ServedModel) -> N
 
 def test_at_most_ten_problems_are_listed(served: ServedModel) -> None:
     error = refusal(parse_chat, {"messages": [5] * 25}, served)
-    assert error.message.count("dict_type") == 10
-    assert error.message.endswith("...and 15 more errors")
+    assert error.message.count("'input': '5'") == 10
+    assert error.message.startswith("200 validation errors:\n")
+    assert error.message.endswith("...and 190 more errors")
+
+
+def test_a_message_without_role_is_none_of_the_eight_kinds(served: ServedModel) -> None:
+    error = refusal(parse_chat, {"messages": [{"content": "x"}]}, served)
+    assert error.message.startswith("11 validation errors:\n")
+    assert error.param == "body.messages.0.ChatCompletionDeveloperMessageParam.role"
+    listed = [line.split("'loc': 'body.messages.0.")[1].split("'")[0]
+              for line in error.message.splitlines()[1:-1]]
+    assert listed[-3:] == [
+        "ChatCompletionFunctionMessageParam.role",
+        "CustomChatCompletionMessageParam.role",
+        "Message.author",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [(None, "'NoneType' object is not iterable"), (5, "'int' object is not iterable")],
+)
+def test_messages_that_are_no_sequence(served: ServedModel, messages: object, text: str) -> None:
+    error = refusal(parse_chat, {"messages": messages}, served)
+    assert facts(error) == (400, "BadRequestError", None, text)
+
+
+def test_structured_outputs_that_are_no_object_break_the_server(served: ServedModel) -> None:
+    for parse in (parse_chat, parse_completion):
+        body = {"messages": HELLO, "prompt": "x", "structured_outputs": "x"}
+        assert facts(refusal(parse, body, served)) == (
+            500,
+            "InternalServerError",
+            None,
+            "'str' object has no attribute 'get'",
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"thinking_token_budget": 1.0}, "or -1 for unlimited. (parameter=thinking_token_budget"),
+        ({"repetition_detection": {"max_pattern_size": 3, "min_count": 1}}, "min_count must be"),
+        ({"repetition_detection": {"max_pattern_size": -1}}, "must be >=0"),
+        ({"structured_outputs": {}}, "but none are specified: {'json': None, 'regex': None"),
+        ({"structured_outputs": {"json": "x", "grammar": "y"}}, "but multiple are specified"),
+        ({"response_format": {"type": "bad"}}, "6 validation errors"),
+    ],
+)
+def test_constraints_that_contradict_themselves(
+    served: ServedModel, fields: dict[str, object], part: str
+) -> None:
+    assert part in refusal(parse_chat, {"messages": HELLO, **fields}, served).message
 
 
 def test_unknown_model_is_404_whatever_else_is_wrong_later(served: ServedModel) -> None:
