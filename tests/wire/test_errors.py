@@ -463,8 +463,6 @@ BAD_TYPES: list[tuple[dict[str, object], list[str]]] = [
             entry("string_type", "body.user", "Input should be a valid string", "5"),
         ],
     ),
-        ],
-    ),
 ]
 
 
@@ -533,8 +531,10 @@ def test_a_message_without_role_is_none_of_the_eight_kinds(served: ServedModel) 
     error = refusal(parse_chat, {"messages": [{"content": "x"}]}, served)
     assert error.message.startswith("11 validation errors:\n")
     assert error.param == "body.messages.0.ChatCompletionDeveloperMessageParam.role"
-    listed = [line.split("'loc': 'body.messages.0.")[1].split("'")[0]
-              for line in error.message.splitlines()[1:-1]]
+    listed = [
+        line.split("'loc': 'body.messages.0.")[1].split("'")[0]
+        for line in error.message.splitlines()[1:-1]
+    ]
     assert listed[-3:] == [
         "ChatCompletionFunctionMessageParam.role",
         "CustomChatCompletionMessageParam.role",
