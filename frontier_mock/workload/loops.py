@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from frontier_mock.core.commands import Submit
+from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.simtime import SimTime
 from frontier_mock.workload.prompts import Piece, StreamPrompt
 from frontier_mock.workload.source import Item, Timed
@@ -130,7 +131,7 @@ class Sessions:
             self._first_seq.append(total)
             total += len(turns)
         self.num_requests = total
-        self._said: list[tuple[Piece, ...]] = [()] * len(sessions)
+        self._said: list[StreamPrompt | None] = [None] * len(sessions)
         self._begun = 0
 
     def initial(self) -> Sequence[Timed]:
@@ -154,13 +155,14 @@ class Sessions:
 
     def _turn(self, session: int, turn: int, t_ns: SimTime) -> Timed:
         now = self._sessions[session][turn]
-        pieces = self._said[session] + now.input_pieces
-        prompt = StreamPrompt(self._salt, pieces)
-        said = (*pieces, now.output)
+        before = self._said[session]
+        pieces = now.input_pieces
+        prompt = StreamPrompt(self._salt, pieces) if before is None else before.grown(pieces)
+        said = prompt.grown((now.output,))
         last = turn + 1 == len(self._sessions[session])
-        self._said[session] = () if last else said
+        self._said[session] = None if last else said
         full = prompt.num_tokens // self._block_tokens
-        keys = StreamPrompt(self._salt, said).block_keys(self._block_tokens)[full * 8 :]
+        keys = said.block_keys(self._block_tokens)[full * KEY_BYTES :]
         tokens = now.output.tokens
         submit = Submit(prompt, tokens, tokens, output_keys=keys)
         seq = self._first_seq[session] + turn

@@ -28,15 +28,16 @@ import numpy.typing as npt
 UNIT_TOKENS = 8
 """Tokens, and characters, of one unit."""
 
-_MASK48 = np.uint64((1 << 48) - 1)
-_SHIFT = np.uint64(24)
-_ODD48_A = np.uint64(0x9E3779B97F4B)
-_ODD48_B = np.uint64(0xC2B2AE3D27D5)
+_BITS48 = (1 << 48) - 1
+_SHIFT = 24
+_ODD48_A, _ODD48_B = 0x9E3779B97F4B, 0xC2B2AE3D27D5
+"""Odd, so that multiplication modulo 2**48 is a bijection; xor with a right shift is one too."""
 _ODD64 = np.uint64(0x9E3779B97F4A7C15)
 _STREAM_SHIFT = 21
 """Bits for the unit number within a stream: streams of up to 16 Mi tokens, 2**27 of them."""
 _MAX_STREAM = (1 << (48 - _STREAM_SHIFT)) - 1
-_MAX_ID = (1 << 48) - 1
+_FEW_UNITS = 8
+"""Up to this many units plain integers are faster than numpy."""
 
 _U64 = npt.NDArray[np.uint64]
 
@@ -112,10 +113,22 @@ class HashedPrompt:
         return text[: self.num_tokens]
 
 
-class StreamPrompt:
-    """A prompt made of pieces: shared prefix, own input, earlier outputs."""
+class _Cut(NamedTuple):
+    """A prompt cut into blocks: the keys of the full ones, and the text of what is left over."""
 
-    __slots__ = ("num_tokens", "pieces", "salt")
+    block_tokens: int
+    keys: bytes
+    rest: bytes
+
+
+class StreamPrompt:
+    """A prompt made of pieces: shared prefix, own input, earlier outputs.
+
+    Keys of prompts of several pieces are kept, and a prompt grown from another starts from its
+    keys, so that a conversation costs what its turns add and not the square of its length.
+    """
+
+    __slots__ = ("_cut", "_parent", "num_tokens", "pieces", "salt")
 
     def __init__(self, salt: int, pieces: Sequence[Piece]) -> None:
         """Raises ValueError for a stream number or a length that cannot be told apart."""
@@ -127,6 +140,14 @@ class StreamPrompt:
         self.salt = salt
         self.pieces = tuple(pieces)
         self.num_tokens = total
+        self._cut: _Cut | None = None
+        self._parent: StreamPrompt | None = None
+
+    def grown(self, pieces: Sequence[Piece]) -> "StreamPrompt":
+        """This prompt followed by more pieces."""
+        longer = StreamPrompt(self.salt, (*self.pieces, *pieces))
+        longer._parent = self
+        return longer
 
     def block_keys(self, block_tokens: int) -> bytes:
         """Keys of the full blocks, from (stream, offset) where a block lies within one piece."""
@@ -136,7 +157,7 @@ class StreamPrompt:
         if len(pieces) == 1:
             stream, tokens = pieces[0]
             return _scatter(_offsets(stream, 0, tokens // block_tokens, block_tokens), self.salt)
-        return self._joined_keys(block_tokens)
+        return self._cut_at(block_tokens).keys
 
     def text(self, spoken: Mapping[int, str]) -> str:
         """The prompt as text, with what the engine really said in place of its outputs.
@@ -145,27 +166,32 @@ class StreamPrompt:
         """
         return self._bytes(spoken).decode("utf-8")
 
-    def _joined_keys(self, block_tokens: int) -> bytes:
-        parts: list[bytes] = []
-        straddling = b""
-        start = 0
-        for stream, tokens in self.pieces:
-            end = start + tokens
-            skip = min(-start % block_tokens, tokens)
+    def _cut_at(self, block_tokens: int) -> _Cut:
+        cut = self._cut
+        if cut is not None and cut.block_tokens == block_tokens:
+            return cut
+        keys, rest, pieces = b"", b"", self.pieces
+        parent = self._parent
+        if parent is not None:
+            _, keys, rest = parent._cut_at(block_tokens)
+            pieces = pieces[len(parent.pieces) :]
+            self._parent = None
+        parts = [keys]
+        for stream, tokens in pieces:
+            skip = min(block_tokens - len(rest), tokens) if rest else 0
             if skip:
-                straddling += self._stream_bytes(stream, 0, skip)
-                if len(straddling) == block_tokens:
-                    parts.append(hashlib.blake2b(straddling, digest_size=8).digest())
-                    straddling = b""
+                rest += self._stream_bytes(stream, 0, skip)
+                if len(rest) == block_tokens:
+                    parts.append(hashlib.blake2b(rest, digest_size=8).digest())
+                    rest = b""
             count = (tokens - skip) // block_tokens
             if count:
-                origins = _offsets(stream, skip, count, block_tokens)
-                parts.append(_scatter(origins, self.salt))
+                parts.append(_scatter(_offsets(stream, skip, count, block_tokens), self.salt))
             used = skip + count * block_tokens
             if used < tokens:
-                straddling += self._stream_bytes(stream, used, tokens)
-            start = end
-        return b"".join(parts)
+                rest += self._stream_bytes(stream, used, tokens)
+        self._cut = cut = _Cut(block_tokens, b"".join(parts), rest)
+        return cut
 
     def _bytes(self, spoken: Mapping[int, str]) -> bytes:
         parts = []
@@ -180,11 +206,14 @@ class StreamPrompt:
         return b"".join(parts)
 
     def _stream_bytes(self, stream: int, first: int, last: int) -> bytes:
-        lo = first // UNIT_TOKENS
-        base = (stream << _STREAM_SHIFT) + lo
-        units = np.arange(base, base - lo - (-last // UNIT_TOKENS), dtype=np.uint64)
+        lo, hi = first // UNIT_TOKENS, -(-last // UNIT_TOKENS)
+        base = stream << _STREAM_SHIFT
+        if hi - lo <= _FEW_UNITS:
+            text = b"".join([_one_unit(base + unit, self.salt) for unit in range(lo, hi)])
+        else:
+            text = _unit_text(np.arange(base + lo, base + hi, dtype=np.uint64), self.salt)
         skip = first - lo * UNIT_TOKENS
-        return _unit_text(units, self.salt)[skip : skip + last - first]
+        return text[skip : skip + last - first]
 
 
 def keys_of_text(text: bytes, block_tokens: int) -> bytes:
@@ -223,11 +252,18 @@ def _scatter(origins: _U64, salt: int) -> bytes:
 def _unit_text(origins: _U64, salt: int) -> bytes:
     """Eight characters per origin below 2**48: base64 of its image under a 48-bit bijection."""
     value = origins ^ np.uint64(salt)
-    value *= _ODD48_A
-    value &= _MASK48
-    value ^= value >> _SHIFT
-    value *= _ODD48_B
-    value &= _MASK48
-    value ^= value >> _SHIFT
+    for odd in (_ODD48_A, _ODD48_B):
+        value *= np.uint64(odd)
+        value &= np.uint64(_BITS48)
+        value ^= value >> np.uint64(_SHIFT)
     six = value.view(np.uint8).reshape(-1, 8)[:, :6]
     return binascii.b2a_base64(six.tobytes(), newline=False)
+
+
+def _one_unit(origin: int, salt: int) -> bytes:
+    """`_unit_text` of a single origin, without numpy's overhead."""
+    value = origin ^ salt
+    for odd in (_ODD48_A, _ODD48_B):
+        value = value * odd & _BITS48
+        value ^= value >> _SHIFT
+    return binascii.b2a_base64(value.to_bytes(6, "little"), newline=False)

@@ -87,6 +87,21 @@ def test_a_longer_conversation_keeps_the_keys_of_the_shorter(
         assert longer.block_keys(block_tokens)[: len(keys)] == keys
 
 
+@given(conversations(), st.sampled_from([8, 12, 16, 48]), st.integers(1, 5))
+def test_growing_a_prompt_gives_the_keys_of_making_it_whole(
+    prompts: list[TextPrompt], block_tokens: int, first: int
+) -> None:
+    whole = prompts[-3]
+    assert isinstance(whole, StreamPrompt)
+    grown = StreamPrompt(7, whole.pieces[:first])
+    for piece in whole.pieces[first:]:
+        grown = grown.grown((piece,))
+    assert grown.pieces == whole.pieces
+    assert grown.block_keys(block_tokens) == whole.block_keys(block_tokens)
+    assert grown.block_keys(16) == whole.block_keys(16)
+    assert grown.text({}) == whole.text({})
+
+
 def test_siblings_differ_in_their_first_engine_block() -> None:
     children = [hashed([0, child], 1024) for child in range(1, 2000)]
     second = {key_blocks(child, 16)[32] for child in children}
