@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -57,8 +56,6 @@ def optional_checks() -> list[Check]:
     data = os.environ.get(DATA_VARIABLE)
     present = data is not None and Path(data).is_dir()
     checks.append((f"${DATA_VARIABLE}", present, data or "not set: a directory with traces"))
-    router = shutil.which("sglang-router")
-    checks.append(("sglang-router", router is not None, router or "not on PATH"))
     return checks
 
 

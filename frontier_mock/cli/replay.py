@@ -1,10 +1,13 @@
 """`frontier-mock replay SCENARIO --url URL`: drive a real endpoint or router with a workload."""
 
 import argparse
+import json
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPException
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,9 +18,13 @@ from frontier_mock.cli.simulate import scenario_source
 from frontier_mock.client.endpoint import EndpointSpec
 from frontier_mock.client.loadgen import Progress as Watcher
 from frontier_mock.client.replay import ReplayError, ReplaySpec, run_replay
-from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
+from frontier_mock.drive.pace import parse_clock
 from frontier_mock.simtime import SimTime, to_seconds
+
+CLOCK_LIMIT_S = 10.0
+"""How long a worker may take to say what clock it runs on."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
         one_at_a_time=options.baton,
         slo=scenario.slo,
     )
+    if options.clock is not None:
+        check_clock(options.clock, options.clock_url or options.url)
     try:
         with progress_bar(source.num_requests) as watcher:
             report = run_replay(source, spec, watcher)
@@ -56,6 +65,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
     parser.add_argument("--url", required=True, help="server or router, http://HOST:PORT")
     parser.add_argument("--clock-url", metavar="URL", help="a mock worker behind the router")
+    parser.add_argument("--clock", help="refuse to run on any other: real, scaled:N or warp")
     parser.add_argument("--model", help="model to ask for; the scenario's own if absent")
     parser.add_argument("--api", choices=["completions", "chat"], default="completions")
     parser.add_argument("--stream", action="store_true", help="ask for streams")
@@ -78,6 +88,21 @@ def _model(scenario: ScenarioSpec, asked: str | None) -> str:
         raise ConfigError(f"{scenario.source}: key cluster is missing; name the model with --model")
     args = scenario.groups[0].args
     return args.served_model_name[0] if args.served_model_name else args.model
+
+
+def check_clock(asked: str, url: str) -> None:
+    """Make sure that the mock at `url` runs on the clock asked for. Raises ConfigError."""
+    mode, scale = parse_clock(asked)
+    where = url.rstrip("/") + "/sim/clock"
+    try:
+        with urllib.request.urlopen(where, timeout=CLOCK_LIMIT_S) as reply:
+            state = json.load(reply)
+        found = str(state["mode"]), float(state.get("scale") or 1.0)
+    except (OSError, ValueError, KeyError, TypeError, HTTPException):
+        raise ConfigError(f"clock: {where} does not answer; --clock-url names a worker") from None
+    if found != (mode, scale):
+        runs = f"scaled:{found[1]:g}" if found[0] == "scaled" else found[0]
+        raise ConfigError(f"clock: {shown(asked)} was asked for, but {url} runs on {runs}")
 
 
 @contextmanager

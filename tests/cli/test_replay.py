@@ -1,0 +1,103 @@
+"""`up` and `replay` together: the command line against real ports."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from frontier_mock.cli.main import main
+
+pytestmark = pytest.mark.integration
+
+SCENARIO = """
+name: small
+cluster:
+  workers:
+    - {model: meta-llama/Llama-3.1-8B-Instruct, count: 2}
+workload: {kind: poisson, rate_per_s: 50, num_requests: 30, input_tokens: 200, output_tokens: 9}
+slo: {ttft_ms: 1000}
+"""
+
+
+@pytest.fixture(scope="module")
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("replay") / "small.yaml"
+    path.write_text(SCENARIO)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def url(scenario: str) -> Iterator[str]:
+    argv = [sys.executable, "-m", "frontier_mock", "up", scenario, "--clock", "warp"]
+    argv += ["--host", "127.0.0.1", "--port", "0"]
+    server = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        found = ""
+        for line in server.stderr:
+            if not found and "Starting vLLM server on " in line:
+                found = line.split()[-1]
+            if "Application startup complete." in line:
+                break
+        yield found
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_a_scenario_replayed_in_virtual_time(
+    scenario: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["replay", scenario, "--url", url, "--clock", "warp", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert "30 of 30 requests completed" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["client"]["mode"] == "warp"
+    assert result["client"]["prompt_tokens_differ"] == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_clock_that_is_not_the_one_asked_for(
+    scenario: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", scenario, "--url", url, "--clock", "scaled:10"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"frontier-mock: error: clock: 'scaled:10' was asked for, but {url} runs on warp\n"
+    )
+    assert main(["replay", scenario, "--url", f"{url}/nowhere", "--clock", "warp"]) == 2
+    assert "/nowhere/sim/clock does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "code", "said"),
+    [
+        (SCENARIO, ["--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
+        (SCENARIO, [], 2, "the following arguments are required: --url"),
+        (SCENARIO.split("workload")[0], ["--url", "http://x"], 2, "key workload is missing"),
+        (
+            "name: x\nworkload:" + SCENARIO.split("workload:")[1],
+            ["--url", "http://x"],
+            2,
+            "key cluster is missing; name the model with --model",
+        ),
+        (SCENARIO, ["--url", "http://127.0.0.1:1", "--clock", "fast"], 2, "clock: 'fast' is not"),
+    ],
+)
+def test_replays_that_cannot_be(
+    text: str,
+    argv: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    assert main(["replay", str(path), *argv]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
