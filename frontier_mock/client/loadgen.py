@@ -69,6 +69,7 @@ class _Play:
         answer = await self.endpoint.generate(submit, actor, self.spoken)
         if self.source.feeds_back and len(answer.text) == submit.output_tokens:
             self.spoken[output_stream(timed.item.seq)] = answer.text
+        answer = answer._replace(text="")
         self.exchanges.append(
             Exchange(
                 timed.item,
