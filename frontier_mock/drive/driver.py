@@ -8,6 +8,8 @@ clock, one pump is: feed, advance, fold the new events, tell the subscribers.
 
 * Real and scaled clocks: a command is stamped when it is submitted; the pump catches up with the
   wall and arms one timer for the next moment at which anybody outside could see something.
+* On a `VirtualTimeLoop` the clock is the loop's, and the pump waits until an instant has nothing
+  left to say: all of its commands are then fed at once, in canonical order.
 * Warp: the Timekeeper decides. Between external effects the engine runs at core speed, a bounded
   number of moves per pump, so that sockets are polled in between.
 
@@ -21,11 +23,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.commands import AUTO_WORKER, Abort, Command, Submit
 from frontier_mock.core.events import Event, EventLog, Finished, FirstToken, Rejected, Scheduled
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.timekeeper import Feed, Move, Resume, StallError, Timekeeper
+from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime, from_ms, from_seconds
 
 logger = logging.getLogger("frontier_mock")
@@ -144,10 +147,10 @@ class Ticket:
     """One request: its sequences, its subscriber, and the actor whose lease it carries."""
 
     __slots__ = (
-        "abandoned",
         "actor",
         "arrival_ns",
         "choices",
+        "closed",
         "flights",
         "open",
         "rejected",
@@ -171,7 +174,7 @@ class Ticket:
         self.flights: list[Flight] = []
         self.open = len(submits)
         self.rejected = ""
-        self.abandoned = False
+        self.closed = False
 
 
 Item = tuple[Ticket, bool]
@@ -232,6 +235,7 @@ class Driver:
         self._due_known = False
         self._engine_due: SimTime | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._when_idle: Callable[[Action], asyncio.Handle] | None = None
         self._pump_soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -241,7 +245,10 @@ class Driver:
 
     def start(self) -> None:
         """Bind to the running event loop; virtual time 0 is now."""
-        self._loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        if isinstance(loop, VirtualTimeLoop) and not self._warp:
+            self._wall_ns = loop.now_ns
+            self._when_idle = loop.call_when_idle
         self._started_wall_ns = self._wall_ns()
         self._pace = Pace(self._started_wall_ns, self.clock.scale)
 
@@ -277,20 +284,17 @@ class Driver:
 
     def abort(self, ticket: Ticket) -> None:
         """The client is gone: stop its sequences. The subscriber is not called again."""
-        if ticket.abandoned or ticket not in self.in_flight:
+        if ticket.closed:
             return
-        ticket.abandoned = True
+        ticket.closed = True
         del self.in_flight[ticket]
         self.keeper.disconnect(ticket.actor)
-        for flight in ticket.flights:
-            self._live[flight.worker].pop(flight.rid, None)
-        if self.error is None:
-            self._post(self._stamp(), ticket, False)
+        self._withdraw(ticket)
 
     def poke(self) -> None:
         """The Timekeeper was told something: decide again soon."""
         if self._pump_soon is None and self.error is None and self._loop is not None:
-            self._pump_soon = self._loop.call_soon(self._pump)
+            self._pump_soon = (self._when_idle or self._loop.call_soon)(self._pump)
 
     def running_tokens(self, worker: int) -> int:
         """Output tokens so far of the sequences that are in flight on a worker."""
@@ -299,7 +303,7 @@ class Driver:
 
     def catch_up(self) -> None:
         """Bring the engine to the present, for a reader of its state (paced clocks only)."""
-        if not self._warp and self.error is None:
+        if not self._warp and self._when_idle is None and self.error is None:
             self._pump()
 
     def settle(self) -> None:
@@ -357,17 +361,21 @@ class Driver:
                 if self._flights.pop(flight.rid, None) is not None:
                     self._feed(stamp, Abort(flight.rid))
             return
-        if ticket.abandoned:
+        if ticket.closed:
             # Gave up before its instant was fed: it never was in the engine.
             return
         streams = ticket.subscriber.stream_interval > 0
         for position, submit in enumerate(ticket.submits):
             rid = self._feed(stamp, submit)
-            flight = Flight(rid, submit.worker, position, ticket)
+            worker = submit.worker
+            if worker == AUTO_WORKER:
+                # The cluster's router chose; what it said last is about this sequence.
+                worker = self._log.events[-1].worker
+            flight = Flight(rid, worker, position, ticket)
             self._flights[rid] = flight
             ticket.flights.append(flight)
             if streams:
-                self._live[submit.worker][rid] = flight
+                self._live[worker][rid] = flight
         if streams:
             self._fresh.append(ticket)
         if ticket.choices > 1:
@@ -394,6 +402,8 @@ class Driver:
         inbox = self._inbox
         if inbox:
             self._inbox = []
+            if self._when_idle is not None:
+                inbox.sort(key=_canonical)
             for stamp, item in inbox:
                 self._apply(stamp, item)
         now = self.now_ns()
@@ -465,7 +475,9 @@ class Driver:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._pump_soon is None:
+        if self._when_idle is not None:
+            self.poke()
+        elif self._pump_soon is None:
             self._pump()
 
     def _cancel_timer(self) -> None:
@@ -505,7 +517,7 @@ class Driver:
     def _start_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
         for ticket in fresh:
-            if ticket.abandoned or ticket not in self.in_flight:
+            if ticket.closed:
                 continue
             for flight in ticket.flights:
                 self._streaming.setdefault(flight.worker, None)
@@ -557,10 +569,7 @@ class Driver:
                 if flight is not None and not event.resumed:
                     flight.cached_tokens = event.cached_tokens
             elif isinstance(event, Rejected):
-                flight = flights.get(event.rid)
-                if flight is not None:
-                    flight.ticket.rejected = event.reason
-                self._end(event.t_ns, event.rid, event.reason, 0)
+                self._refuse(event.rid, event.reason)
         self._cursor = end
         if end - self._digested >= _EVENTS_BATCH:
             self._digest(end)
@@ -579,10 +588,12 @@ class Driver:
         flight = self._flights.pop(rid, None)
         if flight is None:
             return
+        ticket = flight.ticket
+        if ticket.closed:
+            return
         self._live[flight.worker].pop(rid, None)
         flight.finish_ns = t_ns
         flight.output_tokens = output_tokens
-        ticket = flight.ticket
         ticket.open -= 1
         try:
             ticket.subscriber.ended(ticket, flight, reason)
@@ -590,17 +601,39 @@ class Driver:
             self._drop(ticket, error)
             return
         if ticket.open == 0:
-            del self.in_flight[ticket]
-            if self._warp:
-                self.keeper.complete(ticket.actor, lambda: self._hand_over(ticket))
-            else:
-                if ticket.actor is not None:
-                    self.keeper.complete(ticket.actor, _nothing)
-                self._hand_over(ticket)
+            self._complete(ticket)
+
+    def _refuse(self, rid: int, reason: str) -> None:
+        """One sequence refused is the request refused: what of it got in comes out again."""
+        flight = self._flights.pop(rid, None)
+        if flight is None or flight.ticket.closed:
+            return
+        ticket = flight.ticket
+        ticket.rejected = reason
+        self._live[flight.worker].pop(rid, None)
+        if len(ticket.flights) > 1:
+            self._withdraw(ticket)
+        self._complete(ticket)
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits any more for what this request still has in the engine."""
+        for flight in ticket.flights:
+            self._live[flight.worker].pop(flight.rid, None)
+        if self.error is None:
+            self._post(self._stamp(), ticket, False)
+
+    def _complete(self, ticket: Ticket) -> None:
+        """Every sequence has ended; the last bytes leave when the actor may resume."""
+        ticket.closed = True
+        del self.in_flight[ticket]
+        if self._warp:
+            self.keeper.complete(ticket.actor, lambda: self._hand_over(ticket))
+            return
+        if ticket.actor is not None:
+            self.keeper.complete(ticket.actor, _nothing)
+        self._hand_over(ticket)
 
     def _hand_over(self, ticket: Ticket) -> None:
-        if ticket.abandoned:
-            return
         try:
             ticket.subscriber.deliver(ticket)
         except Exception as error:
@@ -613,7 +646,7 @@ class Driver:
 
     def _drop(self, ticket: Ticket, error: BaseException) -> None:
         """A subscriber failed: its request ends, the clock goes on."""
-        if ticket.abandoned:
+        if ticket.closed:
             return
         logger.error("a response failed and its request is aborted: %r", error)
         self.abort(ticket)
@@ -623,10 +656,17 @@ class Driver:
         self.error = error
         logger.error("the engine stopped: %s", error, exc_info=not _is_verdict(error))
         for ticket in list(self.in_flight):
+            ticket.closed = True
             ticket.subscriber.failed(error)
         self.in_flight.clear()
         self._cancel_timer()
         self.died.set()
+
+
+def _canonical(entry: tuple[SimTime, Item]) -> tuple[SimTime, str]:
+    """Order of commands: time, then actor; an actor's own keep theirs, as sorting is stable."""
+    stamp, (ticket, _) = entry
+    return stamp, ticket.actor or ""
 
 
 def _nothing() -> None:

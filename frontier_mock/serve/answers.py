@@ -1,16 +1,22 @@
-"""Responses as bytes: what uvicorn would put on the wire, written in one go.
+"""Responses as bytes: what uvicorn would put on the wire, written in one go."""
 
-aiohttp parses requests and owns connections; its response objects are bypassed, because header
-dictionaries cost more than everything else a short answer needs.
-"""
-
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+NDJSON = "application/x-ndjson"
+
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+INVALID = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"connection: close\r\n\r\nInvalid HTTP request received."
+)
+"""What uvicorn says to bytes that are not HTTP/1, a router's HTTP/2 preface among them."""
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -18,11 +24,6 @@ _MONTHS = (
     *("Jan", "Feb", "Mar", "Apr", "May", "Jun"),
     *("Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
 )
-
-JSON = "application/json"
-EVENT_STREAM = "text/event-stream; charset=utf-8"
-NDJSON = "application/x-ndjson"
-LAST_CHUNK = b"0\r\n\r\n"
 _END = {True: "connection: close\r\n\r\n", False: "\r\n"}
 
 
@@ -35,26 +36,26 @@ class Answer(NamedTuple):
     extra: str = ""
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[Answer | None]]
-"""Returns the answer, or None when it has written one itself."""
+def json_answer(value: Mapping[str, object], status: int = 200) -> Answer:
+    """`value` as compact JSON."""
+    return Answer(status, json.dumps(value, separators=(",", ":")).encode())
 
 
 class Heads:
     """Status lines and headers, with the date rendered once a second."""
 
-    __slots__ = ("_fixed", "_second")
+    __slots__ = ("_common_lines", "_second")
 
     def __init__(self) -> None:
         self._second = 0
-        self._fixed = ""
+        self._common_lines = ""
 
-    def complete(self, answer: Answer, *, close: bool) -> bytes:
+    def complete(self, answer: Answer, extra: str, *, close: bool) -> bytes:
         """The head of a response whose body is known."""
         kind = f"content-type: {answer.content_type}\r\n" if answer.content_type else ""
         return (
             f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, '')}\r\n{self._common()}"
-            f"content-length: {len(answer.body)}\r\n{kind}{answer.extra}"
-            f"{_END[close]}"
+            f"content-length: {len(answer.body)}\r\n{kind}{answer.extra}{extra}{_END[close]}"
         ).encode("latin-1", "replace")
 
     def streamed(self, content_type: str, extra: str, *, chunked: bool, close: bool) -> bytes:
@@ -70,33 +71,13 @@ class Heads:
         if second != self._second:
             t = time.gmtime(second)
             self._second = second
-            self._fixed = (
+            self._common_lines = (
                 f"date: {_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
                 f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT\r\nserver: uvicorn\r\n"
             )
-        return self._fixed
+        return self._common_lines
 
 
 def chunk(data: bytes) -> bytes:
     """`data` as one piece of a chunked body (RFC 9112 section 7.1); never the empty last one."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-
-
-class Written(web.StreamResponse):
-    """Tells aiohttp that the response is on its way already."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._stays_open = keep_alive
-
-    @property
-    def keep_alive(self) -> bool | None:
-        """Whether the connection may carry another request."""
-        return self._stays_open
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Nothing left to prepare."""
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing left to write."""

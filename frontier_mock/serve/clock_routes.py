@@ -4,16 +4,15 @@ Bodies and replies are JSON; times are integer nanoseconds of virtual time. The 
 holds /sim/clock/register open owns the leases it created, so a client that dies frees time.
 """
 
-import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
-
-from aiohttp import web
+from collections.abc import Callable, Mapping
 
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.timekeeper import ActorError
-from frontier_mock.serve.answers import LAST_CHUNK, NDJSON, Answer, Handler, Heads, chunk
+from frontier_mock.serve.answers import NDJSON, Answer, json_answer
+from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.vllm_app import Handler
 from frontier_mock.simtime import SimTime, from_seconds
 
 _MAX_SECONDS = 1e9
@@ -37,9 +36,8 @@ class ClockRoutes:
     def __init__(self, driver: Driver, report: Report) -> None:
         self._driver = driver
         self._report = report
-        self._heads = Heads()
         self._sessions = 0
-        self._closing = asyncio.Event()
+        self._open: dict[int, Exchange] = {}
 
     def table(self) -> dict[tuple[str, str], Handler]:
         """Handlers by (method, path)."""
@@ -50,7 +48,7 @@ class ClockRoutes:
             "release": self._release,
             "advance": self._advance,
         }
-        table = {("POST", f"/sim/clock/{name}"): _verb(act) for name, act in verbs.items()}
+        table = {("POST", f"/sim/clock/{name}"): self._verb(act) for name, act in verbs.items()}
         table["POST", "/sim/clock/register"] = self._register
         table["GET", "/sim/clock"] = self._clock
         table["GET", "/sim/report"] = self._get_report
@@ -58,89 +56,87 @@ class ClockRoutes:
 
     def close(self) -> None:
         """End the streams of all sessions."""
-        self._closing.set()
+        for exchange in self._open.values():
+            exchange.end()
+        self._open.clear()
 
     # Verbs
 
-    async def _register(self, request: web.BaseRequest) -> Answer | None:
-        keeper = self._driver.keeper
+    def _register(self, exchange: Exchange) -> Answer | None:
+        driver = self._driver
         self._sessions += 1
         session = self._sessions
         try:
-            keeper.register(session, _names(await _body(request), "actors"))
+            driver.keeper.register(session, _names(_body(exchange), "actors"))
         except ValueError as error:
             return _refused(error)
-        try:
-            self._driver.poke()
-            transport = request.transport
-            if transport is None or transport.is_closing():
-                return None
-            line = json.dumps({"session": session, "now_ns": self._driver.now_ns()}) + "\n"
-            chunked = request.version >= (1, 1)
-            head = self._heads.streamed(NDJSON, "", chunked=chunked, close=not chunked)
-            data = line.encode()
-            transport.write(head + (chunk(data) if chunked else data))
-            await self._closing.wait()
-            if chunked:
-                transport.write(LAST_CHUNK)
-            return None
-        finally:
-            _run(keeper.close(session))
-            self._driver.poke()
+        driver.poke()
+        exchange.begin(NDJSON)
+        line = json.dumps({"session": session, "now_ns": driver.now_ns()})
+        exchange.write(line.encode() + b"\n")
+        self._open[session] = exchange
 
-    async def _fork(self, body: Body) -> dict[str, object]:
+        def lost() -> None:
+            del self._open[session]
+            _run(driver.keeper.close(session))
+            driver.poke()
+
+        exchange.on_lost = lost
+        return None
+
+    def _fork(self, body: Body, exchange: Exchange) -> Answer | None:
         keeper = self._driver.keeper
         keeper.fork(_name(body, "parent"), _names(body, "children"), once=_flag(body, "once"))
-        self._driver.poke()
         return self._now()
 
-    async def _sleep(self, body: Body) -> dict[str, object]:
+    def _sleep(self, body: Body, exchange: Exchange) -> Answer | None:
         until_ns = self._until(body)
         then = body.get("then_fork")
         if then is None:
             then = {"children": []}
         if not isinstance(then, dict):
             raise VerbError("then_fork must be an object")
-        woken = _Waiter()
         self._driver.keeper.sleep(
             _name(body, "actor"),
             until_ns,
-            woken.wake,
+            lambda: exchange.reply(self._now()),
             children=_names(then, "children"),
             once=_flag(then, "once"),
         )
-        return await self._wait(woken)
+        return None
 
-    async def _barrier(self, body: Body) -> dict[str, object]:
-        passed = _Waiter()
+    def _barrier(self, body: Body, exchange: Exchange) -> Answer | None:
         size = body.get("size")
         if not isinstance(size, int) or isinstance(size, bool):
             raise VerbError("size must be an integer")
         keeper = self._driver.keeper
-        keeper.barrier(_name(body, "actor"), _name(body, "group"), size, passed.wake)
-        return await self._wait(passed)
+        name, group = _name(body, "actor"), _name(body, "group")
+        keeper.barrier(name, group, size, lambda: exchange.reply(self._now()))
+        return None
 
-    async def _release(self, body: Body) -> dict[str, object]:
+    def _release(self, body: Body, exchange: Exchange) -> Answer | None:
         _run(self._driver.keeper.release(_names(body, "actors")))
-        self._driver.poke()
         return self._now()
 
-    async def _advance(self, body: Body) -> dict[str, object]:
+    def _advance(self, body: Body, exchange: Exchange) -> Answer | None:
         log = self._driver.engine.log
         before = len(log)
-        arrived = _Waiter()
-        self._driver.keeper.advance(self._until(body), arrived.wake)
-        reply = await self._wait(arrived)
-        return {**reply, "events": len(log) - before}
+
+        def arrived() -> None:
+            now_ns = self._driver.now_ns()
+            exchange.reply(json_answer({"now_ns": now_ns, "events": len(log) - before}))
+
+        self._driver.keeper.advance(self._until(body), arrived)
+        return None
 
     # Views
 
-    async def _clock(self, request: web.BaseRequest) -> Answer:
+    def _clock(self, exchange: Exchange) -> Answer:
         driver = self._driver
         keeper = driver.keeper
         clock = driver.clock
         warp = clock.mode == "warp"
-        return _json(
+        return json_answer(
             {
                 "now_ns": driver.now_ns(),
                 "mode": clock.mode,
@@ -173,19 +169,25 @@ class ClockRoutes:
             }
         )
 
-    async def _get_report(self, request: web.BaseRequest) -> Answer:
+    def _get_report(self, exchange: Exchange) -> Answer:
         self._driver.catch_up()
-        return _json(self._report())
+        return json_answer(self._report())
 
     # Parts
 
-    def _now(self) -> dict[str, object]:
-        return {"now_ns": self._driver.now_ns()}
+    def _verb(self, act: Callable[[Body, Exchange], Answer | None]) -> Handler:
+        def handle(exchange: Exchange) -> Answer | None:
+            try:
+                answer = act(_body(exchange), exchange)
+            except ValueError as error:
+                return _refused(error)
+            self._driver.poke()
+            return answer
 
-    async def _wait(self, waiter: "_Waiter") -> dict[str, object]:
-        self._driver.poke()
-        await waiter.woken.wait()
-        return self._now()
+        return handle
+
+    def _now(self) -> Answer:
+        return json_answer({"now_ns": self._driver.now_ns()})
 
     def _until(self, body: Body) -> SimTime:
         until_ns, seconds = body.get("until_ns"), body.get("seconds")
@@ -200,29 +202,6 @@ class ClockRoutes:
         raise VerbError("until_ns (an integer) or seconds (a number) is required")
 
 
-class _Waiter:
-    """A handler that waits for its actor's turn."""
-
-    __slots__ = ("woken",)
-
-    def __init__(self) -> None:
-        self.woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """The actor may go on."""
-        self.woken.set()
-
-
-def _verb(act: Callable[[Body], Awaitable[dict[str, object]]]) -> Handler:
-    async def handle(request: web.BaseRequest) -> Answer:
-        try:
-            return _json(await act(await _body(request)))
-        except ValueError as error:
-            return _refused(error)
-
-    return handle
-
-
 def _run(actions: list[Callable[[], None]]) -> None:
     for action in actions:
         action()
@@ -231,16 +210,12 @@ def _run(actions: list[Callable[[], None]]) -> None:
 def _refused(error: ValueError) -> Answer:
     """409 for a verb that makes no sense now, 400 for one that makes no sense at all."""
     status = 409 if isinstance(error, ActorError) else 400
-    return _json({"error": str(error)}, status)
+    return json_answer({"error": str(error)}, status)
 
 
-def _json(value: Mapping[str, object], status: int = 200) -> Answer:
-    return Answer(status, json.dumps(value, separators=(",", ":")).encode())
-
-
-async def _body(request: web.BaseRequest) -> Body:
+def _body(exchange: Exchange) -> Body:
     try:
-        body = json.loads(await request.read())
+        body = json.loads(exchange.request.body)
     except (ValueError, RecursionError):
         raise VerbError("the body is not JSON") from None
     if not isinstance(body, dict):

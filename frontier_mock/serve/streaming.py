@@ -1,34 +1,32 @@
-"""Who waits for a request: one future for a whole body, or a socket that is written as steps end.
+"""Who waits for a request: a whole body, or a stream that is written as steps end.
 
-Both are subscribers of the Driver (`drive.driver.Subscriber`). A stream is written from inside the
-driver's pump, straight into the transport: no queue, no task and no wake-up per chunk.
+Both are subscribers of the Driver (`drive.driver.Subscriber`) and write from inside its pump,
+straight into the connection: no queue, no task and no wake-up per chunk.
 """
 
-import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 
 from frontier_mock.drive.driver import Flight, Ticket
-from frontier_mock.serve.answers import LAST_CHUNK, chunk
-from frontier_mock.wire.errors import ApiError, internal_error, queue_full
+from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.connection import Exchange
+from frontier_mock.wire.errors import ApiError, engine_dead, internal_error, queue_full
 from frontier_mock.wire.generation import Generation, Outcome
-from frontier_mock.wire.sse import StreamRenderer
-
-_BUFFER_LIMIT_BYTES = 1 << 20
-"""A reader this far behind gets its next tokens merged into one chunk, as vLLM's output collector
-does when the consumer is slower than the engine."""
+from frontier_mock.wire.render import render_response
+from frontier_mock.wire.sse import StreamRenderer, error_frames
 
 
 class Whole:
     """Waits for every choice, then renders once."""
 
-    __slots__ = ("_generation", "done", "outcomes")
+    __slots__ = ("_exchange", "_generation", "_outcomes")
 
     stream_interval = 0
 
-    def __init__(self, generation: Generation, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
         self._generation = generation
-        self.done: asyncio.Future[None] = loop.create_future()
-        self.outcomes: list[Outcome] = []
+        self._exchange = exchange
+        self._outcomes: list[Outcome] = []
 
     def started(self, ticket: Ticket) -> None:
         """Nothing to say before the end."""
@@ -38,121 +36,102 @@ class Whole:
         return True
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
-        """One choice is complete, or the engine refused it."""
-        if ticket.rejected:
-            self.failed(refusal(ticket))
-            return
-        self.outcomes.append(outcome(self._generation, ticket, flight, reason))
+        """One choice is complete."""
+        self._outcomes.append(_outcome(self._generation, ticket, flight, reason))
 
     def deliver(self, ticket: Ticket) -> None:
-        """Wake the handler, which renders and writes."""
-        if not self.done.done():
-            self.done.set_result(None)
+        """The answer, or why there is none."""
+        if ticket.rejected:
+            self._exchange.reply(error_answer(_refusal(ticket)))
+            return
+        outcomes = self._outcomes
+        body = render_response(self._generation, outcomes, int(time.time()))
+        self._exchange.reply(Answer(200, body, extra=_virtual_times(ticket, outcomes)))
 
     def failed(self, error: BaseException) -> None:
-        """Wake the handler with an error."""
-        if not self.done.done():
-            self.done.set_exception(error)
+        """The engine is gone."""
+        self._exchange.reply(error_answer(engine_dead()))
 
 
 class Stream:
-    """Writes one event stream into one transport.
+    """Writes one event stream.
 
     Before `started` nothing has been written, and a refusal still becomes a plain HTTP error.
     """
 
     __slots__ = (
-        "_created_s",
+        "_begun",
+        "_exchange",
         "_generation",
-        "_head",
         "_last",
         "_outcomes",
-        "_pack",
         "_renderer",
-        "_transport",
-        "begun",
-        "done",
         "stream_interval",
     )
 
-    def __init__(
-        self,
-        generation: Generation,
-        created_s: int,
-        transport: asyncio.Transport,
-        head: Callable[[Ticket], bytes],
-        loop: asyncio.AbstractEventLoop,
-        *,
-        chunked: bool,
-    ) -> None:
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
         self.stream_interval = generation.stream_interval
-        self.begun = False
-        self.done: asyncio.Future[None] = loop.create_future()
         self._generation = generation
-        self._renderer = StreamRenderer(generation, created_s)
-        self._transport = transport
-        self._head = head
-        self._pack = chunk if chunked else _unframed
+        self._exchange = exchange
+        self._renderer = StreamRenderer(generation, int(time.time()))
         self._outcomes: list[Outcome] = []
+        self._begun = False
         self._last = b""
 
     def started(self, ticket: Ticket) -> None:
         """The engine has taken it: status and headers leave now, as uvicorn sends them."""
-        self.begun = True
-        self._transport.write(self._head(ticket))
+        self._begun = True
+        self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n")
 
     def tokens(self, position: int, first: int, last: int) -> bool:
-        """One step's worth of one choice."""
-        transport = self._transport
-        if transport.get_write_buffer_size() > _BUFFER_LIMIT_BYTES:
+        """One step's worth of one choice.
+
+        A reader that is behind gets its next tokens merged into one chunk, as vLLM's output
+        collector does when its consumer is slower than the engine.
+        """
+        exchange = self._exchange
+        if exchange.behind():
             return False
-        if transport.is_closing():
-            return True
         index = self._generation.sequences[position].index
-        data = self._renderer.delta(index, first, last)
-        if data:
-            transport.write(self._pack(data))
+        exchange.write(self._renderer.delta(index, first, last))
         return True
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
         """Last delta of a choice. That of the last choice waits for `deliver`."""
-        if ticket.rejected:
-            self.failed(refusal(ticket))
-            return
-        result = outcome(self._generation, ticket, flight, reason)
+        result = _outcome(self._generation, ticket, flight, reason)
         self._outcomes.append(result)
         data = self._renderer.finish(result.index, flight.sent, result)
         if ticket.open == 0:
             self._last = data
-        elif not self._transport.is_closing():
-            self._transport.write(self._pack(data))
+        else:
+            self._exchange.write(data)
 
     def deliver(self, ticket: Ticket) -> None:
         """The last bytes: final delta, usage if asked for, `[DONE]`, end of body."""
-        if self.done.done():
-            return
-        self._finish(self._last + self._renderer.tail(self._outcomes))
-        self.done.set_result(None)
+        if ticket.rejected:
+            self._give_up(_refusal(ticket))
+        else:
+            self._exchange.end(self._last + self._renderer.tail(self._outcomes))
 
     def failed(self, error: BaseException) -> None:
-        """An error frame if the stream has begun, else the handler answers with the error."""
-        if self.done.done():
-            return
-        if not self.begun:
-            self.done.set_exception(error)
-            return
-        shown = error if isinstance(error, ApiError) else internal_error()
-        self._finish(self._renderer.error(shown))
-        self.done.set_result(None)
+        """The engine is gone."""
+        self._give_up(internal_error() if self._begun else engine_dead())
 
-    def _finish(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        tail = LAST_CHUNK if self._pack is chunk else b""
-        self._transport.write(self._pack(data) + tail)
+    def _give_up(self, error: ApiError) -> None:
+        if self._begun:
+            self._exchange.end(self._renderer.error(error))
+        else:
+            self._exchange.reply(error_answer(error))
 
 
-def outcome(generation: Generation, ticket: Ticket, flight: Flight, reason: str) -> Outcome:
+def error_answer(error: ApiError) -> Answer:
+    """A late error of a request that asked for a stream is a stream with one error frame."""
+    if error.late and error.stream_kind:
+        return Answer(200, error_frames(error, error.stream_kind), EVENT_STREAM)
+    return Answer(error.status, error.body())
+
+
+def _outcome(generation: Generation, ticket: Ticket, flight: Flight, reason: str) -> Outcome:
     """The engine's word on one choice, in the wire's terms."""
     return generation.sequences[flight.position].outcome(
         flight.output_tokens,
@@ -164,7 +143,7 @@ def outcome(generation: Generation, ticket: Ticket, flight: Flight, reason: str)
     )
 
 
-def refusal(ticket: Ticket) -> ApiError:
+def _refusal(ticket: Ticket) -> ApiError:
     """What vLLM answers to a request that its engine would not take.
 
     Over-long prompts never get this far, so any other reason is a fault of ours.
@@ -172,5 +151,13 @@ def refusal(ticket: Ticket) -> ApiError:
     return queue_full() if ticket.rejected == "queue_full" else internal_error()
 
 
-def _unframed(data: bytes) -> bytes:
-    return data
+def _virtual_times(ticket: Ticket, outcomes: Sequence[Outcome]) -> str:
+    """When it happened in virtual time, as response headers."""
+    firsts = [o.first_token_ns for o in outcomes if o.first_token_ns >= 0]
+    return (
+        f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n"
+        f"x-frontier-first-token-ns: {min(firsts, default=-1)}\r\n"
+        f"x-frontier-finish-ns: {max([o.finish_ns for o in outcomes], default=-1)}\r\n"
+        f"x-frontier-output-tokens: {sum([o.output_tokens for o in outcomes])}\r\n"
+        f"x-frontier-cached-tokens: {sum([o.cached_tokens for o in outcomes])}\r\n"
+    )

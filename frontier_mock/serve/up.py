@@ -15,12 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
-
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.specs import ClusterSpec
@@ -30,8 +24,10 @@ from frontier_mock.core.journal import to_line
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.serve.clock_routes import ClockRoutes
+from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import WorkerMetrics
@@ -40,9 +36,6 @@ from frontier_mock.wire.served import ServedModel
 
 logger = logging.getLogger("frontier_mock")
 uvicorn_logger = logging.getLogger("frontier_mock.uvicorn")
-protocol_logger = logging.getLogger("frontier_mock.protocol")
-"""aiohttp's complaints about bytes that are not HTTP/1, such as a router's HTTP/2 preface; they are
-answered with 400 and are no news."""
 
 _BACKLOG = 2048
 _EVENTS_KEPT = 500_000
@@ -50,7 +43,6 @@ _EVENTS_KEPT = 500_000
 _KEEPALIVE_S = 75.0
 """Longer than any router's pool keeps an idle connection. uvicorn's 5 s lets a client's request
 race the server's close; with virtual think times of hours that would be every request."""
-_HEADER_BYTES = 1 << 20
 _GC_ALLOCATIONS = 50_000
 
 
@@ -132,7 +124,8 @@ class ClusterServer:
         )
         self._clock_routes = ClockRoutes(self.driver, self._report)
         self._servers: list[asyncio.Server] = []
-        self._webs: list[web.Server] = []
+        self.webs: list[Http1Server] = []
+        """Connections of each worker's port; each makes protocols for any kind of transport."""
 
     @property
     def urls(self) -> list[str]:
@@ -145,16 +138,23 @@ class ClusterServer:
         self.driver.start()
         parts = zip(self._spec.served, self.metrics, self._sockets, strict=True)
         for number, (served, metrics, sock) in enumerate(parts):
-            part = WorkerPart(number, served, metrics)
-            app = VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
-            protocols = _http_server(app)
-            self._webs.append(protocols)
-            self._servers.append(await loop.create_server(protocols, sock=sock, backlog=_BACKLOG))
+            app = self.app(number, served, metrics)
+            web = Http1Server(app, _KEEPALIVE_S)
+            if not isinstance(loop, VirtualTimeLoop):
+                # There a client's pool may count real seconds and be silent for virtual hours.
+                web.start()
+            self.webs.append(web)
+            self._servers.append(await loop.create_server(web, sock=sock, backlog=_BACKLOG))
             logger.info("Starting vLLM server on %s", _url(sock, self._spec.host))
         uvicorn_logger.info("Started server process [%d]", os.getpid())
         uvicorn_logger.info("Waiting for application startup.")
         uvicorn_logger.info("Application startup complete.")
         self._write_ready_file()
+
+    def app(self, number: int, served: ServedModel, metrics: WorkerMetrics) -> VllmApp:
+        """The application of one worker, or with AUTO_WORKER of the cluster behind its router."""
+        part = WorkerPart(number, served, metrics)
+        return VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
 
     async def stop(self) -> None:
         """No new connections; let requests in flight drain or abort them; close and report."""
@@ -170,9 +170,7 @@ class ClusterServer:
                         await asyncio.sleep(_DRAIN_POLL_S)
         driver.settle()
         self._clock_routes.close()
-        for protocols in self._webs:
-            protocols.pre_shutdown()
-        await asyncio.gather(*(protocols.shutdown(_CLOSE_TIMEOUT_S) for protocols in self._webs))
+        await asyncio.gather(*(web.shutdown(_CLOSE_TIMEOUT_S) for web in self.webs))
         driver.stop()
         self._opened.close()
         self._say_goodbye()
@@ -255,32 +253,6 @@ def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | N
         raise ConfigError(f"journal: cannot write {path}: {error.strerror}") from None
 
 
-def _http_server(app: VllmApp) -> web.Server:
-    return web.Server(
-        app,
-        request_factory=_unlimited_request,
-        handler_cancellation=True,
-        access_log=None,
-        logger=protocol_logger,
-        keepalive_timeout=_KEEPALIVE_S,
-        max_line_size=_HEADER_BYTES,
-        max_field_size=_HEADER_BYTES,
-        lingering_time=0.0,
-    )
-
-
-def _unlimited_request(
-    message: RawRequestMessage,
-    payload: StreamReader,
-    protocol: RequestHandler,
-    writer: AbstractStreamWriter,
-    task: "asyncio.Task[None]",
-) -> web.BaseRequest:
-    """A request whose body may have any size: prompts of megabytes are normal."""
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=0)
-
-
 def _bind(host: str | None, port: int) -> socket.socket:
     address = host or "0.0.0.0"
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -323,4 +295,3 @@ def _log_to_stderr() -> None:
         target.handlers[:] = [handler]
         target.setLevel(logging.INFO)
         target.propagate = False
-    protocol_logger.setLevel(logging.CRITICAL)

@@ -105,7 +105,7 @@ async def test_fixed_answers(method: str, path: str, status: int, body: bytes) -
         (b"{}", "application/json", 400, "Field required"),
         (b"{}", "text/plain", 400, "Unsupported Media Type"),
         (b'{"messages":[],"model":"other"}', "application/json", 404, "`other` does not exist"),
-        (b'{"messages":7}', "Application/JSON; charset=utf-8", 400, "1 validation error"),
+        (b'{"messages":[],"n":"x"}', "Application/JSON; charset=utf-8", 400, "1 validation error"),
     ],
 )
 async def test_bad_requests_get_vllms_error(

@@ -1,0 +1,294 @@
+"""Connections: bytes in, requests out, answers back, one request at a time per connection.
+
+No task and no future per request: a request is handed to the application as soon as its last byte
+is here, and the application answers through the `Exchange` whenever it can, which is often from
+inside the driver's pump.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from frontier_mock.serve.answers import CONTINUE, INVALID, LAST_CHUNK, Answer, Heads, chunk
+from frontier_mock.serve.http1 import (
+    MAX_HEAD_BYTES,
+    BadRequestError,
+    ChunkedBody,
+    Request,
+    SizedBody,
+    body_of,
+    parse_head,
+)
+
+logger = logging.getLogger("frontier_mock")
+
+_READER_BEHIND_BYTES = 1 << 20
+"""A reader with this much unread is behind: its stream waits, see `Exchange.behind`."""
+
+_SWEEP_S = 5.0
+_CLOSE_POLL_S = 0.01
+
+
+class App(Protocol):
+    """Who answers."""
+
+    def handle(self, exchange: "Exchange") -> None:
+        """A request is complete; answer through the exchange, now or later. Must not raise."""
+        ...
+
+    def answering(self, request: Request, status: int) -> str:
+        """An answer leaves. Returns header lines that every answer carries."""
+        ...
+
+    def arriving(self, request: Request) -> None:
+        """A request's head is here, its body is not."""
+        ...
+
+    def received(self, request: Request) -> None:
+        """The body of an `arriving` request is complete, or will never be."""
+        ...
+
+
+class Exchange:
+    """One request and the way back to who sent it. Writing to a lost connection does nothing."""
+
+    __slots__ = ("_chunked", "_connection", "on_lost", "request")
+
+    def __init__(self, request: Request, connection: "Connection") -> None:
+        self.request = request
+        self.on_lost: Callable[[], object] | None = None
+        self._connection: Connection | None = connection
+        self._chunked = request.minor == 1
+
+    def reply(self, answer: Answer) -> None:
+        """The whole answer."""
+        connection = self._connection
+        if connection is None:
+            return
+        request = self.request
+        extra = connection.app.answering(request, answer.status)
+        close = not request.keep_alive or connection.closing
+        head = connection.heads.complete(answer, extra, close=close)
+        connection.write(head if request.method == "HEAD" else head + answer.body)
+        self._done(close)
+
+    def begin(self, content_type: str, extra: str = "") -> None:
+        """Status 200 and headers of an answer that follows piece by piece."""
+        connection = self._connection
+        if connection is None:
+            return
+        request = self.request
+        extra += connection.app.answering(request, 200)
+        close = not (self._chunked and request.keep_alive)
+        head = connection.heads.streamed(content_type, extra, chunked=self._chunked, close=close)
+        connection.write(head)
+
+    def write(self, data: bytes) -> None:
+        """One piece of the answer."""
+        connection = self._connection
+        if connection is not None and data:
+            connection.write(chunk(data) if self._chunked else data)
+
+    def end(self, data: bytes = b"") -> None:
+        """The last piece."""
+        connection = self._connection
+        if connection is None:
+            return
+        if self._chunked:
+            connection.write(chunk(data) + LAST_CHUNK)
+        elif data:
+            connection.write(data)
+        self._done(not (self._chunked and self.request.keep_alive) or connection.closing)
+
+    def behind(self) -> bool:
+        """Whether the reader is so slow that it is better to write less often."""
+        connection = self._connection
+        return connection is not None and connection.unread_bytes() > _READER_BEHIND_BYTES
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._connection = None
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def _done(self, close: bool) -> None:
+        connection, self._connection = self._connection, None
+        self.on_lost = None
+        if connection is not None:
+            connection.answered(close)
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_exchange",
+        "_incoming",
+        "_owner",
+        "_transport",
+        "app",
+        "closing",
+        "heads",
+        "idle_since_s",
+    )
+
+    def __init__(self, owner: "Http1Server") -> None:
+        self.app = owner.app
+        self.heads = owner.heads
+        self.closing = False
+        self.idle_since_s = time.monotonic()
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._incoming: Request | None = None
+        self._body: SizedBody | ChunkedBody | None = None
+        self._exchange: Exchange | None = None
+
+    # What asyncio says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        # uvloop's transports have the interface of asyncio.Transport without being one.
+        self._transport = cast(asyncio.Transport, transport)
+        self._owner.connections[self] = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop."""
+        self._transport = None
+        self._owner.connections.pop(self, None)
+        if self._incoming is not None:
+            self.app.received(self._incoming)
+            self._incoming = None
+        if self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            exchange.lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        self._buffer += data
+        if self._exchange is None:
+            self._parse()
+
+    # What an exchange says
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, unless the peer is gone."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
+
+    def unread_bytes(self) -> int:
+        """What the peer has not read yet and the kernel would not take."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def answered(self, close: bool) -> None:
+        """The exchange is over: close, or go on with what was pipelined behind it."""
+        self._exchange = None
+        self.idle_since_s = time.monotonic()
+        if close or self.closing:
+            self.close()
+        elif self._buffer:
+            asyncio.get_running_loop().call_soon(self._parse)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being received or answered."""
+        return self._exchange is not None or self._incoming is not None
+
+    def close(self) -> None:
+        """Close once everything written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _parse(self) -> None:
+        if self._exchange is not None or self._transport is None or self._transport.is_closing():
+            return
+        try:
+            request = self._next_request()
+        except BadRequestError as error:
+            logger.debug("not HTTP/1: %s", error)
+            self.write(INVALID)
+            self.close()
+            return
+        if request is not None:
+            self._exchange = Exchange(request, self)
+            self.app.handle(self._exchange)
+
+    def _next_request(self) -> Request | None:
+        buffer = self._buffer
+        request, body = self._incoming, self._body
+        if request is None or body is None:
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
+                if len(buffer) > MAX_HEAD_BYTES:
+                    raise BadRequestError("endless head")
+                return None
+            request = parse_head(buffer[:end].decode("latin-1").lstrip("\r\n"))
+            del buffer[: end + 4]
+            body = body_of(request)
+            if not body.take(buffer):
+                self._incoming, self._body = request, body
+                self.app.arriving(request)
+                if request.headers.get("expect", "").lower() == "100-continue":
+                    self.write(CONTINUE)
+                return None
+            request.body = body.content
+            return request
+        if not body.take(buffer):
+            return None
+        self._incoming = self._body = None
+        request.body = body.content
+        self.app.received(request)
+        return request
+
+
+class Http1Server:
+    """All connections of one port; `loop.create_server(Http1Server(...))` makes it listen."""
+
+    def __init__(self, app: App, keepalive_s: float) -> None:
+        """Idle connections are closed after `keepalive_s` real seconds."""
+        self.app = app
+        self.heads = Heads()
+        self.connections: dict[Connection, None] = {}
+        self._keepalive_s = keepalive_s
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> Connection:
+        """A protocol for a new connection."""
+        return Connection(self)
+
+    def start(self) -> None:
+        """Begin to close idle connections."""
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    async def shutdown(self, patience_s: float) -> None:
+        """Close idle connections now, busy ones when they have answered, all in the end."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self.connections):
+            connection.closing = True
+            if not connection.busy:
+                connection.close()
+        deadline_s = time.monotonic() + patience_s
+        while self.connections and time.monotonic() < deadline_s:
+            await asyncio.sleep(_CLOSE_POLL_S)
+        for connection in list(self.connections):
+            connection.abort()
+        while self.connections:
+            await asyncio.sleep(0)
+
+    def _sweep(self) -> None:
+        limit_s = time.monotonic() - self._keepalive_s
+        for connection in list(self.connections):
+            if not connection.busy and connection.idle_since_s < limit_s:
+                connection.close()
+        self.start()
