@@ -28,7 +28,7 @@ from frontier_mock.wire.plan import (
     request_priority,
     stream_interval,
 )
-from frontier_mock.wire.schema import CHAT_FIELDS
+from frontier_mock.wire.schema import CHAT_FIELDS, with_stop_limit
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
 
@@ -66,7 +66,7 @@ def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation
     _require_iterable(raw.get("messages", ()))
     if not _WHOLE_REQUEST.isdisjoint(raw):
         _check_request(raw)
-    fields = check_fields(raw, CHAT_FIELDS, ("messages",))
+    fields = check_fields(raw, with_stop_limit(CHAT_FIELDS, served.max_stop_strings), ("messages",))
     check_model(fields, served)
     try:
         return _plan(raw, fields, headers, served)

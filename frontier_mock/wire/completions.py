@@ -34,7 +34,11 @@ from frontier_mock.wire.plan import (
     stream_interval,
     truncate_prompt,
 )
-from frontier_mock.wire.schema import COMPLETION_FIELDS, COMPLETION_FIELDS_WITHOUT_PROMPT
+from frontier_mock.wire.schema import (
+    COMPLETION_FIELDS,
+    COMPLETION_FIELDS_WITHOUT_PROMPT,
+    with_stop_limit,
+)
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
@@ -52,11 +56,12 @@ def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> Gene
     raw = load_object(body)
     _check_request(raw, served)
     prompts = _fast_prompts(raw.get("prompt"))
+    limit = served.max_stop_strings
     if prompts is None:
-        fields = check_fields(raw, COMPLETION_FIELDS)
+        fields = check_fields(raw, with_stop_limit(COMPLETION_FIELDS, limit))
         prompts = _slow_prompts(fields.get("prompt"))
     else:
-        fields = check_fields(raw, COMPLETION_FIELDS_WITHOUT_PROMPT)
+        fields = check_fields(raw, with_stop_limit(COMPLETION_FIELDS_WITHOUT_PROMPT, limit))
     if flag_field(fields, "stream") and flag_field(fields, "use_beam_search"):
         raise invalid("Streaming is not currently supported with beam search")
     check_model(fields, served)

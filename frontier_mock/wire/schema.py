@@ -31,7 +31,7 @@ CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_
 """The kinds of structured output, of which a request may have one."""
 
 MAX_STOP_STRINGS = 4
-"""`VLLM_MAX_STOP_STRINGS`."""
+"""`VLLM_MAX_STOP_STRINGS` unless the server's environment sets it."""
 
 _INT = integer()
 _TOKEN_ID = integer(0)
@@ -40,6 +40,10 @@ _OPTIONAL_NUMBER = nullable(number)
 _OPTIONAL_STRING = nullable(string)
 _OPTIONAL_INTS = nullable(list_of(_INT))
 _OPTIONAL_FLAG = nullable(boolean)
+
+
+def _stop(max_strings: int) -> Check:
+    return nullable(union(string, list_of(string, max_strings)))
 
 
 def _encoded(value: Json, loc: Loc, problems: list[Problem]) -> Json:
@@ -183,7 +187,7 @@ _SHARED: Mapping[str, Check] = {
     "presence_penalty": _OPTIONAL_NUMBER,
     "response_format": nullable(_RESPONSE_FORMAT),
     "seed": nullable(integer(INT64_MIN, INT64_MAX)),
-    "stop": nullable(union(string, list_of(string, MAX_STOP_STRINGS))),
+    "stop": _stop(MAX_STOP_STRINGS),
     "stream": _OPTIONAL_FLAG,
     "stream_options": nullable(
         model({"include_usage": _OPTIONAL_FLAG, "continuous_usage_stats": _OPTIONAL_FLAG})
@@ -304,3 +308,10 @@ COMPLETION_FIELDS_WITHOUT_PROMPT: Mapping[str, Check] = {
     name: check for name, check in COMPLETION_FIELDS.items() if name != "prompt"
 }
 """The same for a request whose prompt has been checked on the fast path."""
+
+
+def with_stop_limit(table: Mapping[str, Check], max_strings: int) -> Mapping[str, Check]:
+    """The table for a server that takes up to `max_strings` stop strings."""
+    if max_strings == MAX_STOP_STRINGS:
+        return table
+    return {**table, "stop": _stop(max_strings)}

@@ -3,8 +3,11 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.generation import Generation
 from frontier_mock.wire.served import ServedModel
 
@@ -147,6 +150,15 @@ def test_stop_strings_cut_the_text_and_are_named(served: ServedModel) -> None:
     assert len(text) == plan.submit.output_tokens - 1
     assert plan.outcome(plan.submit.output_tokens, "stop").stop_reason == "e"
     assert plan.outcome(3, "abort").stop_reason is None
+
+
+def test_number_of_stop_strings_is_the_servers_choice(served: ServedModel) -> None:
+    five = list("vwxyz")
+    with pytest.raises(ApiError, match="at most 4 items"):
+        chat(served, stop=five)
+    assert chat(replace(served, max_stop_strings=5), stop=five).sequences
+    with pytest.raises(ApiError, match="at most 1 items"):
+        chat(replace(served, max_stop_strings=1), stop=five)
 
 
 def test_stream_options_and_interval(served: ServedModel) -> None:
