@@ -13,7 +13,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, PromptText
-from frontier_mock.wire.messages import conversation
+from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import (
     Headers,
     actor_of,
@@ -223,20 +223,8 @@ def _plan(
 ) -> Generation:
     if not _NEEDS_SUPPORT.isdisjoint(fields):
         _check_support(raw, fields, served)
-    tools = fields.get("tools")
-    own = fields.get("chat_template_kwargs")
-    turns = conversation(fields["messages"])
+    turns, text = render_prompt(fields, served.tokenizer)
     add_prompt = flag_field(fields, "add_generation_prompt", True)
-    try:
-        text = served.tokenizer.render_chat(
-            turns,
-            add_prompt,
-            flag_field(fields, "continue_final_message"),
-            tools if isinstance(tools, list) else (),
-            own if isinstance(own, dict) else {},
-        )
-    except ValueError as error:
-        raise invalid(str(error)) from None
     cap_field = "max_completion_tokens"
     asked = optional_int_field(fields, cap_field)
     if asked is None:

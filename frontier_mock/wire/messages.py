@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from frontier_mock.wire.errors import Loc, Problem, invalid
 from frontier_mock.wire.fields import (
     Check,
+    Fields,
+    flag_field,
     literal,
     mapping,
     model,
@@ -13,7 +15,7 @@ from frontier_mock.wire.fields import (
     typed_dict,
     union,
 )
-from frontier_mock.wire.tokenizer import Json
+from frontier_mock.wire.tokenizer import Json, Tokenizer
 
 Turns = list[dict[str, Json]]
 """Messages whose content is a string (or whatever else the template is given)."""
@@ -26,6 +28,13 @@ _TEXT_KEYS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+# transformers' apply_chat_template says this; the request schema only minds an explicit conflict.
+_INCOMPATIBLE = (
+    "continue_final_message and add_generation_prompt are not compatible. Use "
+    "continue_final_message when you want the model to continue the final message, and "
+    "add_generation_prompt when you want to add a header that will prompt it to start a new "
+    "assistant message instead."
+)
 _MODALITIES = ("image", "audio", "video")
 
 
@@ -123,6 +132,31 @@ def _check_message(message: Json, loc: Loc, problems: list[Problem]) -> None:
             return
         collected += found
     problems += collected
+
+
+def render_prompt(fields: Fields, tokenizer: Tokenizer) -> tuple[Turns, str]:
+    """The turns and the prompt text of checked chat fields.
+
+    Raises ApiError if a part is not text or the chat template refuses the conversation.
+    """
+    turns = conversation(fields["messages"])
+    add_prompt = flag_field(fields, "add_generation_prompt", True)
+    continued = flag_field(fields, "continue_final_message")
+    if add_prompt and continued:
+        raise invalid(_INCOMPATIBLE)
+    tools = fields.get("tools")
+    own = fields.get("chat_template_kwargs")
+    try:
+        text = tokenizer.render_chat(
+            turns,
+            add_prompt,
+            continued,
+            tools if isinstance(tools, list) else (),
+            own if isinstance(own, dict) else {},
+        )
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    return turns, text
 
 
 def conversation(messages: Json) -> Turns:

@@ -17,7 +17,7 @@ from frontier_mock.wire.fields import (
     nullable,
     string,
 )
-from frontier_mock.wire.messages import conversation, message_list
+from frontier_mock.wire.messages import message_list, render_prompt
 from frontier_mock.wire.plan import check_model
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
@@ -99,17 +99,7 @@ def _chat_ids(fields: Fields, served: ServedModel) -> TokenIds:
             "Chat template is passed with request, but --trust-request-chat-template is not set. "
             "Refused request with untrusted chat template."
         )
-    tools = fields.get("tools")
-    try:
-        text = served.tokenizer.render_chat(
-            conversation(fields["messages"]),
-            flag_field(fields, "add_generation_prompt", True),
-            flag_field(fields, "continue_final_message"),
-            tools if isinstance(tools, list) else (),
-            own if isinstance(own, dict) else {},
-        )
-    except ValueError as error:
-        raise invalid(str(error)) from None
+    _, text = render_prompt(fields, served.tokenizer)
     return _encode(text, flag_field(fields, "add_special_tokens"), served)
 
 

@@ -185,6 +185,16 @@ BAD_CHAT: list[tuple[dict[str, object], str | None, str]] = [
         "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
     ),
     (
+        {"continue_final_message": True},
+        None,
+        (
+            "continue_final_message and add_generation_prompt are not compatible. Use "
+            "continue_final_message when you want the model to continue the final message, and "
+            "add_generation_prompt when you want to add a header that will prompt it to start a "
+            "new assistant message instead."
+        ),
+    ),
+    (
         {"chat_template": "{{ x }}"},
         None,
         (
