@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_head
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
@@ -19,7 +20,7 @@ from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.wire.eos import EosModel
 
 
-def serve(cluster: ResolvedCluster, sim: SimulatorArgs, *, scenario: str, journal_head: str) -> int:
+def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
     """Serve until told to stop; returns the exit code. Raises ConfigError."""
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     http, host = front_end(cluster, os.environ)
@@ -35,7 +36,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, *, scenario: str, journa
         host=host,
         ready_file=sim.ready_file,
         journal_path=sim.journal,
-        journal_head=journal_head,
+        journal_head=journal_head(cluster),
     )
     return run_cluster(spec)
 

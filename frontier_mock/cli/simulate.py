@@ -15,7 +15,7 @@ from frontier_mock.cli.options import (
 from frontier_mock.cli.outcome import add_outcome_options, publish
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.journals import journal_lines, scenario_head
+from frontier_mock.config.journals import journal_lines
 from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.config.traces import load_trace
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     report = simulate(scenario, cluster, source, journal)
     publish(report, rows, options)
     if journal is not None:
-        lines = journal_lines(scenario_head(scenario), cluster, journal)
+        lines = journal_lines(cluster, journal)
         write_text(Path(options.journal), "".join(lines))
     return 0
 

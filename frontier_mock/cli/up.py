@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from frontier_mock.cli.options import command_parser, whole
 from frontier_mock.cli.serving import serve, simulator_args
-from frontier_mock.config.journals import scenario_head
 from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import load_scenario
 
@@ -20,8 +19,7 @@ def run(argv: Sequence[str]) -> int:
     cluster = resolve_scenario(
         scenario, single_step=options.single_step, base_port=options.port, host=options.host
     )
-    head = scenario_head(scenario)
-    return serve(cluster, simulator_args(options), scenario=scenario.name, journal_head=head)
+    return serve(cluster, simulator_args(options), scenario.name)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

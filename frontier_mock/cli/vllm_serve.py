@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.cli.serving import serve
 from frontier_mock.config.flags import Flag
-from frontier_mock.config.journals import serve_head
 from frontier_mock.config.resolve import resolve_single
 from frontier_mock.config.vllm_flags import parse_serve, simulator_flags, vllm_flags
 
@@ -22,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         args.vllm, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )
     warn_without_effect(args.without_effect)
-    return serve(cluster, sim, scenario=args.vllm.model, journal_head=serve_head(argv))
+    return serve(cluster, sim, args.vllm.model)
 
 
 def help_text() -> str:

@@ -1,20 +1,20 @@
 """Journal files: a head that says which cluster was recorded, then one command a line.
 
-The head is what makes a file replayable on its own: the scenario's cluster section, or the command
-line of `vllm serve`, with the seed.
+The head is what makes a file replayable on its own: the engine arguments of every worker after
+scenarios, command lines and config files have been read. Keys that clients must present stay out.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario, resolve_single
-from frontier_mock.config.scenario import ScenarioSpec, parse_scenario
-from frontier_mock.config.vllm_flags import parse_serve
-from frontier_mock.config.workloads import TraceSearch
+from frontier_mock.config.resolve import ResolvedCluster, build_costs, resolve_worker
+from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.commands import AUTO_WORKER, Command, Submit
 from frontier_mock.core.journal import Journal, JournalError, from_lines, to_line
 from frontier_mock.simtime import SimTime
@@ -25,24 +25,26 @@ MARK = "frontier_mock_journal"
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(NamedTuple):
     """A journal and the cluster it was recorded on."""
 
     cluster: ResolvedCluster
     journal: Journal
 
 
-def scenario_head(scenario: ScenarioSpec) -> str:
-    """First line of a journal recorded on a scenario's cluster."""
-    cluster = json.loads(scenario.cluster_text)
-    head = {MARK: VERSION, "name": scenario.name, "seed": scenario.seed, "cluster": cluster}
-    return json.dumps(head)
-
-
-def serve_head(argv: Sequence[str]) -> str:
-    """First line of a journal recorded by `vllm serve` with these arguments."""
-    return json.dumps({MARK: VERSION, "serve": list(argv)})
+def journal_head(cluster: ResolvedCluster) -> str:
+    """First line of a journal recorded on `cluster`, without a newline."""
+    workers = [
+        {
+            "name": worker.spec.name,
+            "hardware": worker.spec.step.hardware.name,
+            "engine": worker.spec.step.engine.name,
+            "args": asdict(replace(worker.args, api_key=())),
+        }
+        for worker in cluster.workers
+    ]
+    router, seed = cluster.spec.router_policy, cluster.spec.seed
+    return json.dumps({MARK: VERSION, "seed": seed, "router": router, "workers": workers})
 
 
 def entry_line(cluster: ResolvedCluster, stamp_ns: SimTime, command: Command) -> str:
@@ -53,10 +55,10 @@ def entry_line(cluster: ResolvedCluster, stamp_ns: SimTime, command: Command) ->
     return to_line(stamp_ns, command, cluster.spec.workers[index].scheduler.block_size)
 
 
-def journal_lines(head: str, cluster: ResolvedCluster, journal: Journal) -> Iterator[str]:
+def journal_lines(cluster: ResolvedCluster, journal: Journal) -> Iterator[str]:
     """A whole journal file, line by line, newlines included."""
     entries = (entry_line(cluster, stamp, command) for stamp, command in journal.entries)
-    return (line + "\n" for line in chain([head], entries))
+    return (line + "\n" for line in chain([journal_head(cluster)], entries))
 
 
 def read_recording(name: str) -> Recording:
@@ -75,26 +77,40 @@ def _read(lines: Iterable[str], name: str) -> Recording:
     first = next(numbered, "")
     try:
         head = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         head = None
     if not isinstance(head, dict) or head.get(MARK) != VERSION:
         raise ConfigError(
             f"journal {name}: line 1 is not a journal's head; allowed: a file written by "
             f"--journal or --sim-journal (format {VERSION})"
         )
-    cluster = _cluster(head, name)
+    try:
+        cluster = _cluster(head)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"journal {name}: line 1: a head we did not write: {error}") from None
     try:
         return Recording(cluster, from_lines(numbered))
     except JournalError as error:
         raise ConfigError(f"journal {name}: after its head, {error}") from None
 
 
-def _cluster(head: dict[str, object], name: str) -> ResolvedCluster:
-    serve = head.get("serve")
-    if isinstance(serve, list):
-        args = parse_serve([str(word) for word in serve], {})
-        sim = args.simulator
-        return resolve_single(args.vllm, sim.hardware, sim.engine, sim.seed)
-    text = json.dumps({key: head.get(key) for key in ("name", "seed", "cluster")})
-    scenario = parse_scenario(text, f"{name}, head", TraceSearch(()))
-    return resolve_scenario(replace(scenario, workload=None))
+def _cluster(head: dict[str, Any]) -> ResolvedCluster:
+    workers = tuple(
+        resolve_worker(_args(one["args"]), one["hardware"], one["engine"], str(one["name"]), 0)
+        for one in head["workers"]
+    )
+    if not workers:
+        raise ValueError("it names no workers")
+    spec = ClusterSpec(
+        workers=tuple(worker.spec for worker in workers),
+        router_policy=str(head["router"]),
+        seed=int(head["seed"]),
+    )
+    return ResolvedCluster(spec, build_costs(spec), workers)
+
+
+def _args(values: dict[str, Any]) -> VllmArgs:
+    made: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return VllmArgs(**made)

@@ -75,17 +75,13 @@ def resolve_scenario(
     if host is not None:
         groups = tuple(replace(group, args=replace(group.args, host=host)) for group in groups)
     workers: list[ResolvedWorker] = []
-    costs: list[StepCost] = []
     next_port = DEFAULT_PORT if base_port is None else base_port
     for group in groups:
         try:
             worker = _resolve_group(group)
-            cost = _build_cost(worker.spec.step)
         except ConfigError as error:
             raise ConfigError(f"{group.where}: {error}") from None
-        for member in _expand(worker, group, next_port):
-            workers.append(member)
-            costs.append(cost)
+        workers.extend(_expand(worker, group, next_port))
         last = workers[-1].spec.port
         next_port = last + 1 if last else next_port
     _check_distinct(workers, scenario.source)
@@ -95,7 +91,7 @@ def resolve_scenario(
         seed=scenario.seed,
         single_step=single_step,
     )
-    return ResolvedCluster(spec, tuple(costs), tuple(workers))
+    return ResolvedCluster(spec, build_costs(spec), tuple(workers))
 
 
 def resolve_single(
@@ -104,7 +100,7 @@ def resolve_single(
     """The one worker of `vllm serve`, named w0. Raises ConfigError."""
     worker = resolve_worker(args, hardware, engine, "w0", args.port)
     spec = ClusterSpec((worker.spec,), "round_robin", seed, single_step)
-    return ResolvedCluster(spec, (_build_cost(worker.spec.step),), (worker,))
+    return ResolvedCluster(spec, build_costs(spec), (worker,))
 
 
 def resolve_worker(
@@ -206,6 +202,15 @@ def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:
             )
         if port:
             ports[port] = name
+
+
+def build_costs(spec: ClusterSpec) -> tuple[StepCost, ...]:
+    """The price of each worker's steps; equal workers share one. Raises ConfigError."""
+    costs: dict[StepSpec, StepCost] = {}
+    for worker in spec.workers:
+        if worker.step not in costs:
+            costs[worker.step] = _build_cost(worker.step)
+    return tuple(costs[worker.step] for worker in spec.workers)
 
 
 def _build_cost(step: StepSpec) -> StepCost:

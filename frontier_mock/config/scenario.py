@@ -6,7 +6,6 @@ the line, the key's path and what is allowed.
 """
 
 import importlib.resources
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,11 +70,7 @@ class WorkerGroup:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioSpec:
-    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one.
-
-    `cluster_text` is the file's cluster section as JSON, for journals, which must say on what they
-    were recorded.
-    """
+    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one."""
 
     name: str
     seed: int
@@ -84,7 +79,6 @@ class ScenarioSpec:
     workload: WorkloadSpec | None
     slo: SloSpec
     source: str
-    cluster_text: str = "{}"
 
 
 MAX_WORKERS = 4096
@@ -199,7 +193,6 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         workload=None if workload is None else read_workload(workload, search),
         slo=SloSpec() if slo is None else read_slo(slo),
         source=source,
-        cluster_text="null" if cluster is None else json.dumps(plain(cluster)),
     )
 
 

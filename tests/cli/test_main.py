@@ -109,6 +109,9 @@ def test_simulating_twice_gives_the_same_digest_and_so_does_its_journal(
         (lambda text: text.replace('"frontier_mock_journal": 1', '"other": 1'), "line 1 is not"),
         (lambda text: text + "{}\n", "after its head, journal line 7"),
         (lambda text: text.replace("Llama-3.1-8B-Instruct", "x"), "model: no profile for"),
+        (lambda text: text.replace('"block_size"', '"blocksize"'), "a head we did not write"),
+        (lambda text: text.replace('"workers": [', '"workers": [3, '), "a head we did not write"),
+        (lambda text: text.replace('"hardware"', '"hw"'), "a head we did not write: 'hardware'"),
     ],
 )
 def test_spoilt_journals(

@@ -22,6 +22,7 @@ from frontier_mock.cli.serving import (
     http_settings,
 )
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_head
 from frontier_mock.config.resolve import resolve_scenario, resolve_single
 from frontier_mock.config.scenario import load_scenario, parse_scenario
 from frontier_mock.config.served import fingerprint, served_models
@@ -107,6 +108,13 @@ def test_workers_of_one_process_share_their_front_end() -> None:
     cluster = resolve_scenario(parse_scenario(text, "s.yaml", TraceSearch(())))
     with pytest.raises(ConfigError, match=r"workers: a and b differ in api_key; allowed: one"):
         front_end(cluster, {})
+
+
+def test_a_journal_does_not_give_keys_away() -> None:
+    args = parse_serve([MODEL, "--api-key", "sk-secret"], {}).vllm
+    head = journal_head(resolve_single(args, "h800", "vllm-0.33", 7))
+    assert "sk-secret" not in head
+    assert json.loads(head)["seed"] == 7
 
 
 def test_start_up_says_what_each_group_of_workers_holds() -> None:

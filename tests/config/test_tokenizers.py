@@ -2,6 +2,8 @@
 
 import json
 import random
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.tokenizers import HfTokenizer, load_tokenizer, write_byte_tokenizer
@@ -189,6 +191,55 @@ def test_unusable_directories_say_what_is_wrong(tmp_path: Path) -> None:
     lossy.save(str(good / "tokenizer.json"))
     with pytest.raises(ConfigError, match="does not encode space-prefixed words"):
         load_tokenizer(good)
+
+
+@given(st.lists(st.one_of(st.text(), st.sampled_from(["<s>", "</s>", " the cat", "\n"]))))
+def test_segments_encode_as_the_whole_does(pieces: list[str]) -> None:
+    tokenizer, backend = _segmented()
+    text = "".join(pieces)
+    whole = backend.encode(text, add_special_tokens=False).ids
+    for _ in range(2):
+        assert tokenizer.encode(text).tolist() == whole
+        assert tokenizer.encode(text, add_special_tokens=True).tolist() == whole
+
+
+@lru_cache
+def _segmented() -> tuple[Tokenizer, tokenizers.Tokenizer]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = word_level(Path(directory))
+        backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        return load_tokenizer(path), backend
+
+
+def test_remembered_ids_cannot_be_changed_from_outside(theirs: Tokenizer) -> None:
+    first = theirs.encode("abc")
+    first[0] = 0
+    assert theirs.encode("abc").tolist() == [97, 98, 99]
+
+
+@pytest.mark.parametrize("how", ["lstrip", "normalized", "prepend"])
+def test_dependent_segments_are_encoded_together(tmp_path: Path, how: str) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(word_level(tmp_path) / "tokenizer.json"))
+    if how == "prepend":
+        backend.add_special_tokens(["<x>"])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        backend.add_special_tokens([AddedToken("<x>", **{"normalized": False, how: True})])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "the cat <x>sat<x> the <s>mat"
+    assert load_tokenizer(tmp_path).encode(text).tolist() == backend.encode(text).ids
+
+
+def test_tokens_added_by_the_tokenizer_itself(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(word_level(tmp_path) / "tokenizer.json"))
+    begin = backend.token_to_id("<s>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    bare = tokenizer.encode(" the cat").tolist()
+    assert tokenizer.encode(" the cat", add_special_tokens=True).tolist() == [begin, *bare]
 
 
 def test_lone_surrogates_are_refused(theirs: Tokenizer) -> None:
