@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +57,7 @@ NO_TEMPLATE = (
 _TEMPLATE_DATE = "01 Jan 2026"
 _RING_WORDS = 4096
 _RING_SEED = 11
+_REMEMBERED_SEGMENTS = 512
 _SPACE_PIECE = "▁"
 
 
@@ -178,7 +180,10 @@ class HfTokenizer:
     """A tokenizer of the `tokenizers` package with the chat template of its directory."""
 
     __slots__ = (
+        "_adds_tokens",
         "_backend",
+        "_segment",
+        "_splitter",
         "_template",
         "_tokens",
         "_words",
@@ -213,15 +218,22 @@ class HfTokenizer:
             if (text := _token_spelling(tokenizer_config.get(key))) is not None
         }
         self._words = _stable_words(backend, vocab, name)
+        self._adds_tokens = backend.num_special_tokens_to_add(False) > 0
+        self._splitter = _special_splitter(backend)
+        self._segment = lru_cache(_REMEMBERED_SEGMENTS)(partial(_encode, backend))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> TokenIds:
-        """Ids of `text`, with the tokenizer's own special tokens around it if asked."""
-        try:
-            encoded = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        except (TypeError, ValueError):
-            text.encode()
-            raise
-        return np.array(encoded[0].ids, np.uint32)
+        """Ids of `text`, with the tokenizer's own special tokens around it if asked.
+
+        The segments between special tokens are encoded each on its own and remembered: a
+        conversation that grows turn by turn costs only its last turn.
+        """
+        if self._splitter is None or (add_special_tokens and self._adds_tokens):
+            return _encode(self._backend, text, add_special_tokens)
+        parts = [self._segment(part) for part in self._splitter.split(text) if part]
+        if len(parts) == 1:
+            return parts[0].copy()
+        return np.concatenate(parts) if parts else np.empty(0, np.uint32)
 
     def decode(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of `ids` as the tokenizer decodes them; ids outside the vocabulary are left out."""
@@ -274,6 +286,32 @@ class HfTokenizer:
     def generated_words(self) -> Sequence[int]:
         """Common lower-case words, each a token of its own with its leading space."""
         return self._words
+
+
+def _encode(backend: Any, text: str, add_special_tokens: bool = False) -> TokenIds:
+    try:
+        encoded = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    except (TypeError, ValueError):
+        text.encode()
+        raise
+    return np.array(encoded[0].ids, np.uint32)
+
+
+def _special_splitter(backend: Any) -> re.Pattern[str] | None:
+    """Cuts a text before and after each added token, or None where segments are not independent.
+
+    They are not where an added token swallows the space beside it, is matched in normalised text
+    or only as a whole word, or where the encoding of a segment depends on its place in the text.
+    """
+    added = list(backend.get_added_tokens_decoder().values())
+    plain = [t for t in added if not (t.lstrip or t.rstrip or t.single_word or t.normalized)]
+    if not added or len(plain) < len(added):
+        return None
+    longest_first = sorted((t.content for t in added), key=lambda text: (-len(text), text))
+    splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    probe = longest_first[0].join(["a b", " c\n", "\nd ", " "])
+    apart = np.concatenate([_encode(backend, part) for part in splitter.split(probe) if part])
+    return splitter if np.array_equal(apart, _encode(backend, probe)) else None
 
 
 def _compile(source: str | None, name: str) -> Any:
