@@ -639,6 +639,8 @@ class Driver:
         except Exception as error:
             ticket.subscriber.failed(error)
             logger.error("a response could not be delivered: %r", error)
+        # Tickets and flights point at each other; apart they need no garbage collector.
+        ticket.flights.clear()
 
     def _resume(self, actions: list[Action]) -> None:
         for action in actions:
