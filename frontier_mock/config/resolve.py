@@ -7,12 +7,13 @@ GPU decides there comes from the hardware profile, what the version decides from
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
-from frontier_mock.config.vllm_flags import FP8_KV_TYPES, VllmArgs
+from frontier_mock.config.vllm_flags import FP8_KV_TYPES, SHAPE_KEYS, VllmArgs
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
@@ -114,7 +115,7 @@ def resolve_worker(
     engine = load_engine(engine_name)
     if engine.family != "vllm":
         raise ConfigError(f"engine: {engine_name!r} is not simulated yet; allowed: vllm-X.Y[.Z]")
-    model = load_model(args.hf_config_path or args.model)
+    model = _shaped(load_model(args.hf_config_path or args.model), args)
     precision = _precision(args, model)
     max_model_len = _longest(args, model)
     max_num_seqs, max_num_batched_tokens = _batch_limits(args, hardware, engine, max_model_len)
@@ -223,6 +224,12 @@ def _build_cost(step: StepSpec) -> StepCost:
 def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
     weights = "fp8" if args.quantization is not None else model.checkpoint_weights
     return PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
+
+
+def _shaped(model: ModelSpec, args: VllmArgs) -> ModelSpec:
+    """The model with what --hf-overrides says about its shape."""
+    changes: dict[str, Any] = {SHAPE_KEYS[key]: value for key, value in args.hf_overrides.items()}
+    return replace(model, **changes)
 
 
 def _longest(args: VllmArgs, model: ModelSpec) -> int:

@@ -42,7 +42,7 @@ ENGINE_FLAGS = """
 --served-model-name | texts | - | names the server answers to; the first is in metrics and replies
 --config-format | text | auto |
 --hf-token | optional | - |
---hf-overrides | jsontext | - |
+--hf-overrides | jsontext | - | its shape keys (num_hidden_layers, ...) replace the model's
 --model-class-overrides | json | - |
 --pooler-config | json | - |
 --generation-config | text | auto |

@@ -1,7 +1,7 @@
 """`vllm serve` flags and the simulator's own, from a command line to frozen arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from frontier_mock.config.errors import ConfigError, shown
@@ -25,6 +25,18 @@ FP8_KV_TYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 
 BF16_KV_TYPES = ("auto", "float16", "bfloat16")
 """--kv-cache-dtype values simulated as a two-byte KV cache."""
+
+SHAPE_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+"""What --hf-overrides may replace: keys of a config.json, and the names ModelSpec has for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ class VllmArgs:
     fingerprint_mode: str = "full"
     fingerprint_value: str | None = None
     max_new_tokens: int | None = None
+    hf_overrides: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +166,11 @@ def parse_engine_args(argv: Sequence[str]) -> tuple[VllmArgs, tuple[str, ...]]:
 
 def without_effect(given: Mapping[str, Any]) -> tuple[str, ...]:
     """The flags among `given` that are accepted without effect, as options, in table order."""
-    idle = [flag for flag in vllm_flags() if not flag.effect and flag.name in given]
-    return tuple(flag.options[0] for flag in idle)
+    idle = [flag.options[0] for flag in vllm_flags() if not flag.effect and flag.name in given]
+    overrides = given.get("hf_overrides")
+    if isinstance(overrides, dict):
+        idle += [f"--hf-overrides.{key}" for key in overrides if key not in SHAPE_KEYS]
+    return tuple(idle)
 
 
 def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
@@ -167,6 +183,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     }
     values |= _compilation(given.get("compilation_config"), given)
     values |= _generation(given.get("override_generation_config"))
+    values |= _overrides(values.pop("hf_overrides", None))
     if "optimization_level" in values:
         values["optimization_level"] = int(values["optimization_level"])
     _check(values)
@@ -218,6 +235,21 @@ def _generation(config: object) -> dict[str, Any]:
             "number >= 1"
         )
     return {"max_new_tokens": cap}
+
+
+def _overrides(config: object) -> dict[str, Any]:
+    """The keys of --hf-overrides that change the model's shape."""
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"argument --hf-overrides: {shown(config)} is not a JSON object")
+    shape = {key: config[key] for key in SHAPE_KEYS if key in config}
+    for key, value in shape.items():
+        if type(value) is not int or not 1 <= value <= _LARGE:
+            raise ConfigError(
+                f"argument --hf-overrides: {key}: {shown(value)} is not a whole number >= 1"
+            )
+    return {"hf_overrides": shape}
 
 
 def _whole(key: str, value: object) -> int:

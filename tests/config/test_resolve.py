@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import (
     ResolvedCluster,
@@ -90,6 +93,60 @@ def test_auto_length_shrinks_to_what_memory_holds() -> None:
     made = worker(LLAMA70, "-tp", "2", "--max-model-len", "auto").spec.scheduler
     assert 0 < made.max_model_len < 131072
     assert made.max_model_len == made.num_blocks * 16
+
+
+def test_overrides_change_the_shape() -> None:
+    made = worker(LLAMA8, "--hf-overrides", '{"num_hidden_layers": 2, "rope_theta": 1}')
+    assert made.spec.step.model.num_layers == 2
+    assert made.memory.num_blocks > 10 * worker(LLAMA8).memory.num_blocks
+    argv = [LLAMA8, "--hf-overrides.num_hidden_layers", "2", "--hf-overrides.rope_theta", "1"]
+    assert parse_serve(argv, {}).without_effect == ("--hf-overrides.rope_theta",)
+
+
+VALUES: dict[str, list[str]] = {
+    "-tp": ["1", "2", "3", "8", "64"],
+    "--block-size": ["1", "16", "17", "4096"],
+    "--gpu-memory-utilization": ["0.01", "0.5", "1"],
+    "--kv-cache-memory-bytes": ["1", "1G", "1000T"],
+    "--num-gpu-blocks-override": ["2", "100", "99999999"],
+    "--max-num-batched-tokens": ["1", "15", "1M"],
+    "--max-num-seqs": ["1", "3", "1000000"],
+    "--max-model-len": ["1", "17", "8k", "auto"],
+    "--cudagraph-capture-sizes": ["7", "99999999"],
+    "--max-cudagraph-capture-size": ["1", "1000000"],
+    "--watermark": ["0.999"],
+    "--performance-mode": ["throughput"],
+    "--hf-overrides.num_hidden_layers": ["1", "1000"],
+    "--hf-overrides.num_key_value_heads": ["1", "7"],
+    "-q": ["fp8"],
+    "--kv-cache-dtype": ["fp8"],
+}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from([LLAMA8, LLAMA70, "Qwen/Qwen3-0.6B"]),
+    st.sampled_from(["h800", "h200", "a100", "l20"]),
+    st.lists(
+        st.sampled_from(sorted(VALUES)).flatmap(
+            lambda flag: st.tuples(st.just(flag), st.sampled_from(VALUES[flag]))
+        ),
+        max_size=6,
+    ),
+)
+def test_any_worker_can_be_built_or_is_refused_in_one_line(
+    model: str, hardware: str, flags: list[tuple[str, str]]
+) -> None:
+    argv = [model, *(word for flag in flags for word in flag)]
+    assert "\n" not in outcome(argv, hardware)
+
+
+def outcome(argv: list[str], hardware: str) -> str:
+    try:
+        made = resolve_single(parse_serve(argv, {}).vllm, hardware, "vllm-0.33", 0)
+    except ConfigError as error:
+        return str(error)
+    return str(build_cluster(made.spec, made.costs).now_ns)
 
 
 @pytest.mark.parametrize(

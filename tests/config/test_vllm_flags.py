@@ -32,6 +32,7 @@ SPECIAL = {
     "model": "some/model",
     "num_gpu_blocks_override": "100",
     "sim_eos_mean_tokens": "2.5",
+    "hf_overrides": "{}",
 }
 
 
@@ -169,6 +170,8 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
             "max_new_tokens: 0 is not a whole number >= 1",
         ),
         (["m", "--override-generation-config", "3"], "3 is not a JSON object"),
+        (["m", "--hf-overrides", "x"], "argument --hf-overrides: 'x' is not a JSON object"),
+        (["m", "--hf-overrides.vocab_size", "0"], "vocab_size: 0 is not a whole number >= 1"),
         (["m", "--max", "1"], "ambiguous option: --max could match"),
         (["m", "--max-num-seqs", "9" * 400], "is not in 1..1000000"),
         (["m", "--max-num-seqs", "9" * 5000], "argument --max-num-seqs: invalid int value"),
