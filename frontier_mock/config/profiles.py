@@ -256,9 +256,8 @@ def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttent
     def axis(name: str) -> Floats:
         return np.log(grids[f"prefill_{key}_{name}"].astype(np.float64))
 
-    residual = grids[f"prefill_{key}_residual"].astype(np.float64) / RESIDUAL_SCALE
-    constants = PrefillAttentionFit(**fit)
-    return PrefillAttentionTable(constants, axis("group"), axis("heads"), axis("length"), residual)
+    ratio = grids[f"prefill_{key}_work_ratio"].astype(np.float64)
+    return PrefillAttentionTable(PrefillAttentionFit(**fit), axis("group"), axis("length"), ratio)
 
 
 def _curves(curves: Mapping[str, Mapping[str, list[float]]]) -> dict[int, Curve]:

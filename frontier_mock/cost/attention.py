@@ -6,14 +6,14 @@ prefill chunk by chunk.
 
 Decode comes from a measured table over (sequences x KV heads, context). Prefill is an equation of
 tiles (cost_model.md section 1.4, with the query heads of one KV head packed into a tile as
-FlashAttention 3 does) times a measured correction; a ragged batch takes the correction of the
-batch of equal prompts that has as many tiles of the same mean depth.
+FlashAttention 3 does); each chunk's work is scaled by what was measured for a prompt whose tiles
+are as deep, so that a ragged batch is the sum of its parts and more work never takes less time.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import log
 from typing import Final
 
 import numpy as np
@@ -95,8 +95,7 @@ class PrefillPrice:
     """The prefill equation for one model on one GPU, folded for speed."""
 
     __slots__ = (
-        "_axis_heads",
-        "_axis_length",
+        "_axis",
         "_blend",
         "_block_us",
         "_group",
@@ -104,7 +103,7 @@ class PrefillPrice:
         "_launch_us",
         "_path_start_us",
         "_path_us",
-        "_residual",
+        "_ratios",
         "_tile_us",
     )
 
@@ -119,79 +118,63 @@ class PrefillPrice:
         self._path_us = fit.path_us * slower
         self._path_start_us = fit.path_start_us * slower
         self._blend = fit.blend
-        self._axis_heads: list[float] = table.log_heads.tolist()
-        self._axis_length: list[float] = table.log_length.tolist()
-        self._residual: list[list[float]] = []
-        if len(table.log_group):
-            nearest = int(np.argmin(np.abs(table.log_group - log(self._group))))
-            self._residual = table.residual[nearest].tolist()
+        self._axis: list[float] = table.log_length.tolist()
+        nearest = int(np.argmin(np.abs(table.log_group - log(self._group))))
+        self._ratios: list[float] = table.work_ratio[nearest].tolist()
 
     def chunks_us(self, chunks: Sequence[Chunk]) -> float:
         """Microseconds for all chunks of a step, launched as one ragged kernel."""
         group, per_row = self._group, _TILE / self._group
-        tiles = 0
-        depth = 0.0
-        lengths = 0.0
-        longest = 1.0
+        work = 0.0
+        longest = float(_TILE)
         for new, past in chunks:
             rows = -(-new * group // _TILE)
             end = past + new
             if rows > 1:
-                mean = past + 0.5 * (rows + 1) * per_row
-                if mean > end:
-                    mean = end
-                lengths += rows * (2.0 * mean - per_row)
+                depth = past + 0.5 * (rows + 1) * per_row
+                if depth > end:
+                    depth = end
+                length = 2.0 * past + rows * per_row
             else:
-                mean = end
-                lengths += end
-            tiles += rows
-            depth += rows * (mean if mean > _TILE else _TILE)
+                depth = length = end
+            if depth < _TILE:
+                depth = _TILE
+            tile_us = self._tile_us + depth / _TILE * self._block_us
+            work += rows * tile_us * self._ratio(length)
             if end > longest:
                 longest = end
-        work = self._kv_heads * (tiles * self._tile_us + depth / _TILE * self._block_us)
-        path = self._path_start_us + max(longest / _TILE, 1.0) * self._path_us
+        work *= self._kv_heads
+        path = self._path_start_us + longest / _TILE * self._path_us
         bound: float = (work**self._blend + path**self._blend) ** (1.0 / self._blend)
-        time_us = self._launch_us + bound
-        if self._residual:
-            length = lengths / tiles
-            alike = tiles * self._kv_heads * group / max(1.0, length * group / _TILE)
-            time_us *= exp(self._correction(log(alike), log(length)))
-        return time_us
+        return self._launch_us + bound
 
-    def _correction(self, log_heads: float, log_length: float) -> float:
-        i, u = _cell(self._axis_heads, log_heads)
-        j, v = _cell(self._axis_length, log_length)
-        low, high = self._residual[i], self._residual[i + 1]
-        below = low[j] + v * (low[j + 1] - low[j])
-        above = high[j] + v * (high[j + 1] - high[j])
-        return below + u * (above - below)
+    def _ratio(self, length: float) -> float:
+        """The measured ratio at this length, linear in its logarithm, edges held."""
+        axis, ratios = self._axis, self._ratios
+        x = log(length)
+        index = bisect_right(axis, x)
+        if index == 0:
+            return ratios[0]
+        if index == len(axis):
+            return ratios[-1]
+        share = (x - axis[index - 1]) / (axis[index] - axis[index - 1])
+        return ratios[index - 1] + share * (ratios[index] - ratios[index - 1])
 
 
-def prefill_equation_us(
+def prefill_bounds_us(
     fit: PrefillAttentionFit,
     sm_count: int,
     group: Floats,
     kv_heads: Floats,
     prompts: Floats,
     length: Floats,
-) -> Floats:
-    """The equation alone for equal prompts without past, on the GPU it was measured on."""
+) -> tuple[Floats, Floats]:
+    """Work and longest path of equal prompts without past, on the GPU it was measured on."""
     per_row = _TILE / group
     rows = np.ceil(length / per_row)
-    mean = np.where(rows > 1, np.minimum(0.5 * (rows + 1) * per_row, length), length)
+    depth = np.where(rows > 1, np.minimum(0.5 * (rows + 1) * per_row, length), length)
     tiles = prompts * kv_heads * rows
-    blocks = tiles * np.maximum(mean / _TILE, 1.0)
-    work = (tiles * fit.tile_us + blocks * fit.block_us) / sm_count
-    path = fit.path_start_us + np.maximum(length / _TILE, 1.0) * fit.path_us
-    time_us: Floats = fit.launch_us + (work**fit.blend + path**fit.blend) ** (1.0 / fit.blend)
-    return time_us
-
-
-def _cell(axis: list[float], x: float) -> tuple[int, float]:
-    """Cell of `x` on an ascending axis and how far into it, clipped to the grid."""
-    index = bisect_right(axis, x) - 1
-    if index < 0:
-        return 0, 0.0
-    if index > len(axis) - 2:
-        return len(axis) - 2, 1.0
-    return index, (x - axis[index]) / (axis[index + 1] - axis[index])
+    blocks = tiles * np.maximum(depth / _TILE, 1.0)
+    work: Floats = (tiles * fit.tile_us + blocks * fit.block_us) / sm_count
+    path: Floats = fit.path_start_us + np.maximum(length / _TILE, 1.0) * fit.path_us
+    return work, path

@@ -83,17 +83,16 @@ class PrefillAttentionFit:
 
 @dataclass(frozen=True, slots=True)
 class PrefillAttentionTable:
-    """The equation, and log(measured / equation) for equal prompts without past.
+    """The equation, and how much longer than it says the work of a prompt takes.
 
-    `residual[i, j, l]` belongs to `log_group[i]` (query heads per KV head), `log_heads[j]` (query
-    heads times prompts) and `log_length[l]` (prompt length).
+    `work_ratio[i, j]` belongs to `log_group[i]` (query heads per KV head) and `log_length[j]`
+    (length of a prompt without past, in whole tiles).
     """
 
     fit: PrefillAttentionFit
     log_group: Floats
-    log_heads: Floats
     log_length: Floats
-    residual: Floats
+    work_ratio: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""Prices against kernel measurements that took no part in fitting them: H800's own."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frontier_mock.config.profiles import load_hardware, load_kernels
+from frontier_mock.cost.attention import Heads, decode_row
+from frontier_mock.cost.gemm import gemm_us
+
+KERNELS = Path(__file__).parents[2].parent / "shared" / "data" / "kernels"
+INFERSIM = KERNELS / "infersim" / "bench_data" / "mha" / "decode" / "h800"
+LINEAR = (
+    KERNELS
+    / "frontier"
+    / "profiling"
+    / "compute"
+    / "h800"
+    / "llama2_7b_dense_example"
+    / "linear_op_kernel_only.csv"
+)
+
+pytestmark = [
+    pytest.mark.golden,
+    pytest.mark.skipif(not INFERSIM.is_dir(), reason="needs ../shared/data/kernels"),
+]
+
+
+def rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+@pytest.mark.parametrize(("query", "kv"), [(32, 8), (32, 4), (64, 2), (16, 2)])
+def test_decode_attention_on_h800(query: int, kv: int) -> None:
+    """InferSim's kernels below 45 us are bound by its own launches, so those are left out."""
+    hw = load_hardware("h800")
+    tables = load_kernels(hw.kernels).decode
+    errors = []
+    for row in rows(INFERSIM / f"{query}-{kv}-128.csv"):
+        cache = row["kv_dtype"]
+        measured = float(row["latency_us"])
+        if measured < 45.0 or cache not in tables:
+            continue
+        heads = Heads(query=query, kv=kv, size=128, kv_bytes=1 if cache == "fp8" else 2)
+        seqs = int(row["batch_size"])
+        kv_tokens, us = decode_row(tables[cache][128], hw, heads, seqs)
+        predicted = float(np.interp(seqs * int(row["kv_len"]), kv_tokens, us))
+        errors.append(predicted / measured - 1.0)
+    assert len(errors) >= 15
+    assert np.mean(np.abs(errors)) < 0.06
+    assert abs(np.median(errors)) < 0.04
+
+
+def test_linear_layers_on_h800() -> None:
+    hw = load_hardware("h800")
+    table = load_kernels(hw.kernels).gemm["bf16"]
+    errors = []
+    for row in rows(LINEAR):
+        tp = int(row["num_tensor_parallel_workers"])
+        hidden, inner = int(row["n_embd"]), int(row["n_expanded_embd"]) // tp
+        for op, n, k in (
+            ("attn_pre_proj", 3 * hidden // tp, hidden),
+            ("attn_post_proj", hidden, hidden // tp),
+            ("mlp_up_proj", 2 * inner, hidden),
+            ("mlp_down_proj", hidden, inner),
+        ):
+            measured = float(row[f"time_stats.{op}.median"]) * 1e3
+            tokens = np.array([float(row["num_tokens"])])
+            errors.append(float(gemm_us(table, hw, "bf16", tokens, n, k)[0]) / measured - 1.0)
+    assert len(errors) >= 100
+    assert np.mean(np.abs(errors)) < 0.06
+    assert abs(np.median(errors)) < 0.03
