@@ -22,13 +22,12 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
-
 import numpy as np
 
-from frontier_mock.core.events import EventLog, Preempted, Scheduled
+from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import (
     DECODE,
     DONE,
@@ -42,24 +41,6 @@ from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import SimTime
 
 _UNSHARED = 1 << 63
-
-
-class Step(NamedTuple):
-    """What one step computes: `num_decodes` decodes and the prefill `chunks`.
-
-    `firsts` are the sequences whose last chunk this is: they get a token when it ends.
-    """
-
-    number: int
-    num_decodes: int
-    kv_offset: int
-    chunks: tuple[Chunk, ...]
-    firsts: tuple[Sequence, ...]
-
-    @property
-    def kv_tokens(self) -> int:
-        """Total context of the decodes, each with the token being computed."""
-        return self.kv_offset + self.num_decodes * self.number
 
 
 class VllmScheduler:
@@ -93,6 +74,7 @@ class VllmScheduler:
         self.hit_tokens = 0
         self.query_tokens = 0
         self.preemptions = 0
+        self._admitted = 0
 
     # Waiting ---------------------------------------------------------------------------------
 
@@ -158,7 +140,7 @@ class VllmScheduler:
 
     def _set_finish(self, seq: Sequence, step: int) -> None:
         seq.finish_step = step
-        heappush(self.ends, (step, seq.rid, seq))
+        heappush(self.ends, (step, seq.place, seq))
         if not seq.stops_early and self._lag:
             self._leaving.setdefault(step, []).append(seq)
 
@@ -183,17 +165,27 @@ class VllmScheduler:
             heappop(ends)
         return None
 
+    def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
+        """Log the first tokens of `executed`, free and return what ended with `step`."""
+        for seq in executed.firsts:
+            if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == step:
+                self._log.append(FirstToken(t_ns, self._worker, seq.rid))
+        return self.pop_finished(step) if self.ends and self.ends[0][0] == step else []
+
+    def went_idle(self) -> None:
+        """Nothing to forget."""
+
     def pop_finished(self, step: int) -> list[Sequence]:
         """Sequences whose last token `step` produced, freed and no longer counted."""
         finished = []
         while self.next_finish() == step:
             seq = heappop(self.ends)[2]
             seq.close_span(step)
-            self._release(seq)
+            self._release(seq, finished=True)
             finished.append(seq)
         return finished
 
-    def _release(self, seq: Sequence) -> None:
+    def _release(self, seq: Sequence, finished: bool = False) -> None:
         """Forget a sequence for good and free what it holds."""
         if seq.counted:
             self._uncount(seq)
@@ -201,12 +193,12 @@ class VllmScheduler:
             self._prefilling.remove(seq)
         if seq.state in (DECODE, PREFILL):
             del self.running[seq.rid]
-            self._free(seq)
+            self._free(seq, finished)
         seq.state = DONE
         self.blocked = False
 
-    def abort(self, seq: Sequence, step: int) -> None:
-        """Drop `seq` at the boundary after `step`, wherever it is."""
+    def abort(self, seq: Sequence, step: int) -> bool:
+        """Drop `seq`, whose last token to be delivered is that of `step`, wherever it is."""
         if seq.state == WAITING:
             if self._priority:
                 self._heap = [entry for entry in self._heap if entry[2] is not seq]
@@ -218,10 +210,11 @@ class VllmScheduler:
         if seq.state != FRONTEND:
             self._release(seq)
         seq.state = DONE
+        return True
 
     # Blocks ----------------------------------------------------------------------------------
 
-    def _free(self, seq: Sequence) -> None:
+    def _free(self, seq: Sequence, finished: bool = False) -> None:
         """Free the blocks of a running sequence, as of the last step scheduled."""
         table = seq.table
         if table is None:
@@ -233,9 +226,10 @@ class VllmScheduler:
         else:
             context = seq.offset + min(self.last_scheduled, self._last_step(seq))
             held = max(held, -(-context // block))
-            # The newest token was a placeholder when its slot was allocated under async scheduling,
-            # so a block it completes was never entered in the prefix cache.
-            committed = max(context - self._lag, seq.goal) // block
+            # The newest token was a placeholder when its slot was allocated under async scheduling:
+            # a block it completes is cached only once the output of its step is processed.
+            known = seq.offset + seq.finish_step if finished else context - self._lag
+            committed = max(known, seq.goal) // block
         self.kv.close(table, held, self._content_keys(seq, committed), committed)
         seq.table = None
         seq.held_blocks = 0
@@ -256,9 +250,9 @@ class VllmScheduler:
 
     # One step --------------------------------------------------------------------------------
 
-    def schedule(self, step: int, t_ns: SimTime) -> Step | None:
+    def schedule(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Decide what `step` computes; None if there is nothing to compute."""
-        if self._leaving or self._joining:
+        if self._joining or (step - 1) in self._leaving:
             self._roll(step)
         self._grants = []
         budget = self._token_budget - self.num_decodes
@@ -444,6 +438,8 @@ class VllmScheduler:
                 self.hit_tokens += hit
             seq.state = PREFILL
             self.running[seq.rid] = seq
+            seq.place = self._admitted
+            self._admitted += 1
             self._prefilling.append(seq)
             self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
             self._grant(seq, new, step)
