@@ -55,8 +55,9 @@ class ClockRoutes:
         return table
 
     def close(self) -> None:
-        """End the streams of all sessions."""
-        for exchange in self._open.values():
+        """End all sessions, and with them whatever their actors still wait for."""
+        for session, exchange in self._open.items():
+            _run(self._driver.keeper.close(session))
             exchange.end()
         self._open.clear()
 

@@ -70,7 +70,9 @@ def submit(content: int, output_tokens: int = 5, worker: int = 0) -> Submit:
 class Run:
     """A driver on a fresh toy cluster, journalling into a list."""
 
-    def __init__(self, clock: ClockSpec, workers: int = 1, **scheduler: int) -> None:
+    def __init__(
+        self, clock: ClockSpec, workers: int = 1, keep_events: int = 0, **scheduler: int
+    ) -> None:
         self.scheduler = replace(SCHEDULER, **scheduler)
         self.workers = workers
         self.journal: list[tuple[SimTime, Command]] = []
@@ -80,6 +82,7 @@ class Run:
             clock,
             [Nothing() for _ in range(workers)],
             journal=lambda t, command: self.journal.append((t, command)),
+            keep_events=keep_events,
         )
         self.driver.start()
 
@@ -122,6 +125,40 @@ async def test_stream_sees_every_token_once_and_the_end_after_the_last_delta() -
     assert every.deltas == [(0, i, i + 1) for i in range(7)]
     assert third.deltas == [(0, 0, 1), (0, 1, 4), (0, 4, 7)]
     assert every.reasons == ["length"]
+    run.driver.stop()
+
+
+async def test_stream_that_cannot_be_written_now_gets_its_tokens_merged_later() -> None:
+    run = Run(WARP)
+    slow = Reader(stream_interval=1)
+    refusals = 3
+
+    def hesitant(position: int, first: int, last: int) -> bool:
+        nonlocal refusals
+        if first == 2 and refusals:
+            refusals -= 1
+            return False
+        slow.deltas.append((position, first, last))
+        return True
+
+    slow.tokens = hesitant
+    run.driver.submit([submit(1, 9)], slow)
+    await slow.done
+    assert slow.deltas == [(0, 0, 1), (0, 1, 2), (0, 2, 6), (0, 6, 7), (0, 7, 8)]
+    run.driver.stop()
+
+
+@pytest.mark.parametrize("keep_events", [0, 3000, 10**9])
+async def test_digest_does_not_depend_on_what_the_log_keeps(keep_events: int) -> None:
+    run = Run(WARP, keep_events=keep_events)
+    readers = [Reader() for _ in range(1000)]
+    for i, reader in enumerate(readers):
+        run.driver.submit([submit(i, 1 + i % 3)], reader)
+    for reader in readers:
+        await reader.done
+    assert run.driver.forgot_events is (keep_events < 5000)
+    assert (len(run.cluster.log.events) == len(run.cluster.log)) is (keep_events >= 5000)
+    assert run.cluster.log.digest() == run.replayed_digest()
     run.driver.stop()
 
 

@@ -266,3 +266,30 @@ async def test_killed_client_frees_time_for_the_others() -> None:
             await doomed.close()
             await generate(client, "survivor")
             assert list(server.driver.keeper.actors) == ["survivor"]
+
+
+async def test_shutdown_answers_actors_that_sleep() -> None:
+    async with aiohttp.ClientSession() as client:
+        async with live(serve_spec(ClockSpec())) as server:
+            url = server.urls[0] + "/sim/clock"
+            session = await client.post(f"{url}/register", json={"actors": ["a"]})
+            await session.content.readline()
+            body = {"actor": "a", "seconds": 1e6}
+            sleep = asyncio.create_task(client.post(f"{url}/sleep", json=body))
+            while server.driver.keeper.actors["a"].state.value != "sleeping":
+                await asyncio.sleep(0)
+        assert (await sleep).status == 200
+        assert await session.content.read() == b""
+
+
+async def test_report_says_when_it_no_longer_holds_the_log() -> None:
+    async with live(serve_spec(WARP)) as server, aiohttp.ClientSession(server.urls[0]) as client:
+        await generate(client, "x")
+        report = await (await client.get("/sim/report")).json()
+        assert report["log_complete"] is True
+        assert report["requests"]["completed"] == 1
+        assert report["scenario"] == "live"
+        server.driver.forgot_events = True
+        report = await (await client.get("/sim/report")).json()
+        assert report["log_complete"] is False
+        assert report["digest"] == server.cluster.log.digest()
