@@ -7,8 +7,8 @@ import numpy as np
 from frontier_mock.cost.tables import Curve, Floats
 
 _RANK_SPREAD: Final = 0.03
-"""Relative standard deviation of the same kernel's time on different GPUs: the noise floor of the
-kernel tables, 3.3 % in the median (cost_model.md section 1.2)."""
+"""Relative standard deviation of the same kernel's time on different GPUs. An inference: the tables
+differ by 3.3 % in the median between two collections (cost_model.md section 1.2)."""
 
 _EXPECTED_MAXIMUM: Final = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424}
 """Mean of the largest of n standard normal draws."""
