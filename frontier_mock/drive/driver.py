@@ -230,7 +230,7 @@ class Driver:
         self._live: list[dict[int, Flight]] = [{} for _ in folders]
         self._streaming: dict[int, SimTime | None] = {}
         self._inbox: list[tuple[SimTime, Item]] = []
-        self._fresh: list[Ticket] = []
+        self._fresh: dict[Ticket, None] = {}
         self._due: SimTime | None = None
         self._due_known = False
         self._engine_due: SimTime | None = None
@@ -377,7 +377,7 @@ class Driver:
             if streams:
                 self._live[worker][rid] = flight
         if streams:
-            self._fresh.append(ticket)
+            self._fresh[ticket] = None
         if ticket.choices > 1:
             rids = [flight.rid for flight in ticket.flights]
             for first in range(0, len(rids), ticket.choices):
@@ -515,16 +515,20 @@ class Driver:
                     self._stream(worker)
 
     def _start_fresh(self) -> None:
-        fresh, self._fresh = self._fresh, []
-        for ticket in fresh:
-            if ticket.closed:
-                continue
-            for flight in ticket.flights:
-                self._streaming.setdefault(flight.worker, None)
-            try:
-                ticket.subscriber.started(ticket)
-            except Exception as error:
-                self._drop(ticket, error)
+        for ticket in list(self._fresh):
+            self._start(ticket)
+
+    def _start(self, ticket: Ticket) -> None:
+        """Tell a stream that it is in, unless it was refused on arrival."""
+        del self._fresh[ticket]
+        if ticket.closed:
+            return
+        for flight in ticket.flights:
+            self._streaming.setdefault(flight.worker, None)
+        try:
+            ticket.subscriber.started(ticket)
+        except Exception as error:
+            self._drop(ticket, error)
 
     def _stream(self, worker: int) -> None:
         live = self._live[worker]
@@ -589,6 +593,9 @@ class Driver:
         if flight is None:
             return
         ticket = flight.ticket
+        if ticket in self._fresh:
+            # A late pump may see a stream begin and end at once; the beginning still comes first.
+            self._start(ticket)
         if ticket.closed:
             return
         self._live[flight.worker].pop(rid, None)

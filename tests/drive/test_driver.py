@@ -162,6 +162,22 @@ async def test_digest_does_not_depend_on_what_the_log_keeps(keep_events: int) ->
     run.driver.stop()
 
 
+async def test_stream_that_begins_and_ends_within_one_late_pump_begins_first() -> None:
+    wall_ns = 0
+    cluster = toy_cluster(SCHEDULER)
+    driver = Driver(cluster, ClockSpec(), [Nothing()], wall_ns=lambda: wall_ns)
+    driver.start()
+    reader = Reader(stream_interval=1)
+    told: list[str] = []
+    reader.started = lambda ticket: told.append("started")
+    reader.ended = lambda ticket, flight, reason: told.append(reason)
+    driver.submit([submit(1, 3), submit(2, 5)], reader)
+    wall_ns = 10**12
+    await reader.done
+    assert told == ["started", "length", "length"]
+    driver.stop()
+
+
 async def test_choices_share_a_ticket_and_are_delivered_together() -> None:
     run = Run(WARP)
     reader = Reader()
@@ -271,13 +287,18 @@ async def test_strict_stall_ends_the_run_with_the_name_of_the_culprit() -> None:
 
 
 async def test_on_late_abort_ends_the_run() -> None:
-    clock = ClockSpec(mode="scaled", scale=1e3, on_late="abort", late_ms_max=0.0)
-    run = Run(clock)
-    reader = Reader()
-    run.driver.submit([submit(1, 400)], reader)
-    with pytest.raises(LateError, match="late"):
+    wall_ns = 0
+    clock = ClockSpec(on_late="abort", late_ms_max=100.0)
+    driver = Driver(toy_cluster(SCHEDULER), clock, [Nothing()], wall_ns=lambda: wall_ns)
+    driver.start()
+    reader = Reader(stream_interval=1)
+    driver.submit([submit(1, 400)], reader)
+    while not reader.begun:
+        await asyncio.sleep(0)
+    wall_ns = 10**9
+    with pytest.raises(LateError, match="more than 100 ms"):
         await reader.done
-    run.driver.stop()
+    driver.stop()
 
 
 async def test_paced_lateness_is_measured() -> None:
