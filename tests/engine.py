@@ -15,7 +15,7 @@ from frontier_mock.cost.specs import (
     PrecisionSpec,
     StepSpec,
 )
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec
 
 
 class LinearCost:
@@ -42,7 +42,7 @@ def step_spec(frontend_s: float = 0.0) -> StepSpec:
 
 
 def toy_cluster(
-    scheduler: SchedulerSpec,
+    scheduler: AnySchedulerSpec,
     *,
     workers: int = 1,
     single_step: bool = False,

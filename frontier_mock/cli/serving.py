@@ -16,7 +16,7 @@ from frontier_mock.cost.specs import StepSpec
 from frontier_mock.drive.pace import ClockSpec, parse_clock
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ServeSpec, run_cluster
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.wire.eos import EosModel
 
 
@@ -43,7 +43,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
 
 def capacity_lines(cluster: ResolvedCluster) -> list[str]:
     """What each group of equal workers is, and its KV cache in the words of vLLM's own log."""
-    groups: dict[tuple[StepSpec, SchedulerSpec], list[ResolvedWorker]] = {}
+    groups: dict[tuple[StepSpec, AnySchedulerSpec], list[ResolvedWorker]] = {}
     for worker in cluster.workers:
         key = (worker.spec.step, worker.spec.scheduler)
         groups.setdefault(key, []).append(worker)

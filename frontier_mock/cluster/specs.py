@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from frontier_mock.cost.specs import StepSpec
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class WorkerSpec:
     role: str
     served_model_name: str
     step: StepSpec
-    scheduler: SchedulerSpec
+    scheduler: AnySchedulerSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from frontier_mock.core.commands import Submit
 from frontier_mock.serving.kv_cache import BlockTable
+from frontier_mock.serving.radix_cache import RadixNode
 
 FRONTEND = 0
 WAITING = 1
@@ -19,24 +20,38 @@ class Sequence:
     produced `step - first_step + 1` more by the end of `step`. `offset + step` is the context
     length in tokens, with the token being computed, of its decode in `step`. `place` orders the
     running list: it is the number of admissions before this sequence's latest.
+
+    SGLang's scheduler also keeps: `max_new`, the cap on output by which admission reckons, and
+    `fixed_length`, whether it is sure to be reached; `entered`, the place in line of the latest
+    arrival in the waiting queue; `prefill`, the step in flight that will bring the next token, if
+    that is not a decode; the radix tree's `node` locked, the `protected` blocks down to it and how
+    many were ever `inserted`; and `aborted`, whether the next token is to be the last.
     """
 
     __slots__ = (
+        "aborted",
         "base",
         "cached_tokens",
         "computed",
         "counted",
+        "entered",
         "finish_step",
         "first_step",
+        "fixed_length",
         "goal",
         "held_blocks",
+        "inserted",
         "keys",
+        "max_new",
+        "node",
         "offset",
         "output_tokens",
         "place",
         "preemptions",
+        "prefill",
         "priority",
         "prompt_tokens",
+        "protected",
         "rid",
         "spans",
         "state",
@@ -72,6 +87,14 @@ class Sequence:
         self.offset = 0
         self.counted = False
         self.spans: list[tuple[int, int]] = []
+        self.aborted = False
+        self.entered = 0
+        self.fixed_length = False
+        self.max_new = submit.max_tokens
+        self.prefill = 0
+        self.node: RadixNode | None = None
+        self.protected = 0
+        self.inserted = 0
 
     def produced_by(self, step: int) -> int:
         """Output tokens after the end of `step`."""

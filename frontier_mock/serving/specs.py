@@ -22,3 +22,74 @@ class SchedulerSpec:
     reserve_full_isl: bool = True
     max_num_queued_reqs: int = 0
     """0 means unlimited."""
+
+
+@dataclass(frozen=True, slots=True)
+class SglangSchedulerSpec:
+    """SGLang's scheduler knobs under their own names (SGLang 0.5.23, `sglang serve`).
+
+    Sizes are in tokens, save `num_pages`. `context_length` bounds prompt plus output, the KV pool
+    taken into account (`max_req_len`). `chunked_prefill_size` 0 or less turns chunking off;
+    `max_queued_requests` and `prefill_max_requests` 0 mean unlimited.
+
+    `classic` selects the rules of 0.5.5 to 0.5.9 where 0.5.23 differs: a length cap is not
+    foreseen (one overshoot step per sequence under overlap), the admission check reserves no page,
+    `max_prefill_tokens` also bounds chunked batches, requests of fixed length get the new-token
+    ratio too, leaves are not split where the prompt ends, and waiting prefixes are not refreshed.
+    """
+
+    max_running_requests: int
+    context_length: int
+    num_pages: int
+    page_size: int = 1
+    chunked_prefill_size: int = 8192
+    max_prefill_tokens: int = 16384
+    prefill_max_requests: int = 0
+    schedule_policy: str = "fcfs"
+    schedule_conservativeness: float = 1.0
+    enable_mixed_chunk: bool = False
+    enable_overlap: bool = True
+    enable_radix_cache: bool = True
+    radix_eviction_policy: str = "lru"
+    enable_priority_scheduling: bool = False
+    disable_priority_preemption: bool = False
+    priority_scheduling_preemption_threshold: int = 10
+    schedule_low_priority_values_first: bool = False
+    retraction_policy: str = "length"
+    max_queued_requests: int = 0
+    random_seed: int = 0
+    classic: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """The page size, under the name routers and metrics use for any engine."""
+        return self.page_size
+
+    @property
+    def num_blocks(self) -> int:
+        """The pages, likewise."""
+        return self.num_pages
+
+    @property
+    def max_model_len(self) -> int:
+        """The bound on prompt plus output, likewise."""
+        return self.context_length
+
+    @property
+    def max_num_queued_reqs(self) -> int:
+        """The bound on waiting requests, likewise."""
+        return self.max_queued_requests
+
+    @property
+    def enable_prefix_caching(self) -> bool:
+        """Whether there is a radix tree, likewise."""
+        return self.enable_radix_cache
+
+    @property
+    def async_scheduling(self) -> bool:
+        """Whether a step is decided while the one before it executes, likewise."""
+        return self.enable_overlap
+
+
+AnySchedulerSpec = SchedulerSpec | SglangSchedulerSpec
+"""The scheduler of any engine; its type says which."""

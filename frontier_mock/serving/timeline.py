@@ -7,6 +7,10 @@ Steps are numbered from 1. A segment is a run of steps whose durations grow by a
 
 with `a` the duration of its first step and `d` the growth per step, in float nanoseconds. Every
 reader, scalar or vectorised, evaluates that expression, so rounding cannot tell them apart.
+
+Steps without decodes are numbered apart (`PREFILL_STEP` and up, see `schedulers.protocol`): their
+ends are a list of their own, and in the line of decode steps they are a pause, a segment whose
+first step never ends.
 """
 
 from bisect import bisect_right
@@ -15,19 +19,34 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from frontier_mock.serving.steps import PREFILL_STEP
 from frontier_mock.simtime import SimTime
+
+_NEVER_NS = 1e18
+"""Duration of the step that a pause puts off."""
 
 
 class Timeline:
     """Segments of one worker in time order; appended by the worker, read by everyone else."""
 
-    __slots__ = ("_a", "_d", "_first", "_t0", "dropped_steps", "last_step")
+    __slots__ = (
+        "_a",
+        "_d",
+        "_first",
+        "_pause_ends",
+        "_pauses_dropped",
+        "_t0",
+        "dropped_steps",
+        "last_step",
+    )
 
     def __init__(self) -> None:
         self._first: list[int] = []
         self._t0: list[SimTime] = []
         self._a: list[float] = []
         self._d: list[float] = []
+        self._pause_ends: list[SimTime] = []
+        self._pauses_dropped = 0
         self.last_step = 0
         self.dropped_steps = 0
 
@@ -39,6 +58,14 @@ class Timeline:
         self._d.append(d_ns)
         self.last_step = first_step
 
+    def pause(self, first_step: int, t0_ns: SimTime, duration_ns: SimTime) -> SimTime:
+        """A prefill-only step from `t0_ns` on puts off `first_step`; returns when it ends."""
+        self.begin(first_step, t0_ns, _NEVER_NS, 0.0)
+        self.last_step = first_step - 1
+        end_ns = t0_ns + duration_ns
+        self._pause_ends.append(end_ns)
+        return end_ns
+
     def tail_boundary_ns(self, step: int) -> SimTime:
         """End of `step`, which lies in the last segment."""
         j = step - self._first[-1] + 1
@@ -46,11 +73,19 @@ class Timeline:
 
     def boundary_ns(self, step: int) -> SimTime:
         """End of `step`. Raises LookupError for a step before the first one kept."""
+        if step >= PREFILL_STEP:
+            return self._pause_ends[self._pause_index(step)]
         i = bisect_right(self._first, step) - 1
         if i < 0:
             raise LookupError(f"step {step} is no longer on the timeline")
         j = step - self._first[i] + 1
         return self._t0[i] + round(j * self._a[i] + self._d[i] * (j * (j - 1) / 2))
+
+    def _pause_index(self, step: int) -> int:
+        index = step - PREFILL_STEP - self._pauses_dropped
+        if index < 0:
+            raise LookupError(f"prefill step {step - PREFILL_STEP} is no longer on the timeline")
+        return index
 
     def first_tail_step_ending_at_or_after(self, t_ns: SimTime) -> int:
         """Smallest step of the last segment that ends at or after `t_ns`."""
@@ -96,6 +131,8 @@ class Timeline:
 
     def boundaries_ns(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """End of each of `steps`, vectorised."""
+        if self._pause_ends and len(steps) and int(steps.max()) >= PREFILL_STEP:
+            return self._mixed_boundaries_ns(steps)
         first = np.asarray(self._first, dtype=np.int64)
         i = np.searchsorted(first, steps, side="right") - 1
         if len(i) and int(i.min()) < 0:
@@ -105,6 +142,16 @@ class Timeline:
         d = np.asarray(self._d)[i]
         elapsed = np.rint(j * a + d * (j * (j - 1) / 2)).astype(np.int64)
         ends: NDArray[np.int64] = np.asarray(self._t0, dtype=np.int64)[i] + elapsed
+        return ends
+
+    def _mixed_boundaries_ns(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `boundaries_ns`, when some of the steps are pauses."""
+        pauses = steps >= PREFILL_STEP
+        ends = np.empty(len(steps), dtype=np.int64)
+        ends[~pauses] = self.boundaries_ns(steps[~pauses])
+        self._pause_index(int(steps[pauses].min()))
+        index = steps[pauses] - (PREFILL_STEP + self._pauses_dropped)
+        ends[pauses] = np.asarray(self._pause_ends, dtype=np.int64)[index]
         return ends
 
     def token_times_ns(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -122,3 +169,6 @@ class Timeline:
             for column in (self._first, self._t0, self._a, self._d):
                 del column[:keep]
             self.dropped_steps = self._first[0] - 1
+            gone = bisect_right(self._pause_ends, self._t0[0] - 1)
+            del self._pause_ends[:gone]
+            self._pauses_dropped += gone

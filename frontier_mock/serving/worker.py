@@ -9,19 +9,24 @@ Rule 2. The pipeline holds the executing step and, with async scheduling, the on
 Rule 3. If the executing step and all those behind it are the same pure decode, and the scheduler
         says nothing can change before step K, the worker sleeps until K: a macro-step. Whatever
         arrives earlier cuts the run at the first boundary that has not passed.
-Rule 4. Step ends come from the timeline's closed form. A segment goes on while the decode batch and
+Rule 4. A step that only computes prompts while the decodes wait (SGLang) is a pause in the line of
+        decode steps: it is executed like any other but does not advance the step number.
+Rule 5. Step ends come from the timeline's closed form. A segment goes on while the decode batch and
         the cost line stay the same, however the run was cut, so stepping one by one and stepping by
         thousands give the same nanoseconds (the macro-step law of design.md section 3).
 """
 
 from typing import NamedTuple
 
-from frontier_mock.core.events import EventLog, Finished, FirstToken, Queued
+from frontier_mock.core.events import EventLog, Finished, Queued
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.serving.kv_cache import KvCache
-from frontier_mock.serving.schedulers.vllm import Step, VllmScheduler
+from frontier_mock.serving.radix_cache import RadixCache
+from frontier_mock.serving.schedulers.protocol import Cache, Scheduler, Step
+from frontier_mock.serving.schedulers.sglang import SglangScheduler
+from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.simtime import SimTime
 
@@ -47,25 +52,14 @@ class Worker:
     def __init__(
         self,
         index: int,
-        spec: SchedulerSpec,
+        spec: AnySchedulerSpec,
         cost: StepCost,
         log: EventLog,
         single_step: bool = False,
     ) -> None:
-        if spec.num_blocks * spec.block_size < spec.max_model_len:
-            raise ValueError(
-                f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
-                f"one sequence of max_model_len={spec.max_model_len}"
-            )
-        if not spec.enable_chunked_prefill and spec.max_num_batched_tokens < spec.max_model_len:
-            raise ValueError(
-                f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
-                f"max_model_len={spec.max_model_len} without chunked prefill"
-            )
         self.index = index
         self.spec = spec
-        self.kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
-        self.scheduler = VllmScheduler(spec, self.kv, log, index)
+        self.scheduler, self.kv = _build_scheduler(spec, log, index)
         self.timeline = Timeline()
         self.wake_ns: SimTime | None = None
         self.in_frontend = 0
@@ -130,6 +124,8 @@ class Worker:
         """End of the step executing at `t_ns`, strictly later than it; None when idle."""
         if self._executing is None:
             return None
+        if self._run_end == self._step:
+            return self.wake_ns
         step = self.timeline.first_tail_step_ending_at_or_after(t_ns + 1)
         return self.timeline.tail_boundary_ns(max(step, self._step + 1))
 
@@ -166,7 +162,7 @@ class Worker:
             k = self._run_end
             if k > self._step + 1:
                 self._catch_up(k)
-            self._step = k
+            self._step = scheduler.seen_step = k
             if self._aborts:
                 # vLLM drains its aborts before it looks at what the step produced.
                 for seq in self._aborts:
@@ -180,42 +176,45 @@ class Worker:
         if current is None:
             current = scheduler.schedule(step, t_ns)
         if current is None and scheduler.num_waiting:
-            # Everything running was preempted: vLLM's empty step takes no time, the next one admits.
+            # Everything running was preempted; vLLM's empty step costs no time, the next admits.
             current = scheduler.schedule(step, t_ns)
         if current is None:
             if executing is not None:
                 self._busy_ns += t_ns - self._busy_since
             self._executing = None
             self.wake_ns = None
+            scheduler.went_idle()
             return
         if self._async:
-            self._queued = scheduler.schedule(step + 1, t_ns)
-            self._queued_for = step + 1
+            ahead = step + current.ticks
+            self._queued = scheduler.schedule(ahead, t_ns)
+            self._queued_for = ahead
         self._executing = current
         self._start(current, step, t_ns)
 
     def _complete(self, executing: Step, k: int, t_ns: SimTime) -> None:
         """Hand out what step `k` produced: first tokens, then finishes."""
-        for seq in executing.firsts:
-            if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == k:
-                self._log.append(FirstToken(t_ns, self.index, seq.rid))
-        scheduler = self.scheduler
-        if scheduler.ends and scheduler.ends[0][0] == k:
-            for seq in scheduler.pop_finished(k):
-                self._finish(seq, seq.submit.finish_reason, t_ns)
+        for seq in self.scheduler.complete(executing, k, t_ns):
+            self._finish(seq, "abort" if seq.aborted else seq.submit.finish_reason, t_ns)
 
     def _finish(self, seq: Sequence, reason: str, t_ns: SimTime) -> None:
         spans = tuple(seq.spans)
         self._log.append(Finished(t_ns, self.index, seq.rid, reason, seq.base, spans))
 
     def _drop(self, seq: Sequence, step: int, t_ns: SimTime) -> None:
-        self.scheduler.abort(seq, step)
-        self._finish(seq, "abort", t_ns)
+        if self.scheduler.abort(seq, step):
+            self._finish(seq, "abort", t_ns)
 
     def _start(self, current: Step, step: int, t_ns: SimTime) -> None:
         """Price `step` and decide how long nothing will happen."""
         timeline = self.timeline
         n = current.num_decodes
+        if not current.ticks:
+            duration_ns = self._cost.mixed(0, 0, current.chunks)
+            self.wake_ns = timeline.pause(step, t_ns, duration_ns)
+            self._segment = (0, 0, 0)
+            self._run_end = step - 1
+            return
         if current.chunks:
             kv = current.kv_offset + n * step
             timeline.begin(step, t_ns, float(self._cost.mixed(n, kv, current.chunks)), 0.0)
@@ -275,6 +274,7 @@ class Worker:
         elif self._queued_for < finish + 1:
             # The step after a foreseen finish has one decode less: a decision of its own.
             decided_ns = self.timeline.tail_boundary_ns(finish - 1)
+            scheduler.seen_step = finish - 1
             self._queued = scheduler.schedule(finish + 1, decided_ns)
             self._queued_for = finish + 1
 
@@ -284,3 +284,34 @@ class Worker:
             step = self.timeline.last_step_ended_by(t_ns - 1)
             if step > self._step:
                 self._catch_up(step + 1)
+
+
+def _build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple[Scheduler, Cache]:
+    """The scheduler `spec` describes, and its cache.
+
+    Raises ValueError for one that could never run a sequence of its own maximum length.
+    """
+    longest = spec.max_model_len
+    if isinstance(spec, SglangSchedulerSpec):
+        radix = RadixCache(
+            spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
+        )
+        # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
+        if (spec.num_pages - 4) * spec.page_size < longest:
+            raise ValueError(
+                f"num_pages={spec.num_pages} of {spec.page_size} tokens cannot hold one sequence "
+                f"of context_length={longest} and four pages"
+            )
+        return SglangScheduler(spec, radix, log, worker), radix
+    if spec.num_blocks * spec.block_size < longest:
+        raise ValueError(
+            f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
+            f"one sequence of max_model_len={longest}"
+        )
+    if not spec.enable_chunked_prefill and spec.max_num_batched_tokens < longest:
+        raise ValueError(
+            f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
+            f"max_model_len={longest} without chunked prefill"
+        )
+    kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
+    return VllmScheduler(spec, kv, log, worker), kv

@@ -22,13 +22,13 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
 import numpy as np
 
-from frontier_mock.core.events import EventLog, Preempted, Scheduled
+from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import (
     DECODE,
     DONE,
@@ -42,24 +42,6 @@ from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import SimTime
 
 _UNSHARED = 1 << 63
-
-
-class Step(NamedTuple):
-    """What one step computes: `num_decodes` decodes and the prefill `chunks`.
-
-    `firsts` are the sequences whose last chunk this is: they get a token when it ends.
-    """
-
-    number: int
-    num_decodes: int
-    kv_offset: int
-    chunks: tuple[Chunk, ...]
-    firsts: tuple[Sequence, ...]
-
-    @property
-    def kv_tokens(self) -> int:
-        """Total context of the decodes, each with the token being computed."""
-        return self.kv_offset + self.num_decodes * self.number
 
 
 class VllmScheduler:
@@ -89,6 +71,7 @@ class VllmScheduler:
         self.num_decodes = 0
         self.kv_offset = 0
         self.last_scheduled = 0
+        self.seen_step = 0
         self.blocked = False
         self.hit_tokens = 0
         self.query_tokens = 0
@@ -184,6 +167,16 @@ class VllmScheduler:
             heappop(ends)
         return None
 
+    def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
+        """Log the first tokens of `executed`, free and return what ended with `step`."""
+        for seq in executed.firsts:
+            if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == step:
+                self._log.append(FirstToken(t_ns, self._worker, seq.rid))
+        return self.pop_finished(step) if self.ends and self.ends[0][0] == step else []
+
+    def went_idle(self) -> None:
+        """Nothing to forget."""
+
     def pop_finished(self, step: int) -> list[Sequence]:
         """Sequences whose last token `step` produced, freed and no longer counted."""
         finished = []
@@ -206,7 +199,7 @@ class VllmScheduler:
         seq.state = DONE
         self.blocked = False
 
-    def abort(self, seq: Sequence, step: int) -> None:
+    def abort(self, seq: Sequence, step: int) -> bool:
         """Drop `seq`, whose last token to be delivered is that of `step`, wherever it is."""
         if seq.state == WAITING:
             if self._priority:
@@ -219,6 +212,7 @@ class VllmScheduler:
         if seq.state != FRONTEND:
             self._release(seq)
         seq.state = DONE
+        return True
 
     # Blocks ----------------------------------------------------------------------------------
 
@@ -260,7 +254,7 @@ class VllmScheduler:
 
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide what `step` computes; None if there is nothing to compute."""
-        if self._leaving or self._joining:
+        if self._joining or (step - 1) in self._leaving:
             self._roll(step)
         self._grants = []
         budget = self._token_budget - self.num_decodes

@@ -1,0 +1,126 @@
+"""What the worker asks of a scheduler, and what a scheduler answers: steps.
+
+The numbers of steps are explained in `serving.steps`.
+"""
+
+from typing import NamedTuple, Protocol
+
+from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.sequence import Sequence
+from frontier_mock.simtime import SimTime
+
+
+class Step(NamedTuple):
+    """What one step computes: `num_decodes` decodes and the prefill `chunks`.
+
+    `firsts` are the sequences whose last chunk this is: they get a token when it ends. `ticks` is 1
+    if the step advances the decode tick and 0 if it is a prefill-only step.
+    """
+
+    number: int
+    num_decodes: int
+    kv_offset: int
+    chunks: tuple[Chunk, ...]
+    firsts: tuple[Sequence, ...]
+    ticks: int = 1
+
+    @property
+    def kv_tokens(self) -> int:
+        """Total context of the decodes, each with the token being computed."""
+        return self.kv_offset + self.num_decodes * self.number
+
+
+class CachedPrefix(Protocol):
+    """How much of a prompt is cached."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Length of the cached prefix in blocks."""
+        ...
+
+
+class Cache(Protocol):
+    """What worker, router and tests need of any engine's KV cache. Counts are blocks."""
+
+    @property
+    def num_blocks(self) -> int:
+        """All there are."""
+        ...
+
+    @property
+    def num_free(self) -> int:
+        """Those an allocation can get, evictable cached ones included."""
+        ...
+
+    def lookup(self, keys: bytes, max_blocks: int) -> CachedPrefix:
+        """The longest cached prefix of `keys`, at most `max_blocks` long. Changes nothing."""
+        ...
+
+    def reset(self) -> bool:
+        """Forget everything cached; False, and nothing done, while any block is in use."""
+        ...
+
+    def check(self) -> None:
+        """Assert the cache's own laws; for tests, not speed."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Waiting and running sequences of one engine, and the rules that move them.
+
+    `schedule` is called once per step, in order: at the boundary before the step, or one boundary
+    earlier when the engine works ahead. `coast` stands for many calls that change nothing; it may
+    be used while `blocked`, which says that nothing can be admitted until something ends, arrives
+    or is aborted. The worker keeps the last tick whose output has been seen in `seen_step`.
+    """
+
+    running: dict[int, Sequence]
+    seen_step: int
+    blocked: bool
+    hit_tokens: int
+    query_tokens: int
+    preemptions: int
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for admission, preempted ones included."""
+        ...
+
+    def enqueue(self, seq: Sequence) -> None:
+        """Put a new arrival in the waiting queue."""
+        ...
+
+    def abort(self, seq: Sequence, step: int) -> bool:
+        """Stop `seq`, whose last token to be delivered is that of `step`.
+
+        True if it is gone; False if the engine lets it have one more token, with which it will be
+        among those that `complete` returns.
+        """
+        ...
+
+    def schedule(self, step: int, t_ns: SimTime) -> Step | None:
+        """Decide the next step, tick `step` if it has decodes; None if there is nothing to do."""
+        ...
+
+    def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
+        """Take the output of `executed`, the last of a run that ends with tick `step`.
+
+        Logs first tokens; returns the sequences that ended, which hold nothing any more.
+        """
+        ...
+
+    def went_idle(self) -> None:
+        """The engine has nothing to execute and nothing in flight."""
+        ...
+
+    def next_finish(self) -> int | None:
+        """The earliest tick in which some sequence produces its last token."""
+        ...
+
+    def coast_limit(self, limit: int) -> int:
+        """Largest tick <= `limit` through which decodes alone certainly find their blocks."""
+        ...
+
+    def coast(self, step: int) -> None:
+        """Schedule every tick up to `step`, none of which changes the set of decodes."""
+        ...

@@ -1,0 +1,679 @@
+"""SGLang's scheduler, at the cost of changes instead of the cost of batches.
+
+Theory of operation. SGLang forms one batch per step: prompts first, decodes only when no prompt can
+be admitted (or both together with `--enable-mixed-chunk`). As in `vllm`, the decodes of a step are
+four numbers, and tokens are numbered by decode ticks (`protocol`), so that prompts that come in
+between cost the decodes nothing.
+
+Rule 1. Tick `s` contains every counted sequence: `num_decodes` of them, with total context
+        `kv_offset + num_decodes * s`. A histogram of `offset mod page` gives the pages it needs.
+Rule 2. A prompt computed by the step decided last is in the running batch when the next one is
+        decided, whether or not its token is known yet. One request at most is chunked; it is not
+        in the running batch, and no decode-only step runs before its last chunk is out.
+Rule 3. With overlap a step is decided before the output of the one before it is seen. A sequence
+        that step will end by its length cap is left out; one that meets EOS takes part in one step
+        too many, if that step is a decode (`classic`: so does every sequence).
+Rule 4. Admission stops being tried when the batch is *full*: a request did not fit the memory or
+        the request slots. Only a request leaving the batch makes it try again; arrivals do not.
+Rule 5. If a tick lacks pages even after eviction, requests are retracted, those with the least
+        output first, until it has them; they go to the end of the waiting queue. What is in flight
+        for a retracted request is thrown away. If a request is about to end anyway, the tick is put
+        off until it has ended instead.
+Rule 6. The new-token ratio, by which output is promised memory at admission, falls with every
+        decode tick that is decided and is set anew by a retraction and when the engine is idle.
+Rule 7. An abort of a running request takes effect with its next token.
+
+Source: SGLang 0.5.23, managers/scheduler.py and schedule_batch.py; specs/sglang_and_routers.md
+section 8. `classic` rules from 0.5.5 and 0.5.9.
+"""
+
+from heapq import heappop, heappush
+from typing import Final
+
+import numpy as np
+
+from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
+from frontier_mock.core.prompt import KEY_BYTES
+from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.radix_cache import RadixCache
+from frontier_mock.serving.schedulers.protocol import Step
+from frontier_mock.serving.schedulers.sglang_admission import (
+    CLIP_MAX_NEW_TOKENS,
+    Admission,
+    Verdict,
+)
+from frontier_mock.serving.schedulers.sglang_policy import WaitingOrder
+from frontier_mock.serving.schedulers.sglang_ratio import RETRACT_DECODE_STEPS, NewTokenRatio
+from frontier_mock.serving.sequence import DECODE, DONE, FRONTEND, PREFILL, WAITING, Sequence
+from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.serving.steps import PREFILL_STEP
+from frontier_mock.simtime import SimTime
+
+_UNSHARED: Final = 1 << 63
+
+
+class SglangScheduler:
+    """Waiting and running sequences of one engine, and the rules that move them."""
+
+    def __init__(
+        self, spec: SglangSchedulerSpec, kv: RadixCache, log: EventLog, worker: int
+    ) -> None:
+        if spec.retraction_policy not in ("length", "priority"):
+            raise ValueError(
+                f"unknown retraction policy {spec.retraction_policy!r}: one of length, priority"
+            )
+        self.spec = spec
+        self.kv = kv
+        self._log = log
+        self._worker = worker
+        self._page = spec.page_size
+        self._lag = spec.enable_overlap
+        self._foresees = spec.enable_overlap and not spec.classic
+        self._mixed = spec.enable_mixed_chunk and spec.chunked_prefill_size > 0
+        self._preempts = spec.enable_priority_scheduling and not spec.disable_priority_preemption
+        self._low_first = 1 if spec.schedule_low_priority_values_first else -1
+        self._ratio = NewTokenRatio(spec.schedule_conservativeness)
+        self._order = WaitingOrder(spec, kv, self._content_keys)
+        self.running: dict[int, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._chunked: Sequence | None = None
+        self._joining: list[Sequence] = []
+        self._join_in_front = False
+        self._had_chunk = False
+        self._leaving: dict[int, list[Sequence]] = {}
+        self._marked: list[Sequence] = []
+        self._ends: list[tuple[int, int, int, Sequence]] = []
+        self._phase_counts = [0] * spec.page_size
+        self._full = False
+        self._owed_fixed = 0
+        self._num_fixed = 0
+        self._owed_open = 0
+        self._num_open = 0
+        self._long: dict[int, Sequence] = {}
+        self._entered = 0
+        self._last_place = 0
+        self._first_place = 0
+        self._pushes = 0
+        self._prefill_steps = 0
+        self.num_decodes = 0
+        self.kv_offset = 0
+        self.last_scheduled = 0
+        self.seen_step = 0
+        self.blocked = False
+        self.hit_tokens = 0
+        self.query_tokens = 0
+        self.preemptions = 0
+
+    # Waiting ---------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for admission, retracted ones included."""
+        return len(self._waiting)
+
+    def enqueue(self, seq: Sequence) -> None:
+        """Put a new arrival at the end of the waiting queue.
+
+        What it may generate is cut to what an empty pool can hold. (SGLang leaves one page and one
+        token; another page keeps a retracted request admissible whatever its length.)
+        """
+        page = self._page
+        room = self.spec.num_pages * page - -(-seq.prompt_tokens // page) * page - 2 * page - 1
+        seq.max_new = min(seq.submit.max_tokens, room)
+        seq.fixed_length = (
+            seq.submit.finish_reason == "length"
+            and seq.output_tokens == seq.submit.max_tokens
+            and not self.spec.classic
+        )
+        self._queue(seq)
+
+    def _queue(self, seq: Sequence) -> None:
+        seq.state = WAITING
+        seq.entered = self._entered
+        self._entered += 1
+        self._waiting.append(seq)
+        if not self._full or self._preempts:
+            self.blocked = False
+
+    def _requeue(self, seq: Sequence, t_ns: SimTime) -> None:
+        """A retracted request waits again, unless the queue is full: then it is aborted."""
+        limit = self.spec.max_queued_requests
+        if limit and len(self._waiting) + 1 > limit:
+            seq.state = DONE
+            end = Finished(t_ns, self._worker, seq.rid, "abort", seq.base, tuple(seq.spans))
+            self._log.append(end)
+            return
+        self._queue(seq)
+
+    # The running batch -----------------------------------------------------------------------
+
+    def _count(self, seq: Sequence) -> None:
+        seq.counted = True
+        self.num_decodes += 1
+        self.kv_offset += seq.offset
+        self._phase_counts[seq.offset % self._page] += 1
+
+    def _uncount(self, seq: Sequence) -> None:
+        seq.counted = False
+        self.num_decodes -= 1
+        self.kv_offset -= seq.offset
+        self._phase_counts[seq.offset % self._page] -= 1
+
+    def _owe(self, seq: Sequence, sign: int) -> None:
+        """Enter what `seq` may still produce, or take it out: the sum less one token per tick."""
+        owed = seq.max_new - seq.base + seq.first_step - 1
+        if seq.fixed_length:
+            self._owed_fixed += sign * owed
+            self._num_fixed += sign
+        else:
+            self._owed_open += sign * owed
+            self._num_open += sign
+
+    def _promised(self, done: int) -> float:
+        """Output that running requests may still produce, by the new-token ratio, in tokens."""
+        ratio = self._ratio.current
+        fixed = self._owed_fixed - self._num_fixed * done
+        open_ended = self._owed_open - self._num_open * done
+        for seq in self._long.values():
+            excess = seq.max_new - seq.base + seq.first_step - 1 - done - CLIP_MAX_NEW_TOKENS
+            if excess > 0:
+                if seq.fixed_length:
+                    fixed -= excess
+                else:
+                    open_ended -= excess
+        return fixed + open_ended * ratio
+
+    def _join(self, seq: Sequence, step: int) -> None:
+        """Merge a computed prompt into the running batch for tick `step` and later."""
+        self.running[seq.rid] = seq
+        self._owe(seq, 1)
+        if seq.max_new - seq.base > CLIP_MAX_NEW_TOKENS:
+            self._long[seq.rid] = seq
+        if not self._foresees or seq.stops_early or seq.finish_step >= step:
+            self._count(seq)
+
+    def _part(self, seq: Sequence) -> None:
+        """Take a sequence out of the running batch, before its output so far is closed."""
+        del self.running[seq.rid]
+        self._owe(seq, -1)
+        self._long.pop(seq.rid, None)
+        if seq.counted:
+            self._uncount(seq)
+
+    def _roll(self, step: int) -> None:
+        """Bring the running batch from the step decided last to the one about to be decided."""
+        for seq in self._leaving.pop(step - 1, ()):
+            if seq.counted and seq.finish_step == step - 1:
+                self._uncount(seq)
+        joining = self._joining
+        if not joining:
+            return
+        if not self.running or self._join_in_front:
+            self._full = False
+        if self._join_in_front:
+            self._first_place -= len(joining)
+            place = self._first_place
+        else:
+            place = self._last_place
+            self._last_place += len(joining)
+        for seq in joining:
+            if seq.state == DECODE:
+                seq.place = place
+                self._join(seq, step)
+            place += 1
+        joining.clear()
+
+    def _set_finish(self, seq: Sequence, step: int) -> None:
+        seq.finish_step = step
+        self._pushes += 1
+        # Ends of one tick come in batch order; a joining sequence's place is not known yet.
+        heappush(self._ends, (step, self._pushes, seq.rid, seq))
+        if self._foresees and not seq.stops_early:
+            self._leaving.setdefault(step, []).append(seq)
+
+    def next_finish(self) -> int | None:
+        """The earliest tick in which some sequence produces its last token."""
+        ends = self._ends
+        while ends:
+            step, _, _, seq = ends[0]
+            if seq.finish_step == step and seq.state == DECODE:
+                return step
+            heappop(ends)
+        return None
+
+    # Output ----------------------------------------------------------------------------------
+
+    def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
+        """Take the output of `executed`, the last of a run that ends with tick `step`."""
+        finished: list[Sequence] = []
+        number = executed.number
+        for seq in executed.firsts:
+            if seq.prefill != number:
+                continue
+            seq.prefill = 0
+            if not executed.ticks:
+                self._take_first(seq, number)
+            if len(seq.spans) + executed.ticks == 1:
+                self._log.append(FirstToken(t_ns, self._worker, seq.rid))
+            if not executed.ticks and (seq.aborted or seq.base == seq.output_tokens):
+                seq.finish_step = seq.first_step - 1
+                self._end(seq)
+                finished.append(seq)
+            elif seq.finish_step > step or not executed.ticks:
+                self._checkpoint(seq, seq.goal)
+        if executed.ticks and self._ends and self._ends[0][0] <= step:
+            finished += self._pop_finished(step)
+        return finished
+
+    def _take_first(self, seq: Sequence, number: int) -> None:
+        """The token of a prefill-only step, which is a span of its own."""
+        joined = seq.rid in self.running
+        if joined:
+            self._owe(seq, -1)
+        seq.spans.append((number, 1))
+        seq.base += 1
+        if joined:
+            self._owe(seq, 1)
+
+    def _pop_finished(self, step: int) -> list[Sequence]:
+        ended = []
+        while self.next_finish() == step:
+            ended.append(heappop(self._ends)[3])
+        if len(ended) > 1:
+            ended.sort(key=lambda seq: seq.place)
+        finished = []
+        for seq in ended:
+            # An end that was set twice is found twice.
+            if seq.state == DECODE:
+                self._end(seq)
+                finished.append(seq)
+        return finished
+
+    def _end(self, seq: Sequence) -> None:
+        """A sequence is over: its prompt and output go to the tree, the rest is freed."""
+        context = self._context(seq)
+        if seq.rid in self.running:
+            self._part(seq)
+        seq.close_span(seq.finish_step)
+        self._checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
+        self._release(seq, context)
+        seq.state = DONE
+        self._full = False
+        self.blocked = False
+
+    def _context(self, seq: Sequence) -> int:
+        """Tokens that have a place in the cache, as of the last tick decided."""
+        if seq.counted:
+            return seq.offset + max(self.last_scheduled, seq.first_step - 1)
+        return seq.goal if seq.finish_step < seq.first_step else seq.offset + seq.finish_step
+
+    def abort(self, seq: Sequence, step: int) -> bool:
+        """Stop `seq`: at once while it waits or is chunked, else with its next token."""
+        if seq.state == DECODE:
+            self._marked.append(seq)
+            return False
+        if seq.state == WAITING:
+            self._waiting.remove(seq)
+        elif seq.state == PREFILL:
+            self._release(seq, seq.computed)
+            self._chunked = None
+        if seq.state != FRONTEND:
+            self.blocked = False
+        seq.state = DONE
+        return True
+
+    def _end_marked(self, done: int) -> None:
+        """Aborted running requests end with the token that comes next."""
+        for seq in self._marked:
+            if seq.state == DONE:
+                continue
+            seq.aborted = True
+            if seq.state == DECODE:
+                last = max(seq.first_step, done + 1)
+                if last < seq.finish_step:
+                    seq.stops_early = True
+                    self._set_finish(seq, last)
+        self._marked.clear()
+        self.blocked = False
+
+    # Pages -----------------------------------------------------------------------------------
+
+    def _checkpoint(self, seq: Sequence, tokens: int) -> None:
+        """Enter the full pages of the first `tokens` tokens in the tree and lock them."""
+        pages = tokens // self._page
+        if not pages or not self.kv.enabled:
+            return
+        prompt_pages = 0 if self.spec.classic else seq.prompt_tokens // self._page
+        keys = self._content_keys(seq, pages)[: pages * KEY_BYTES]
+        held = max(seq.held_blocks, pages)
+        if held > seq.held_blocks:
+            seq.held_blocks = held
+        seq.node = self.kv.checkpoint(
+            seq.node or self.kv.root, seq.protected, keys, prompt_pages, seq.inserted, seq.priority
+        )
+        seq.protected = pages
+        seq.inserted = max(seq.inserted, pages)
+
+    def _release(self, seq: Sequence, context: int) -> None:
+        """Give back everything `seq` holds but the tree does not own, and its lock."""
+        held = max(seq.held_blocks, -(-context // self._page))
+        self.kv.give(held - seq.protected)
+        if seq.node is not None:
+            self.kv.unlock(seq.node)
+        seq.node = None
+        seq.held_blocks = seq.protected = seq.inserted = 0
+
+    def _content_keys(self, seq: Sequence, num_pages: int) -> bytes:
+        """Keys of the first `num_pages` pages; output nobody can ask for gets keys of its own."""
+        if not self.kv.enabled:
+            return b""
+        keys = seq.keys
+        if not keys:
+            keys = seq.keys = seq.submit.prompt.block_keys(self._page)
+        missing = num_pages - len(keys) // KEY_BYTES
+        if missing <= 0:
+            return keys
+        tail = seq.submit.output_keys
+        have = len(tail) // KEY_BYTES
+        if have < missing:
+            start = _UNSHARED + (seq.rid << 24) + have
+            own = np.arange(start, start + missing - have, dtype=np.uint64)
+            tail += own.astype("<u8").tobytes()
+        return keys + tail
+
+    # One step --------------------------------------------------------------------------------
+
+    def schedule(self, step: int, t_ns: SimTime) -> Step | None:
+        """Decide the next step, tick `step` if it has decodes; None if there is nothing to do."""
+        done = self.seen_step
+        if self._marked:
+            self._end_marked(done)
+        if self._had_chunk:
+            self._full = self._had_chunk = False
+            if self._chunked is not None:
+                self._checkpoint(self._chunked, self._chunked.computed)
+        if self._leaving or self._joining:
+            self._roll(step)
+        if self._preempts or not self.running:
+            self._full = False
+        decided = None
+        if self._chunked is not None or (self._waiting and not self._full):
+            decided = self._prefill(step, t_ns, done)
+        if decided is None:
+            decided = self._decode(step, t_ns, done)
+        self.blocked = (
+            self._chunked is None
+            and not self._joining
+            and (not self._waiting or (self._full and not self._preempts))
+        )
+        return decided
+
+    def went_idle(self) -> None:
+        """With nothing in flight SGLang starts afresh with its new-token ratio."""
+        self._ratio.reset()
+
+    def _prefill(self, step: int, t_ns: SimTime, done: int) -> Step | None:
+        """A step that computes prompts, or None if there are none to compute."""
+        spec = self.spec
+        waiting = self._waiting
+        chunked = self._chunked
+        slots = spec.max_running_requests
+        if len(self.running) >= slots and chunked is None and not self._preempts:
+            self._full = True
+            return None
+        self._order.arrange(waiting)
+        mixed = len(self.running) if self._mixed else 0
+        batch = Admission(self.kv, spec, self._promised(done), mixed)
+        if chunked is not None:
+            if not batch.resume(chunked):
+                self._chunked = None
+            elif not batch.grants:
+                return None
+        preempted: list[Sequence] = []
+        taken = 0
+        for seq in waiting:
+            if batch.verdict() is Verdict.OTHER:
+                break
+            if len(batch.grants) >= slots - len(self.running):
+                self._full = True
+            if self._full and not (
+                self._preempts and self._preempt_for(seq, batch, preempted, t_ns, done)
+            ):
+                break
+            granted = len(batch.grants)
+            verdict = self._offer(seq, batch, done)
+            taken += len(batch.grants) - granted
+            if verdict is not Verdict.CONTINUE:
+                if verdict is Verdict.NO_TOKEN:
+                    self._full = bool(batch.grants) or bool(self.running)
+                break
+        del waiting[:taken]
+        for seq in preempted:
+            self._requeue(seq, t_ns)
+        return self._form(batch, step, t_ns) if batch.grants else None
+
+    def _offer(self, seq: Sequence, batch: Admission, done: int) -> Verdict:
+        """Look `seq` up in the tree and ask for its admission."""
+        kv = self.kv
+        if not kv.enabled:
+            seq.node, seq.computed = kv.root, 0
+            if seq.fixed_length:
+                running = ((other, other.produced_by(done)) for other in self.running.values())
+                return batch.add_of_fixed_length(seq, running, self._ratio.current)
+            return batch.add(seq, kv.root, 0)
+        limit = (seq.goal - 1) // self._page
+        node, pages = kv.match(self._content_keys(seq, limit), limit)
+        seq.node, seq.computed = node, pages * self._page
+        return batch.add(seq, node, seq.computed)
+
+    def _form(self, batch: Admission, step: int, t_ns: SimTime) -> Step:
+        """Allocate what `batch` admitted and make it a step."""
+        page = self._page
+        if batch.cut is not None:
+            self._chunked = batch.cut
+        self._had_chunk = self._chunked is not None
+        tokens = pages = 0
+        chunks: list[Chunk] = []
+        for seq, new in batch.grants:
+            if seq.state == WAITING:
+                self._admit(seq, t_ns)
+            chunks.append(Chunk(new, seq.computed))
+            seq.computed += new
+            tokens += new
+            held = -(-seq.computed // page)
+            pages += held - seq.held_blocks
+            seq.held_blocks = held
+        kv = self.kv
+        # For pages of several tokens SGLang makes room for one more page per request than needed.
+        kv.make_room(tokens if page == 1 else -(-tokens // page) + len(chunks))
+        kv.take(pages)
+        decodes = 0
+        if self._mixed and self.num_decodes:
+            if len(self.running) > self.num_decodes:
+                self._full = False
+            decodes = self._take_tick(step)
+        self._join_in_front = decodes > 0
+        number = step if decodes else PREFILL_STEP + self._prefill_steps
+        self._prefill_steps += not decodes
+        firsts = [seq for seq, _ in batch.grants if seq.computed == seq.goal]
+        for seq in firsts:
+            self._start_output(seq, step, number)
+        offset = self.kv_offset if decodes else 0
+        return Step(number, decodes, offset, tuple(chunks), tuple(firsts), int(decodes > 0))
+
+    def _admit(self, seq: Sequence, t_ns: SimTime) -> None:
+        """First chunk of a request that waited: its cached prefix is locked already."""
+        hit = seq.computed
+        seq.held_blocks = seq.protected = hit // self._page
+        seq.inserted = 0
+        seq.state = PREFILL
+        if seq.cached_tokens < 0:
+            seq.cached_tokens = hit
+            self.query_tokens += seq.goal
+            self.hit_tokens += hit
+        self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, seq.preemptions > 0))
+
+    def _start_output(self, seq: Sequence, step: int, number: int) -> None:
+        """The last chunk of `seq` is in step `number`; `step` is its tick, or the next one."""
+        seq.state = DECODE
+        seq.prefill = number
+        seq.first_step = step
+        left = seq.output_tokens - seq.base
+        if number == step:
+            seq.offset = seq.goal - step
+            self._set_finish(seq, step + left - 1)
+        else:
+            seq.offset = seq.goal + 1 - step
+            if left > 1:
+                self._set_finish(seq, step + left - 2)
+            else:
+                # It ends with this step, not with a tick.
+                seq.finish_step = step - 1
+        self._joining.append(seq)
+
+    def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
+        """Tick `step` of the running batch, or None if it is empty or has to wait."""
+        ending = len(self.running) - self.num_decodes
+        if ending:
+            self._full = False
+        if not self.num_decodes:
+            return None
+        if self._phase_counts[(1 - step) % self._page] > self.kv.num_free:
+            if ending:
+                return None
+            self._retract(step, t_ns, done)
+            if not self.num_decodes:
+                return None
+        else:
+            self._ratio.decay(1)
+        decodes = self._take_tick(step)
+        assert decodes, "a tick after retraction has its pages"
+        return Step(step, decodes, self.kv_offset, (), ())
+
+    def _take_tick(self, step: int) -> int:
+        """Allocate the pages of tick `step`; returns its decodes, 0 if there are too few pages."""
+        need = self._phase_counts[(1 - step) % self._page]
+        if need > self.kv.num_free:
+            return 0
+        self.kv.make_room(self.num_decodes)
+        self.kv.take(need)
+        self.last_scheduled = step
+        return self.num_decodes
+
+    # Retraction ------------------------------------------------------------------------------
+
+    def _retract(self, step: int, t_ns: SimTime, done: int) -> None:
+        """Take requests out of the batch until tick `step` has the pages it needs."""
+        kept = sorted(self.running.values(), key=lambda seq: seq.place)
+        kept.sort(key=lambda seq: self._keep_key(seq, done), reverse=True)
+        retracted: list[Sequence] = []
+        # A chunked request that found no page is waiting for everybody.
+        least = 0 if self._chunked is not None else 1
+        while len(kept) > least:
+            if retracted:
+                need = self._phase_counts[(1 - step) % self._page]
+                self.kv.make_room(need)
+                if need <= self.kv.num_available:
+                    break
+            seq = kept.pop()
+            self._evict_running(seq, t_ns, done)
+            retracted.append(seq)
+            self.kv.make_room(-(-RETRACT_DECODE_STEPS * len(kept) // self._page))
+        output = sum(seq.produced_by(done) for seq in kept)
+        self._ratio.retracted(output, sum(seq.max_new for seq in kept), len(kept))
+        for seq in retracted:
+            self._requeue(seq, t_ns)
+        self._full = False
+
+    def _keep_key(self, seq: Sequence, done: int) -> tuple[int, int, int]:
+        """Larger means rather kept: by priority if told so, most output, shortest prompt."""
+        by_priority = self.spec.retraction_policy == "priority"
+        rank = -self._low_first * seq.priority if by_priority else 0
+        return rank, seq.produced_by(done), -seq.prompt_tokens
+
+    def _evict_running(self, seq: Sequence, t_ns: SimTime, done: int) -> None:
+        """Free what a running request holds and forget what is in flight for it."""
+        context = self._context(seq)
+        self._part(seq)
+        seq.close_span(min(done, seq.finish_step))
+        self._release(seq, context)
+        seq.prefill = seq.finish_step = seq.computed = 0
+        seq.goal = seq.prompt_tokens + seq.base
+        seq.preemptions += 1
+        self.preemptions += 1
+        self._log.append(Preempted(t_ns, self._worker, seq.rid, seq.base))
+
+    def _preempt_for(
+        self,
+        seq: Sequence,
+        batch: Admission,
+        preempted: list[Sequence],
+        t_ns: SimTime,
+        done: int,
+    ) -> bool:
+        """Make place for `seq` by retracting running requests of much lower priority."""
+        sign = self._low_first
+        ratio = self._ratio.current
+        missing = seq.goal - seq.computed + min(seq.max_new, CLIP_MAX_NEW_TOKENS) - batch.rem_total
+        victims: list[tuple[Sequence, float]] = []
+        threshold = self.spec.priority_scheduling_preemption_threshold
+        for other in sorted(
+            self.running.values(), key=lambda other: (-sign * other.priority, -other.entered)
+        ):
+            if -sign * (seq.priority - other.priority) <= threshold:
+                break
+            left = min(other.max_new - other.produced_by(done), CLIP_MAX_NEW_TOKENS)
+            owed = left * (1.0 if other.fixed_length else ratio)
+            victims.append((other, owed))
+            missing -= owed
+            if missing <= 0:
+                break
+        if not victims or missing > 0:
+            return False
+        batch.total_offset -= sum(owed for _, owed in victims)
+        for other, _ in sorted(victims, key=lambda pair: pair[0].place):
+            self._evict_running(other, t_ns, done)
+            left_running = len(self.running)
+            self.kv.make_room(-(-RETRACT_DECODE_STEPS * left_running // self._page))
+            preempted.append(other)
+        return True
+
+    # Many steps ------------------------------------------------------------------------------
+
+    def coast_limit(self, limit: int) -> int:
+        """Largest tick <= `limit` through which decodes alone certainly find their pages."""
+        free = self.kv.num_free
+        first = self.last_scheduled + 1
+        count = limit - first + 1
+        n = self.num_decodes
+        page = self._page
+        if count <= 0 or n * -(-count // page) <= free:
+            return limit
+        cycles = free // n
+        step = first + cycles * page
+        left = free - cycles * n
+        while step <= limit:
+            left -= self._phase_counts[(1 - step) % page]
+            if left < 0:
+                break
+            step += 1
+        return min(step - 1, limit)
+
+    def coast(self, step: int) -> None:
+        """Schedule every tick up to `step`, none of which changes the set of decodes."""
+        first = self.last_scheduled + 1
+        count = step - first + 1
+        if count <= 0:
+            return
+        page = self._page
+        cycles, rest = divmod(count, page)
+        need = cycles * self.num_decodes
+        for s in range(first, first + rest):
+            need += self._phase_counts[(1 - s) % page]
+        # Room is made tick by tick for a page per decode; the last tick's demand covers the others.
+        last = self._phase_counts[(1 - step) % page]
+        self.kv.make_room(need - last + self.num_decodes)
+        if need:
+            self.kv.take(need)
+        self._ratio.decay(count)
+        self.last_scheduled = step
