@@ -20,13 +20,10 @@ from typing import NamedTuple
 
 from frontier_mock.core.events import EventLog, Finished, Queued
 from frontier_mock.cost.protocol import StepCost
-from frontier_mock.serving.kv_cache import KvCache
-from frontier_mock.serving.radix_cache import RadixCache
-from frontier_mock.serving.schedulers.protocol import Cache, Scheduler, Step
-from frontier_mock.serving.schedulers.sglang import SglangScheduler
-from frontier_mock.serving.schedulers.vllm import VllmScheduler
+from frontier_mock.serving.schedulers.build import build_scheduler
+from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
-from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.simtime import SimTime
 
@@ -59,7 +56,7 @@ class Worker:
     ) -> None:
         self.index = index
         self.spec = spec
-        self.scheduler, self.kv = _build_scheduler(spec, log, index)
+        self.scheduler, self.kv = build_scheduler(spec, log, index)
         self.timeline = Timeline()
         self.wake_ns: SimTime | None = None
         self.in_frontend = 0
@@ -284,34 +281,3 @@ class Worker:
             step = self.timeline.last_step_ended_by(t_ns - 1)
             if step > self._step:
                 self._catch_up(step + 1)
-
-
-def _build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple[Scheduler, Cache]:
-    """The scheduler `spec` describes, and its cache.
-
-    Raises ValueError for one that could never run a sequence of its own maximum length.
-    """
-    longest = spec.max_model_len
-    if isinstance(spec, SglangSchedulerSpec):
-        radix = RadixCache(
-            spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
-        )
-        # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
-        if (spec.num_pages - 4) * spec.page_size < longest:
-            raise ValueError(
-                f"num_pages={spec.num_pages} of {spec.page_size} tokens cannot hold one sequence "
-                f"of context_length={longest} and four pages"
-            )
-        return SglangScheduler(spec, radix, log, worker), radix
-    if spec.num_blocks * spec.block_size < longest:
-        raise ValueError(
-            f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
-            f"one sequence of max_model_len={longest}"
-        )
-    if not spec.enable_chunked_prefill and spec.max_num_batched_tokens < longest:
-        raise ValueError(
-            f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
-            f"max_model_len={longest} without chunked prefill"
-        )
-    kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
-    return VllmScheduler(spec, kv, log, worker), kv

@@ -1,0 +1,40 @@
+"""Which scheduler and cache a worker gets: the type of its spec says."""
+
+from frontier_mock.core.events import EventLog
+from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.radix_cache import RadixCache
+from frontier_mock.serving.schedulers.protocol import Cache, Scheduler
+from frontier_mock.serving.schedulers.sglang import SglangScheduler
+from frontier_mock.serving.schedulers.vllm import VllmScheduler
+from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
+
+
+def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple[Scheduler, Cache]:
+    """The scheduler `spec` describes, and its cache.
+
+    Raises ValueError for one that could never run a sequence of its own maximum length.
+    """
+    longest = spec.max_model_len
+    if isinstance(spec, SglangSchedulerSpec):
+        radix = RadixCache(
+            spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
+        )
+        # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
+        if (spec.num_pages - 4) * spec.page_size < longest:
+            raise ValueError(
+                f"num_pages={spec.num_pages} of {spec.page_size} tokens cannot hold one sequence "
+                f"of context_length={longest} and four pages"
+            )
+        return SglangScheduler(spec, radix, log, worker), radix
+    if spec.num_blocks * spec.block_size < longest:
+        raise ValueError(
+            f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
+            f"one sequence of max_model_len={longest}"
+        )
+    if not spec.enable_chunked_prefill and spec.max_num_batched_tokens < longest:
+        raise ValueError(
+            f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
+            f"max_model_len={longest} without chunked prefill"
+        )
+    kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
+    return VllmScheduler(spec, kv, log, worker), kv
