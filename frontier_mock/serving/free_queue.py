@@ -59,20 +59,24 @@ class FreeQueue:
         place.next = behind.prev = extent
 
     def remove(self, extent: Extent) -> None:
-        """Take `extent` out from wherever it is."""
+        """Take `extent` out from wherever it is, and cut off the keys of blocks evicted there."""
+        if len(extent.keys) > extent.count * KEY_BYTES:
+            extent.keys = extent.keys[: extent.count * KEY_BYTES]
         before, behind = extent.prev, extent.next
         before.next = behind
         behind.prev = before
 
     def take(self, count: int) -> None:
-        """Take `count` blocks from the head; cached ones leave the tree. `count` must be there."""
+        """Take `count` blocks from the head; cached ones leave the tree. `count` must be there.
+
+        An extent that loses only its deep end keeps all its keys while it stays in the queue:
+        blocks go one by one, and copying the rest each time would cost more than all else here.
+        """
         ends = self.ends
         head = ends.next
         while count:
             if head.count > count:
                 head.count -= count
-                if head.keys:
-                    head.keys = head.keys[: head.count * KEY_BYTES]
                 break
             count -= head.count
             if head.keys:

@@ -206,7 +206,8 @@ class KvCache:
         while walk:
             extent = walk.pop()
             parent = extent.parent
-            assert extent.count * KEY_BYTES == len(extent.keys) > 0
+            assert 0 < extent.count * KEY_BYTES <= len(extent.keys)
+            assert extent.count * KEY_BYTES == len(extent.keys) or not extent.refs
             assert parent.children[extent.keys[:KEY_BYTES]] is extent
             if parent is not self.root:
                 assert extent.refs <= parent.refs

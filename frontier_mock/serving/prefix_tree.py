@@ -13,7 +13,8 @@ class Extent:
     """A run of blocks: an edge of the prefix tree, or a nameless stretch of the free queue.
 
     `keys` holds the block keys of a cached run and is empty for uncached blocks; `count` is the
-    number of blocks either way. `refs` is the number of open sequences whose prefix includes this
+    number of blocks either way. In the free queue `keys` may go on beyond `count`, with those of
+    blocks evicted since. `refs` is the number of open sequences whose prefix includes this
     run. `prev` and `next` are meaningful only while the extent is in the free queue, which for a
     cached run means while `refs` is zero. `children` is indexed by the child's first block key;
     a root is its own parent.

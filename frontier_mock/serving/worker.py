@@ -83,13 +83,15 @@ class Worker:
         if seq.state == DONE:
             return
         self._log.append(Queued(t_ns, self.index, seq.rid))
-        self._pass(t_ns)
         scheduler = self.scheduler
-        scheduler.enqueue(seq)
         if self._executing is None:
+            scheduler.enqueue(seq)
             self.wake_ns = t_ns
-        elif not scheduler.blocked:
-            self._cut(t_ns)
+            return
+        step = self._reach(t_ns)
+        scheduler.enqueue(seq)
+        if not scheduler.blocked:
+            self._cut(step)
 
     def abort(self, seq: Sequence, t_ns: SimTime) -> None:
         """Stop a sequence at the first boundary after `t_ns`; at once if no step can hold it."""
@@ -98,18 +100,29 @@ class Worker:
         if seq.state == FRONTEND or self._executing is None:
             self._drop(seq, self._step, t_ns)
             return
-        self._pass(t_ns + 1)
+        step = self._reach(t_ns + 1)
         self._aborts.append(seq)
-        self._cut(t_ns + 1)
+        self._cut(step)
 
-    def _cut(self, t_ns: SimTime) -> None:
-        """Shorten the present run so that it ends at the first boundary at or after `t_ns`."""
-        if self._run_end > self._step + 1:
-            step = self.timeline.first_tail_step_ending_at_or_after(t_ns)
-            step = max(step, self._step + 1)
-            if step < self._run_end:
-                self._run_end = step
-                self.wake_ns = self.timeline.tail_boundary_ns(step)
+    def _reach(self, t_ns: SimTime) -> int:
+        """The step of the present run that `t_ns` falls into: the first to end then or later.
+
+        Crosses, for the scheduler, the boundaries before it.
+        """
+        step = self._run_end
+        if step > self._step + 1:
+            step = min(step, self.timeline.first_tail_step_ending_at_or_after(t_ns))
+            if step > self._step + 1:
+                self._catch_up(step)
+            else:
+                step = self._step + 1
+        return step
+
+    def _cut(self, step: int) -> None:
+        """Shorten the present run so that it ends with `step`."""
+        if step < self._run_end:
+            self._run_end = step
+            self.wake_ns = self.timeline.tail_boundary_ns(step)
 
     def step_ended_by(self, t_ns: SimTime) -> int:
         """Number of the last step that ended at or before `t_ns`."""
@@ -128,7 +141,7 @@ class Worker:
 
     def gauges(self, t_ns: SimTime) -> Gauges:
         """State at `t_ns`, the present."""
-        self._pass(t_ns + 1)
+        self._reach(t_ns + 1)
         step = self.step_ended_by(t_ns)
         scheduler = self.scheduler
         free, total = self.kv.num_free, self.kv.num_blocks
@@ -274,10 +287,3 @@ class Worker:
             scheduler.seen_step = finish - 1
             self._queued = scheduler.schedule(finish + 1, decided_ns)
             self._queued_for = finish + 1
-
-    def _pass(self, t_ns: SimTime) -> None:
-        """Cross, for the scheduler, the boundaries of the present run that ended before `t_ns`."""
-        if self._run_end > self._step + 1:
-            step = self.timeline.last_step_ended_by(t_ns - 1)
-            if step > self._step:
-                self._catch_up(step + 1)

@@ -20,10 +20,13 @@ where ours are. A live run therefore has the prefix hits of the offline run.
 import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from frontier_mock.core.prompt import KEY_BYTES
 
 UNIT_TOKENS = 8
 """Tokens, and characters, of one unit."""
@@ -96,8 +99,9 @@ class HashedPrompt:
             return keys_of_text(self._bytes(), block_tokens)
         per_id = self.id_tokens // block_tokens
         count = self.num_tokens // block_tokens
-        origins = (self.ids * per_id)[:, None] + np.arange(per_id)
-        return _scatter(origins.ravel()[:count].view(np.uint64), self.salt)
+        step, steps = _id_steps(per_id)
+        keys = (self.ids.view(np.uint64) * step + np.uint64(self.salt << 16))[:, None] + steps
+        return keys.tobytes()[: count * KEY_BYTES]
 
     def text(self, spoken: Mapping[int, str]) -> str:
         """The prompt as text; nothing in it can have been spoken by the engine."""
@@ -242,6 +246,17 @@ def _weights(count: int) -> _U64:
 def _offsets(stream: int, first: int, count: int, block_tokens: int) -> _U64:
     start = (stream << (_STREAM_SHIFT + 3)) + first
     return np.arange(start, start + count * block_tokens, block_tokens, dtype=np.uint64)
+
+
+@cache
+def _id_steps(per_id: int) -> tuple[np.uint64, _U64]:
+    """Key distance from one hash id to the next, and of the blocks within one.
+
+    A block's origin is id * per_id + block, and its key an odd multiple of that plus the salt, a
+    bijection as in `_scatter`; taken apart, a prompt's keys are one outer sum.
+    """
+    steps = np.arange(per_id, dtype=np.uint64) * _ODD64
+    return np.uint64(per_id * int(_ODD64) & ((1 << 64) - 1)), steps
 
 
 def _scatter(origins: _U64, salt: int) -> bytes:

@@ -28,7 +28,7 @@ def text_of(keys: bytes) -> str:
 def path_of(cache: KvCache, extent: Extent) -> bytes:
     path = b""
     while extent is not cache.root:
-        path = extent.keys + path
+        path = extent.keys[: extent.count * KEY_BYTES] + path
         extent = extent.parent
     return path
 
@@ -55,7 +55,7 @@ def cached_prefixes(cache: KvCache) -> set[bytes]:
     while walk:
         extent = walk.pop()
         path = path_of(cache, extent)
-        first = len(path) - len(extent.keys)
+        first = len(path) - extent.count * KEY_BYTES
         found.update(path[:end] for end in range(len(path), first, -KEY_BYTES))
         walk.extend(extent.children.values())
     return found

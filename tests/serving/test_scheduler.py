@@ -70,6 +70,7 @@ def spec(
     policy: str = "fcfs",
     reserve_full_isl: bool = True,
     chunked: bool = True,
+    watermark: float = 0.0,
 ) -> SchedulerSpec:
     """A small engine with 16-token blocks."""
     return SchedulerSpec(
@@ -83,6 +84,7 @@ def spec(
         policy=policy,
         async_scheduling=async_scheduling,
         reserve_full_isl=reserve_full_isl,
+        watermark=watermark,
     )
 
 
@@ -263,6 +265,17 @@ def test_without_chunked_prefill_a_prompt_waits_for_a_step_that_holds_it_whole()
         Ask(0.7, 20, 1),
     )
     assert story.steps == ["200@0", "1d 200@0", "2d", "100@0 20@0", "1d"]
+
+
+def test_the_watermark_is_a_share_of_all_blocks_the_null_block_among_them() -> None:
+    # 19 usable blocks are 20 in all: 5 % of them is one block, which admission leaves free.
+    asks = Ask(0, 144, 4), Ask(0.5, 144, 1)
+    story = play(spec(blocks=19, budget=256), *asks)
+    assert story.admitted == [(0, 0, 0), (1, 1, 0)]
+    story = play(spec(blocks=19, budget=256, watermark=0.05), *asks)
+    assert story.admitted == [(0, 0, 0), (4, 1, 0)]
+    # With nothing running it does not apply.
+    assert play(spec(blocks=16, watermark=0.9), Ask(0, 240, 2)).admitted == [(0, 0, 0)]
 
 
 def test_max_num_seqs_bounds_the_running_list() -> None:

@@ -23,8 +23,6 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 from collections import deque
 from heapq import heapify, heappop, heappush
 
-import numpy as np
-
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.kv_cache import KvCache
@@ -244,9 +242,9 @@ class VllmScheduler:
             tail = seq.submit.output_keys
             have = len(tail) // 8
             if have < missing:
-                start = _UNSHARED + (seq.rid << 24) + have
-                own = np.arange(start, start + missing - have, dtype=np.uint64)
-                tail += own.astype("<u8").tobytes()
+                # Nothing is found beyond a first block that nobody else can name.
+                first = _UNSHARED + (seq.rid << 24) + have
+                tail += first.to_bytes(8, "little") + bytes(8 * (missing - have - 1))
             return keys + tail
         return keys
 
@@ -426,7 +424,8 @@ class VllmScheduler:
             whole = goal if spec.reserve_full_isl else hit + new
             required = -(-whole // block) - match.num_blocks + match.num_evictable
             if self.running and spec.watermark > 0:
-                required += int(spec.watermark * kv.num_blocks)
+                # vLLM counts its null block among all blocks.
+                required += int(spec.watermark * (kv.num_blocks + 1))
             if required > kv.num_free:
                 return
             self._pop_head()
