@@ -12,7 +12,9 @@ from typing import Any
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
+from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
+from frontier_mock.config.sglang_flags import SglangArgs
 from frontier_mock.config.vllm_flags import FP8_KV_TYPES, SHAPE_KEYS, VllmArgs
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
@@ -39,12 +41,16 @@ SMALL_GPU_MAX_NUM_SEQS = 256
 
 @dataclass(frozen=True, slots=True)
 class ResolvedWorker:
-    """One worker: what the engine simulates, the flags it was started with, its memory plan."""
+    """One worker: what the engine simulates, the flags it was started with, its memory plan.
+
+    For an SGLang worker `sglang` has the flags and `args` only what any engine has.
+    """
 
     spec: WorkerSpec
     args: VllmArgs
     memory: MemoryPlan
     without_effect: tuple[str, ...] = ()
+    sglang: SglangArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ def resolve_worker(
     hardware = load_hardware(hardware_name)
     engine = load_engine(engine_name)
     if engine.family != "vllm":
-        raise ConfigError(f"engine: {engine_name!r} is not simulated yet; allowed: vllm-X.Y[.Z]")
+        raise ConfigError(f"engine: {engine_name!r} does not take vLLM's flags")
     model = _shaped(load_model(args.hf_config_path or args.model), args)
     precision = _precision(args, model)
     max_model_len = _longest(args, model)
@@ -173,7 +179,34 @@ def resolve_worker(
     return ResolvedWorker(spec, args, memory)
 
 
+def resolve_sglang(
+    args: SglangArgs, hardware_name: str, engine_name: str, name: str, port: int
+) -> ResolvedWorker:
+    """As `resolve_worker`, for an SGLang engine."""
+    engine = load_engine(engine_name)
+    spec, memory = resolve_sglang_worker(args, hardware_name, engine, name, port)
+    common = VllmArgs(
+        model=args.model_path,
+        quantization=args.quantization,
+        tensor_parallel_size=args.tp_size,
+        host=args.host,
+    )
+    return ResolvedWorker(spec, common, memory, sglang=args)
+
+
+def resolve_single_sglang(
+    args: SglangArgs, hardware: str, engine: str, seed: int
+) -> ResolvedCluster:
+    """One SGLang worker, named w0. Raises ConfigError."""
+    worker = resolve_sglang(args, hardware, engine, "w0", args.port)
+    spec = ClusterSpec((worker.spec,), "round_robin", seed)
+    return ResolvedCluster(spec, build_costs(spec), (worker,))
+
+
 def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
+    if group.sglang is not None:
+        port = group.port or 0
+        return resolve_sglang(group.sglang, group.hardware, group.engine, group.name, port)
     return resolve_worker(group.args, group.hardware, group.engine, group.name, group.port or 0)
 
 
@@ -186,7 +219,7 @@ def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Itera
             raise ConfigError(f"{group.where}: port: {port} is beyond 65535")
         name = group.name if group.count == 1 else f"{group.name}{index}"
         spec = replace(worker.spec, name=name, port=port)
-        yield ResolvedWorker(spec, worker.args, worker.memory, group.without_effect)
+        yield replace(worker, spec=spec, without_effect=group.without_effect)
 
 
 def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:

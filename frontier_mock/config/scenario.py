@@ -15,7 +15,7 @@ from typing import Any
 from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.config.document import Value, plain, read_document
 from frontier_mock.config.errors import ConfigError, nearest, shown
-from frontier_mock.config.flags import from_mapping
+from frontier_mock.config.flags import Flag, from_mapping
 from frontier_mock.config.keys import (
     REQUIRED,
     Key,
@@ -28,6 +28,7 @@ from frontier_mock.config.keys import (
     optional,
     string,
 )
+from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
 from frontier_mock.cost.specs import ParallelSpec
@@ -52,7 +53,8 @@ class WorkerGroup:
     """One entry of `cluster.workers`, which stands for `count` equal workers.
 
     `where` is file, line and path, for errors found when the profiles are looked up. `args` holds
-    `engine_args` with model, tensor-parallel-size and quantization filled in.
+    `engine_args` with model, tensor-parallel-size and quantization filled in. For an SGLang worker
+    `sglang` holds them, and `args` only what any engine has: model, degree, weights, address.
     """
 
     name: str
@@ -66,6 +68,7 @@ class WorkerGroup:
     without_effect: tuple[str, ...]
     port: int | None
     where: str
+    sglang: SglangArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY,)
 
 WORKER_NAME = Key("name", string(), "w", "name; with count > 1 a number is appended: w0, w1, ...")
 WORKER_COUNT = Key("count", integer(1, MAX_WORKERS), 1, "how many of them")
-ENGINE = Key("engine", string(), "vllm-0.33", "engine version, vllm-X.Y[.Z]")
+ENGINE = Key("engine", string(), "vllm-0.33", "engine version, vllm-X.Y[.Z] or sglang-X.Y.Z")
 MODEL = Key(
     "model", string(), REQUIRED, "name under profiles/models, or a directory or config.json"
 )
@@ -228,7 +231,17 @@ def _read_worker(value: Value) -> WorkerGroup:
     if role != "colocated":
         raise section.at("role").error(f"{role} workers are not simulated yet; allowed: colocated")
     parallel = _read_parallel(section)
-    args, idle = _read_engine_args(section, parallel)
+    sglang = None
+    if section.get(ENGINE).lower().startswith("sglang"):
+        sglang, idle = _read_sglang_args(section, parallel)
+        args = VllmArgs(
+            model=sglang.model_path,
+            quantization=sglang.quantization,
+            tensor_parallel_size=sglang.tp_size,
+            host=sglang.host,
+        )
+    else:
+        args, idle = _read_engine_args(section, parallel)
     return WorkerGroup(
         name=section.get(WORKER_NAME),
         count=section.get(WORKER_COUNT),
@@ -241,6 +254,7 @@ def _read_worker(value: Value) -> WorkerGroup:
         without_effect=idle,
         port=section.get(PORT),
         where=f"{value.source}:{value.line}: {value.path}",
+        sglang=sglang,
     )
 
 
@@ -259,17 +273,33 @@ def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArg
     argv: list[str] = []
     value = section.get(ENGINE_ARGS)
     if value is not None:
-        argv = _engine_argv(value)
-    argv += ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
-    if section.get(QUANTIZATION) != "none":
-        argv += ["--quantization", section.get(QUANTIZATION)]
+        argv = _engine_argv(value, vllm_flags())
+    argv += _common_argv(section, parallel)
     try:
         return parse_engine_args(argv)
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
 
 
-def _engine_argv(value: Value) -> list[str]:
+def _read_sglang_args(
+    section: Section, parallel: ParallelSpec
+) -> tuple[SglangArgs, tuple[str, ...]]:
+    value = section.get(ENGINE_ARGS)
+    argv = [] if value is None else _engine_argv(value, sglang_flags())
+    try:
+        return parse_sglang_args(argv + _common_argv(section, parallel))
+    except ConfigError as error:
+        raise section.at("engine_args").error(str(error)) from None
+
+
+def _common_argv(section: Section, parallel: ParallelSpec) -> list[str]:
+    argv = ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
+    if section.get(QUANTIZATION) != "none":
+        argv += ["--quantization", section.get(QUANTIZATION)]
+    return argv
+
+
+def _engine_argv(value: Value, flags: tuple[Flag, ...]) -> list[str]:
     bare = plain(value)
     assert isinstance(bare, dict)
     for name in bare:
@@ -277,6 +307,6 @@ def _engine_argv(value: Value) -> list[str]:
         if own is not None:
             raise value.error(f"{name} is set by the worker's key {own}")
     try:
-        return from_mapping(vllm_flags(), bare, "engine_args")
+        return from_mapping(flags, bare, "engine_args")
     except ConfigError as error:
         raise value.error(str(error)) from None

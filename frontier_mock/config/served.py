@@ -30,6 +30,11 @@ def served_models(
     rings: dict[tuple[str | None, int], TextRing] = {}
     models = []
     for worker in cluster.workers:
+        if worker.sglang is not None:
+            raise ConfigError(
+                f"engine: {worker.spec.step.engine.name} is simulated offline only so far; "
+                "run it with frontier-mock simulate"
+            )
         source = tokenizer_source(worker.args)
         if source not in tokenizers:
             tokenizers[source] = load_tokenizer(source)

@@ -1,0 +1,278 @@
+"""SGLang 0.5.23's command line flags as data, one a line: devices to LoRA.
+
+Columns as in `vllm_flag_table`: option strings | kind | default | what the flag does here; the last
+one is empty for flags that are accepted without effect. Names, types and defaults are facts of
+SGLang 0.5.23 (`srt/arg_groups/fields`); `-` stands for no default.
+"""
+
+FIRST_FLAGS = """
+--device | text | - |
+--base-gpu-id | int | 0 |
+--gpu-id-step | int | 1 |
+--random-seed | int | - | seed of --schedule-policy random
+--mlx-enable-sampling | flag | False |
+--watchdog-timeout | float | 300 |
+--soft-watchdog-timeout | float | - |
+--sleep-on-idle | flag | False |
+--use-ray | flag | False |
+--numa-node | ints | - |
+--gc-threshold | ints | - |
+--decoupled-spec-bind-endpoint | text | - |
+--decoupled-spec-connect-endpoints | texts | - |
+--decoupled-spec-rank | int | - |
+--decoupled-spec-role | choice:null,verifier,drafter | null |
+--disaggregation-mode | choice:null,prefill,decode | null | refused unless null: not simulated
+--disaggregation-decode-allocation-policy | choice:early,prefill_complete | early |
+--disaggregation-transfer-backend | text | mooncake |
+--disaggregation-enable-kv-checksum | flag | False |
+--disaggregation-bootstrap-port | int | 8998 |
+--disaggregation-ib-device | text | - |
+--disaggregation-decode-enable-radix-cache | flag | False |
+--disaggregation-decode-enable-offload-kvcache | flag | False |
+--disaggregation-decode-retraction-backup | choice:cpu_tensor,host_pool,none | - |
+--num-reserved-decode-tokens | int | 512 |
+--disaggregation-decode-extra-slots | int | - |
+--disaggregation-decode-polling-interval | int | 1 |
+--enable-pd-role-switch | flag | False |
+--optimistic-prefill-attempts | int | 0 |
+--encoder-only | flag | False |
+--language-only | flag | False |
+--language-model-only | flag | False |
+--encoder-transfer-backend | choice:auto,zmq_to_scheduler,zmq_to_tokenizer,mooncake | auto |
+--encoder-urls | texts | - |
+--encoder-bootstrap-port | int | 8997 |
+--encoder-register-urls | texts | - |
+--enable-adaptive-dispatch-to-encoder | flag | False |
+--enable-pdmux | flag | False |
+--pdmux-config-path | text | - |
+--sm-group-num | int | 8 |
+--disaggregation-decode-host-receive-threshold | float | 1.0 |
+--enable-fp32-lm-head | flag | False |
+--enable-tf32-matmul | optional | - |
+--enable-memory-saver | flag | False |
+--enable-weights-cpu-backup | flag | False |
+--enable-draft-weights-cpu-backup | flag | False |
+--enable-custom-logit-processor | flag | False |
+--enable-watermark | flag | False |
+--watermark-config | text | - |
+--enable-return-hidden-states | flag | False |
+--return-hidden-states-mode | choice:last,full | - |
+--enable-return-aux-hidden-states | flag | False |
+--return-aux-hidden-state-layer-ids | ints | - |
+--enable-return-routed-experts | flag | False |
+--enable-return-indexer-topk | flag | False |
+--enable-encoder-swa-bounded-replay | flag | False |
+--enable-decoder-swa-bounded-replay | optional | - |
+--sampling-mask-max-tokens | int | 4096 |
+--disable-outlines-disk-cache | flag | False |
+--enable-mis | flag | False |
+--attention-backend | text | - |
+--decode-attention-backend | text | - |
+--enable-lean-attention | optional | - |
+--enable-nvidia-megakernel | flag | False |
+--enable-amd-monokernel | flag | False |
+--prefill-attention-backend | text | - |
+--prefill-kv-cache-dequant-dtype | choice:auto,nvfp4,fp8_e4m3 | auto |
+--grammar-backend | text | - |
+--fp8-gemm-runner-backend | text | auto |
+--fp4-gemm-runner-backend | text | auto |
+--bf16-gemm-backend | choice:auto,cutedsl,gemv,torch | auto |
+--dsa-prefill-backend | choice:flashmla_sparse,flashmla_sparse_q8,flashmla_kv,flashmla_auto,\
+flashinfer_sparse_mla,triton_sparse_mla,fa3,tilelang,triton,aiter,trtllm,intel_xpu | - |
+--dsv4-prefill-backend | choice:auto,flashmla_sparse,flashmla_sparse_q8 | auto |
+--dsa-triton-union | choice:0,2,4 | 0 |
+--dsa-decode-backend | choice:flashmla_sparse,flashmla_sparse_q8,flashmla_kv,flashmla_auto,\
+flashinfer_sparse_mla,fa3,tilelang,triton,aiter,trtllm,intel_xpu | - |
+--dsv4-attn-backend | choice:auto,flashmla,flashmla_mega,trtllm | auto |
+--dsa-paged-mqa-logits-backend | choice:auto,deepgemm,cutedsl,aiter | auto |
+--dsa-topk-backend | choice:sgl-kernel,torch,flashinfer | sgl-kernel |
+--disable-flashinfer-autotune | flag | False |
+--flashinfer-autotune-skip-ops | texts | None nargs='+ |
+--triton-attention-reduce-in-fp32 | flag | False |
+--triton-attention-num-kv-splits | int | 8 |
+--triton-attention-split-tile-size | int | - |
+--flashinfer-mla-disable-ragged | flag | False |
+--enable-fused-qk-norm-rope | optional | - |
+--enable-precise-embedding-interpolation | flag | False |
+--enable-deepseek-v4-fp4-indexer | flag | False |
+--enable-dsa-fused-indexer | optional | - |
+--mamba-backend | choice:triton,flashinfer | triton |
+--mamba-ssm-dtype | choice:float32,bfloat16,float16 | - |
+--mamba-max-states-per-path | int | -1 |
+--enable-mamba-cache-stochastic-rounding | flag | False |
+--mamba-cache-philox-rounds | int | 0 |
+--mamba-radix-cache-strategy | choice:auto,no_buffer,extra_buffer,extra_buffer_lazy | auto |
+--mamba-track-interval | int | 256 |
+--enable-int8-mamba-checkpoint | flag | False |
+--int8-mamba-ckpt-size | int | - |
+--linear-attn-backend | text | triton |
+--linear-attn-decode-backend | text | - |
+--linear-attn-prefill-backend | text | - |
+--linear-attn-verify-backend | text | - |
+--enable-linear-replayssm | flag | False |
+--linear-replayssm-cache-len | int | 16 |
+--enable-linear-replayssm-spec | flag | False |
+--cuda-graph-config | text | - |
+--cuda-graph-backend-decode | choice:full,breakable,disabled'] | - |
+--cuda-graph-backend-prefill | choice:full,breakable,disabled'] | - |
+--cuda-graph-max-bs-decode --cuda-graph-max-bs | int | - | largest captured batch
+--cuda-graph-max-bs-prefill | int | - |
+--cuda-graph-max-seq-len-prefill | int | - |
+--cuda-graph-bs-decode --cuda-graph-bs | ints | - | captured batch sizes
+--cuda-graph-bs-prefill | ints | - |
+--cuda-graph-prefill-max-context | int | - |
+--disable-prefill-cuda-graph | flag | False |
+--disable-decode-cuda-graph | flag | False | no CUDA graphs
+--disable-cuda-graph-padding | flag | False | capture every size up to the largest
+--enable-profile-cuda-graph | flag | False |
+--enable-cudagraph-gc | flag | False |
+--debug-cuda-graph | flag | False |
+--enable-torch-compile | flag | False |
+--enable-torch-compile-debug-mode | flag | False |
+--torch-compile-max-bs | int | 32 |
+--enable-layerwise-nvtx-marker | flag | False |
+--enable-nccl-nvls | flag | False |
+--enable-symm-mem | flag | False |
+--disable-custom-all-reduce | flag | False |
+--enable-mscclpp | flag | False |
+--enable-torch-symm-mem | flag | False |
+--enable-scattered-sconv | flag | False |
+--pre-warm-nccl | flag | False |
+--boundary-reduction | choice:auto,ar,rs,rsv,rs+rsv | auto |
+--enable-quant-communications | optional | False |
+--enforce-disable-flashinfer-allreduce-fusion | flag | False |
+--flashinfer-allreduce-fusion-backend | choice:auto,trtllm,mnnvl,cutedsl'] | - |
+--enable-aiter-allreduce-fusion | flag | False |
+--disable-aiter-allreduce-fusion-in-prefill | flag | False |
+--disable-aiter-allreduce-fusion-in-decode | flag | False |
+--enable-fused-moe-sum-all-reduce | flag | False |
+--moe-a2a-backend | choice:none,deepep,mooncake,nixl,mori,ascend_fuseep,flashinfer,megamoe,\
+deepep_v2,pplx,ascend_tp,flashinfer_megamoe | none |
+--enable-w4a4-mxfp4-megamoe | flag | False |
+--deepep-v2-mode | choice:direct,hybrid | direct |
+--moe-runner-backend | text | auto |
+--flashinfer-mxfp4-moe-precision | choice:default,bf16,fp8 | default |
+--deepep-mode | choice:auto,normal,low_latency | auto |
+--fuseep-mode | choice:1,2 | 2 |
+--deepep-dispatcher-output-dtype | choice:auto,bf16,fp8,int8,nvfp4 | auto |
+--flashinfer-a2a-dispatch-type | choice:auto,bf16,nvfp4,mxfp8'] | - |
+--ep-num-redundant-experts | int | 0 |
+--ep-dispatch-algorithm | choice:static,dynamic,fake,lp'] | - |
+--init-expert-location | text | trivial |
+--enable-eplb | flag | False |
+--eplb-algorithm | text | auto |
+--eplb-rebalance-num-iterations | int | 1000 |
+--eplb-rebalance-layers-per-chunk | int | - |
+--eplb-min-rebalancing-utilization-threshold | float | 1.0 |
+--expert-distribution-recorder-mode | choice:stat,stat_approx,per_pass,per_token'] | - |
+--expert-distribution-recorder-buffer-size | int | - |
+--expert-balancedness-report-mode | choice:off,server_log,prometheus,both | off |
+--deepep-config | text | - |
+--elastic-ep-backend | choice:none,mooncake,nixl | - |
+--enable-elastic-expert-backup | flag | False |
+--mooncake-ib-device | text | - |
+--enable-waterfill | flag | False |
+--ep-join-mode | choice:scale,recover | - |
+--elastic-ep-scale-timeout | float | 600 |
+--disable-flashinfer-cutlass-moe-fp4-allgather | flag | False |
+--disable-shared-experts-fusion | flag | False |
+--enforce-shared-experts-fusion | flag | False |
+--enable-paged-experts | flag | False |
+--paged-experts-num-resident | int | - |
+--kt-weight-path | text | - |
+--kt-method | text | - |
+--kt-cpuinfer | int | - |
+--kt-threadpool-count | int | 2 |
+--kt-num-gpu-experts | int | - |
+--kt-max-deferred-experts-per-token | int | - |
+--enable-two-batch-overlap | flag | False |
+--enable-single-batch-overlap | flag | False |
+--tbo-token-distribution-threshold | float | 0.48 |
+--cpu-offload-gb | int | 0 |
+--offload-group-size | int | -1 |
+--offload-num-in-group | int | 1 |
+--offload-prefetch-step | int | 1 |
+--offload-mode | text | cpu |
+--ple-offload-embedding | optional | - |
+--ple-offload-backend | choice:pinned,file | pinned |
+--ple-offload-dir | text | - |
+--dllm-algorithm | text | - |
+--dllm-algorithm-config | text | - |
+--dllm-fdfo | flag | True |
+--enable-deterministic-inference | flag | False |
+--rl-on-policy-target | text | - |
+--enable-lora | optional | - |
+--enable-lora-overlap-loading | optional | - |
+--max-lora-rank | int | - |
+--lora-target-modules | texts | None nargs='* |
+--lora-paths | texts | - |
+--max-loaded-loras | int | - |
+--max-loras-per-batch | int | 8 |
+--lora-eviction-policy | choice:lru,fifo | lru |
+--lora-backend | choice:triton,csgmv,ascend,torch_native,triton_v2 | csgmv |
+--max-lora-chunk-size | choice:16,32,64,128 | 16 |
+--experts-shared-outer-loras | optional | - |
+--lora-use-virtual-experts | flag | False |
+--lora-strict-loading | flag | False |
+--lora-drain-wait-threshold | float | 0.0 |
+--radix-eviction-policy | text | lru | lru, lfu, slru, fifo, filo, mru, priority; others are refused
+--radix-eviction-policy-config | text | - |
+--disable-radix-cache | flag | False | no prefix cache
+--enable-page-major-kv-layout | flag | False |
+--enable-unified-memory | flag | False |
+--enable-session-radix-cache | flag | False |
+--radix-cache-backend | text | - |
+--enable-hierarchical-cache --enable-hicache | flag | False |
+--hicache-host-memory-mode | choice:cache,buffer_only | cache |
+--hicache-ratio | float | - |
+--hicache-size | int | 0 |
+--hicache-host-memory-fraction | float | 0.8 |
+--hicache-write-policy | choice:write_back,write_through,write_through_selective | write_through |
+--hicache-io-backend | choice:direct,kernel,kernel_ascend | kernel |
+--hicache-mem-layout | choice:layer_first,page_first,page_first_direct,page_first_kv_split,\
+page_head | page_first |
+--hicache-storage-backend | choice:file,sim,mooncake,npu_memcache,hf3fs,nixl,aibrix,dynamic,eic,\
+simm,mori,shm,tensorcast,seaweedfs | - |
+--hicache-storage-prefetch-policy | choice:best_effort,wait_complete,timeout | timeout |
+--hicache-storage-backend-extra-config | text | - |
+--hicache-storage-prefetch-retry-poll-interval | int | 8 |
+--hicache-storage-prefetch-retry-max-attempts | int | 8 |
+--enable-unified-cache-external-linker | flag | False |
+--unified-cache-external-linker-backend | choice:mooncake,mori,dynamic | mooncake |
+--unified-cache-external-linker-config | text | - |
+--enable-linker-mla-dedup | flag | False |
+--enable-hisparse | flag | False |
+--hisparse-config | text | - |
+--enable-lmcache | flag | False |
+--lmcache-config-file | text | - |
+--enable-flexkv | flag | False |
+--flexkv-config-file | text | - |
+--enable-multimodal | optional | - |
+--mm-attention-backend | choice:sdpa,fa3,fa4,triton_attn,ascend_attn,aiter_attn,flashinfer_cudnn,\
+amx_attn,xpu_attn | - |
+--enable-broadcast-mm-inputs-process | flag | False |
+--enable-prefix-mm-cache | flag | False |
+--mm-enable-dp-encoder | optional | - |
+--mm-process-config | text | - |
+--mm-processor-worker-num | int | 0 |
+--mm-io-worker-num | int | 0 |
+--allowed-media-domains | texts | - |
+--media-url-max-file-size-mb | int | 64 |
+--mm-preprocess-cache-size-mb | int | - |
+--trust-mm-content-hashes | flag | False |
+--limit-mm-data-per-request | text | - |
+--enable-mm-global-cache | flag | False |
+--image-processor-backend | choice:auto,torchvision,pil | auto |
+--mm-global-cache-backend | choice:mooncake | mooncake |
+--disable-fast-image-processor | flag | False |
+--mm-feature-transport | choice:cpu,cuda_ipc,cuda_vmm'] | - |
+--model-path --model | text | - | model to simulate: a name under profiles/models,\
+ or a directory or config.json
+--load-format | text | auto |
+--model-loader-extra-config | text | {} |
+--trust-remote-code | flag | False |
+--context-length | human | - | longest prompt plus output
+--is-embedding | flag | False |
+--revision | text | - |
+--model-impl | text | auto |
+"""

@@ -1,0 +1,277 @@
+"""SGLang 0.5.23's command line flags as data, one a line: the rest.
+
+Columns as in `vllm_flag_table`: option strings | kind | default | what the flag does here; the last
+one is empty for flags that are accepted without effect. Names, types and defaults are facts of
+SGLang 0.5.23 (`srt/arg_groups/fields`); `-` stands for no default.
+"""
+
+MORE_FLAGS = """
+--model-config-parser | text | auto |
+--json-model-override-args | text | {} |
+--dtype | choice:auto,half,float16,bfloat16,float,float32 | auto | 16-bit types; float32 is refused
+--quantization | text | - | fp8: weights of one byte; other formats are refused
+--quantization-param-path | text | - |
+--kv-cache-dtype | choice:auto,fp8_e5m2,fp8_e4m3,mxfp8,bf16,bfloat16,nvfp4,\
+fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refused
+--qsa-indexer-dtype | choice:auto,bfloat16,fp8_e4m3 | auto |
+--modelopt-quant | text | - |
+--modelopt-checkpoint-restore-path | text | - |
+--modelopt-checkpoint-save-path | text | - |
+--modelopt-export-path | text | - |
+--quantize-and-serve | flag | False |
+--rl-quant-profile | text | - |
+--startup-weight-load-mode | choice:serial,overlap | serial |
+--custom-weight-loader | texts | None nargs='* |
+--weight-loader-disable-mmap | flag | False |
+--weight-loader-prefetch-checkpoints | flag | False |
+--weight-loader-prefetch-num-threads | int | 4 |
+--weight-loader-drop-cache-after-load | flag | False |
+--remote-instance-weight-loader-seed-instance-ip | text | - |
+--remote-instance-weight-loader-seed-instance-service-port | int | - |
+--remote-instance-weight-loader-send-weights-group-ports | ints | - |
+--remote-instance-weight-loader-backend | choice:transfer_engine,nccl,modelexpress | nccl |
+--remote-instance-weight-loader-start-seed-via-transfer-engine | flag | False |
+--engine-info-bootstrap-port | int | 6789 |
+--modelexpress-config | text | - |
+--download-dir | text | - |
+--model-checksum | text | None nargs='? |
+--delete-ckpt-after-loading | flag | False |
+--decrypted-config-file | text | - |
+--decrypted-draft-config-file | text | - |
+--checkpoint-engine-wait-weights-before-ready | flag | False |
+--weight-cache-mode | choice:off,daemon,client | off |
+--weight-cache-socket | text | - |
+--weight-cache-timeout | int | 1800 |
+--log-level | text | info |
+--log-level-http | text | - |
+--log-requests | flag | False |
+--log-requests-level | choice:0,1,2,3 | 2 |
+--log-requests-format | choice:text,json | text |
+--log-requests-target | texts | - |
+--uvicorn-access-log-exclude-prefixes | texts | - |
+--crash-dump-folder | text | - |
+--show-time-cost | flag | False |
+--enable-metrics | flag | False |
+--smg-http-sidecar-port | int | - |
+--enable-mfu-metrics | flag | False |
+--enable-metrics-for-all-schedulers | flag | False |
+--load-snapshot-publish-interval | int | 15 |
+--tokenizer-metrics-custom-labels-header | text | x-custom-labels |
+--tokenizer-metrics-allowed-custom-labels | texts | - |
+--extra-metric-labels | text | - |
+--bucket-time-to-first-token | texts | - |
+--bucket-inter-token-latency | texts | - |
+--bucket-e2e-request-latency | texts | - |
+--prompt-tokens-buckets | texts | - |
+--generation-tokens-buckets | texts | - |
+--gc-warning-threshold-secs | float | 0.0 |
+--decode-log-interval | int | 40 |
+--enable-request-time-stats-logging | flag | False |
+--kv-events-config | text | - |
+--load-publish-endpoint | text | - |
+--enable-forward-pass-metrics | flag | False |
+--forward-pass-metrics-worker-id | text |  |
+--forward-pass-metrics-ipc-name | text | - |
+--enable-trace | flag | False |
+--trace-modules | text | request |
+--otlp-traces-endpoint | text | localhost:4317 |
+--otlp-service-name | text | - |
+--export-metrics-to-file | flag | False |
+--export-metrics-to-file-dir | text | - |
+--kv-canary | choice:none,log,raise | none |
+--kv-canary-sweep-interval | int | 0 |
+--debug-tensor-dump-output-folder | text | - |
+--debug-tensor-dump-layers | ints | - |
+--debug-tensor-dump-input-file | text | - |
+--forward-hooks | text | - |
+--msprobe-dump-config | text | - |
+--nccl-port | int | - |
+--dist-timeout | int | - |
+--dist-init-addr --nccl-init-addr | text | - |
+--gated-launch-port | int | - |
+--nnodes | int | 1 |
+--node-rank | int | 0 |
+--tp-size --tp --tensor-parallel-size | int | 1 | GPUs per worker
+--dcp-size --decode-context-parallel-size | int | 1 |
+--pp-size --pp --pipeline-parallel-size | int | 1 | only 1 is simulated; anything else is refused
+--pp-max-micro-batch-size | int | - |
+--pp-async-batch-depth | int | 0 |
+--dp-size --dp --data-parallel-size | int | 1 | only 1 is simulated; anything else is refused
+--attn-dp-size --attention-data-parallel-size | int | 1 | only 1 is simulated; anything else is \
+refused
+--load-balance-method | choice:auto,round_robin,follow_bootstrap_room,total_requests,\
+total_tokens | auto |
+--attn-cp-size --attention-context-parallel-size | int | 1 |
+--moe-dp-size --moe-data-parallel-size | int | 1 |
+--dwdp-size | int | 1 |
+--dcp-comm-backend | choice:ag_rs,a2a,fi_a2a | - |
+--dcp-replicate-q-proj | optional | - |
+--enable-prefill-cp | flag | False |
+--cp-strategy | text | - |
+--enable-dsa-cache-layer-split | flag | False |
+--enable-cp-decode-attn-tp | flag | False |
+--enable-kv-cache-sharding | flag | False |
+--enable-dp-attention-local-control-broadcast | flag | False |
+--enable-dp-lm-head | flag | False |
+--enable-tp-lm-head-all-to-all | optional | - |
+--enable-attn-tp-input-scattered | flag | False |
+--enable-shared-experts-attn-tp | flag | False |
+--shared-experts-tp-size | int | - |
+--enable-dense-mlp-attn-tp | flag | False |
+--enable-layernorm-sp | flag | False |
+--enable-megamoe-for-layernorm-sp | flag | False |
+--disable-attn-tp-gather | flag | False |
+--enable-p2p-check | flag | False |
+--ep-size --ep --expert-parallel-size | int | 1 | only 1 is simulated; anything else is refused
+--moe-dense-tp-size | int | - |
+--ep-join-rank-offset | int | 0 |
+--elastic-ep-initial-size | int | - |
+--max-ep-size | int | - |
+--mem-fraction-static | float | - | share of the GPU for weights and KV cache
+--max-running-requests | int | - | largest running batch
+--max-queued-requests | int | - | requests beyond this many waiting are refused
+--max-total-tokens | human | - | cap on the KV cache
+--chunked-prefill-size | int | - | tokens per prefill chunk; -1 turns chunking off
+--prefill-decode-interval | int | - | refused unless 0: not simulated
+--prefill-decode-interval-min-bs | int | 0 |
+--enable-dynamic-chunking | flag | False |
+--max-prefill-tokens | int | 16384 | input tokens per prefill batch
+--prefill-max-requests | int | - | requests per prefill batch
+--schedule-policy | choice:lpm,random,fcfs,dfs-weight,lof,priority,routing-key,hrrn,\
+shortest-prefill-first | fcfs | fcfs, lpm, dfs-weight, lof, random; others are refused
+--enable-priority-scheduling | flag | False | order the queue by priority
+--disable-priority-preemption | flag | False | priorities order the queue only
+--default-priority-value | int | - |
+--abort-on-priority-when-disabled | flag | False |
+--schedule-low-priority-values-first | flag | False | small numbers are urgent
+--priority-scheduling-preemption-threshold | int | 10 | gap of priority that preempts
+--retraction-policy | choice:length,priority | length | who is retracted first: length or priority
+--schedule-conservativeness | float | 1.0 | scales the new-token ratio
+--page-size | int | - | tokens per page of the KV cache
+--c128-page-size | int | 16 |
+--swa-full-tokens-ratio | float | - |
+--swa-prefix-tails | int | - |
+--disable-hybrid-swa-memory | flag | False |
+--prefill-only-disable-kv-cache | flag | False |
+--disable-chunked-prefix-cache | flag | False |
+--disable-overlap-schedule | flag | False | decide a step only after the one before it
+--num-continuous-decode-steps | int | 1 |
+--scheduler-recv-interval | int | 1 |
+--enable-mixed-chunk | flag | False | decodes ride along with prefill chunks
+--max-mamba-cache-size | int | - |
+--mamba-full-memory-ratio | float | - |
+--enable-prefill-delayer | flag | False |
+--prefill-delayer-max-delay-passes | int | 30 |
+--prefill-delayer-token-usage-low-watermark | float | - |
+--prefill-delayer-forward-passes-buckets | texts | - |
+--prefill-delayer-wait-seconds-buckets | texts | - |
+--prefill-delayer-queue-min-ratio | float | - |
+--prefill-delayer-max-delay-ms | float | - |
+--min-free-slots-delay | int | - |
+--enable-response-store | flag | False |
+--tokenizer-path | text | - | directory with tokenizer.json; without it our byte-level tokenizer \
+is used
+--tokenizer-mode | choice:auto,slow | auto |
+--tokenizer-backend | choice:huggingface,fastokens | huggingface |
+--tokenizer-worker-num | int | 1 |
+--detokenizer-worker-num | int | 1 |
+--skip-tokenizer-init | flag | False |
+--host | text | 127.0.0.1 | address to listen on
+--port | int | 30000 | port to listen on
+--fastapi-root-path | text |  |
+--enable-http-worker-reuseport | flag | False |
+--smg-grpc-mode | flag | False |
+--grpc-mode | flag | False |
+--grpc-port | int | - |
+--grpc-response-timeout-secs | int | 300 |
+--sidecar | text | - |
+--sidecar-args | texts | - |
+--skip-server-warmup | flag | False |
+--warmups | text | - |
+--enable-http2 | flag | False |
+--http2-max-concurrent-streams | int | 200 |
+--http2-initial-connection-window-size | int | 1024 * 1024 |
+--ssl-keyfile | text | - |
+--ssl-certfile | text | - |
+--ssl-ca-certs | text | - |
+--ssl-keyfile-password | text | - |
+--enable-ssl-refresh | flag | False |
+--api-key | text | - | key clients must send
+--admin-api-key | text | - |
+--served-model-name | text | - | name the server answers to
+--weight-version | text | default |
+--chat-template | text | - |
+--trust-request-chat-template | flag | False |
+--hf-chat-template-name | text | - |
+--completion-template | text | - |
+--file-storage-path | text | - |
+--enable-cache-report | flag | False |
+--return-input-ids | flag | False |
+--return-output-ids | flag | False |
+--default-chat-template-kwargs | text | - |
+--strip-thinking-cache | flag | False |
+--enable-strict-thinking | flag | False |
+--tool-server | text | - |
+--sampling-defaults | choice:openai,model | model |
+--asr-max-buffer-seconds | int | 60 |
+--asr-max-concurrent-sessions | int | 32 |
+--preferred-sampling-params | text | - |
+--allow-auto-truncate | flag | False |
+--stream-interval | int | 1 |
+--batch-notify-size | int | 16 |
+--stream-response-default-include-usage | flag | False |
+--incremental-streaming-output | flag | False |
+--enable-streaming-session | flag | False |
+--constrained-json-whitespace-pattern | text | - |
+--constrained-json-disable-any-whitespace | flag | False |
+--constrained-json-max-whitespace-cnt | int | - |
+--enable-dynamic-batch-tokenizer | flag | False |
+--dynamic-batch-tokenizer-batch-size | int | 32 |
+--dynamic-batch-tokenizer-batch-timeout | float | 0.002 |
+--enable-tokenizer-batch-encode | flag | False |
+--disable-tokenizer-batch-decode | flag | False |
+--speculative-algorithm | text | - | refused: not simulated
+--uno-lora-path | text | - |
+--speculative-draft-model-path --speculative-draft-model | text | - |
+--speculative-draft-model-revision | text | - |
+--speculative-draft-load-format | text | - |
+--speculative-num-steps | int | - |
+--speculative-eagle-topk | int | - |
+--speculative-num-draft-tokens | int | - |
+--speculative-dflash-block-size | int | - |
+--speculative-domino-candidate-pool-size | int | 2048 |
+--speculative-dspark-block-size | int | - |
+--speculative-dspark-sps-table-path | text | - |
+--speculative-dspark-confidence-sts-path | text | - |
+--speculative-dspark-align-verify-tokens-to-graph-tier | flag | False |
+--speculative-accept-threshold-single | float | 1.0 |
+--speculative-accept-threshold-acc | float | 1.0 |
+--speculative-use-rejection-sampling | flag | False |
+--speculative-use-block-verification | flag | False |
+--speculative-token-map | text | - |
+--speculative-attention-mode | choice:prefill,decode | prefill |
+--speculative-draft-attention-backend | text | - |
+--speculative-dsa-topk-backend | choice:sgl-kernel,torch,flashinfer | sgl-kernel |
+--speculative-draft-kv-cache-dtype | choice:auto,fp8_e5m2,fp8_e4m3,bf16,bfloat16 | - |
+--speculative-draft-window-size | int | - |
+--speculative-draft-sink-size | int | - |
+--speculative-moe-runner-backend | text | - |
+--speculative-moe-a2a-backend | choice:none,deepep,mooncake,nixl,mori,ascend_fuseep,flashinfer,\
+megamoe,deepep_v2,pplx,ascend_tp | - |
+--speculative-enable-w4a4-mxfp4-megamoe | optional | - |
+--speculative-draft-model-quantization | text | - |
+--enable-multi-layer-eagle | flag | False |
+--speculative-adaptive | flag | False |
+--speculative-adaptive-config | text | - |
+--spec-trace-dir | text | - |
+--speculative-ngram-min-bfs-breadth | int | 1 |
+--speculative-ngram-max-bfs-breadth | int | 10 |
+--speculative-ngram-match-type | choice:BFS,PROB | BFS |
+--speculative-ngram-max-trie-depth | int | 18 |
+--speculative-ngram-capacity | int | 10 * 1000 * 1000 |
+--speculative-ngram-external-corpus-path | text | - |
+--speculative-ngram-external-sam-budget | int | 0 |
+--speculative-ngram-external-corpus-max-tokens | int | 10000000 |
+--disable-cuda-graph | flag | False | no CUDA graphs
+--enable-dp-attention | flag | False | refused: not simulated
+"""

@@ -1,0 +1,163 @@
+"""`sglang serve` flags: from a command line or a scenario's engine_args to frozen arguments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.flags import Flag, parse, read_table
+from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
+from frontier_mock.config.sglang_flag_table_more import MORE_FLAGS
+from frontier_mock.serving.radix_cache import EVICTION_POLICIES
+from frontier_mock.serving.schedulers.sglang_policy import POLICIES
+
+FP8_QUANTIZATION = ("fp8", "w8a8_fp8", "modelopt_fp8")
+"""--quantization values simulated as fp8 weights."""
+
+FP8_KV_TYPES = ("fp8_e5m2", "fp8_e4m3")
+"""--kv-cache-dtype values simulated as a one-byte KV cache."""
+
+_LARGE = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SglangArgs:
+    """The SGLang flags acted upon, under SGLang's names; None where SGLang decides for itself.
+
+    Units are in SGLang's own terms: tokens, requests, pages.
+    """
+
+    model_path: str = ""
+    served_model_name: str | None = None
+    tokenizer_path: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    random_seed: int = 0
+    context_length: int | None = None
+    tp_size: int = 1
+    mem_fraction_static: float | None = None
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None
+    max_total_tokens: int | None = None
+    chunked_prefill_size: int | None = None
+    max_prefill_tokens: int = 16384
+    prefill_max_requests: int | None = None
+    schedule_policy: str = "fcfs"
+    schedule_conservativeness: float = 1.0
+    page_size: int | None = None
+    enable_mixed_chunk: bool = False
+    disable_overlap_schedule: bool = False
+    enable_priority_scheduling: bool = False
+    disable_priority_preemption: bool = False
+    priority_scheduling_preemption_threshold: int = 10
+    schedule_low_priority_values_first: bool = False
+    disable_radix_cache: bool = False
+    radix_eviction_policy: str = "lru"
+    retraction_policy: str = "length"
+    cuda_graph_max_bs_decode: int | None = None
+    cuda_graph_bs_decode: tuple[int, ...] | None = None
+    disable_cuda_graph: bool = False
+    disable_cuda_graph_padding: bool = False
+    host: str = "127.0.0.1"
+    port: int = 30000
+    api_key: str | None = None
+
+
+def sglang_flags() -> tuple[Flag, ...]:
+    """Every flag of SGLang 0.5.23's `sglang serve`."""
+    return read_table(FIRST_FLAGS) + read_table(MORE_FLAGS)
+
+
+def parse_sglang_args(argv: Sequence[str]) -> tuple[SglangArgs, tuple[str, ...]]:
+    """A worker's engine_args as a command line: the arguments, and the flags without effect.
+
+    Raises ConfigError on an unknown flag, a bad value, or one that is not simulated.
+    """
+    given = parse(sglang_flags(), argv)
+    idle = tuple(f.options[0] for f in sglang_flags() if not f.effect and f.name in given)
+    return to_sglang_args(given), idle
+
+
+def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
+    """Check what argparse cannot and make the arguments. Raises ConfigError."""
+    _refuse(given)
+    acted = {field.name for field in fields(SglangArgs)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in acted and value is not None
+    }
+    if given.get("disable_decode_cuda_graph"):
+        values["disable_cuda_graph"] = True
+    if not values.get("model_path"):
+        raise ConfigError("argument --model-path: is required")
+    _check(values)
+    return SglangArgs(**values)
+
+
+_NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
+    "disaggregation_mode": ("null",),
+    "speculative_algorithm": (None,),
+    "enable_dp_attention": (False,),
+    "prefill_decode_interval": (None, 0),
+    "pp_size": (1,),
+    "dp_size": (1,),
+    "attn_dp_size": (1,),
+    "ep_size": (1,),
+}
+"""Flags that change the behaviour in ways not simulated, and the values they may have."""
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    for name, allowed in _NOT_SIMULATED.items():
+        if name in given and given[name] not in allowed:
+            option = "--" + name.replace("_", "-")
+            words = " or ".join(str(value) for value in allowed if value is not None) or "none"
+            raise ConfigError(
+                f"argument {option}: {shown(given[name])} is not simulated; allowed: {words}"
+            )
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("auto", "half", "float16", "bfloat16"),
+    "quantization": FP8_QUANTIZATION,
+    "kv_cache_dtype": ("auto", "bf16", "bfloat16", *FP8_KV_TYPES),
+    "schedule_policy": POLICIES,
+    "radix_eviction_policy": EVICTION_POLICIES,
+}
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("context_length", 1, _LARGE),
+    ("tp_size", 1, 1024),
+    ("mem_fraction_static", 0.01, 1.0),
+    ("max_running_requests", 1, 1 << 20),
+    ("max_queued_requests", 1, _LARGE),
+    ("max_total_tokens", 1, 1 << 40),
+    ("chunked_prefill_size", -1, _LARGE),
+    ("max_prefill_tokens", 1, _LARGE),
+    ("prefill_max_requests", 1, _LARGE),
+    ("schedule_conservativeness", 0.0, 1000.0),
+    ("page_size", 1, 1024),
+    ("cuda_graph_max_bs_decode", 1, 1 << 16),
+    ("random_seed", 0, 2**63 - 1),
+    ("port", 0, 65535),
+)
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    for name, allowed in _CHOICES.items():
+        value = values.get(name)
+        if value is not None and value not in allowed:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"argument {option}: {shown(value)} is not simulated; allowed: {', '.join(allowed)}"
+            )
+    for name, low, high in _RANGES:
+        value = values.get(name)
+        if value is not None and not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"argument {option}: {shown(value)} is not in {low:g}..{high:g}")
+    sizes = values.get("cuda_graph_bs_decode")
+    if sizes is not None and (not sizes or min(sizes) < 1):
+        raise ConfigError("argument --cuda-graph-bs-decode: sizes must be 1 or more")
