@@ -6,9 +6,9 @@ Everything that runs on one loop in one process can be looked through completely
 leases here (shared/specs/virtual_time.md section 3.4). The loop's selector decides:
 
 1. Poll first. What is readable or ready is handled at the present instant.
-2. Nothing is: the instant is quiescent. Run what waits for that (`call_when_idle`), once.
-3. A thread is at work for this loop (`run_in_executor`, `thread`): wait for it in real time. What
+2. A thread is at work for this loop (`run_in_executor`, `thread`): wait for it in real time. What
    it computes takes no virtual time, like everything that runs on a CPU here.
+3. The instant is quiescent. Run what waits for that (`call_when_idle`), once.
 4. A descriptor leads out of this process: wait a real moment for it, then count a guess. Sockets
    whose other end is on the same loop do not count: what they carry has been delivered already.
 5. Jump to the next timer. If there is none, nobody will ever wake anybody: `Deadlock`, at once.
@@ -340,14 +340,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 self._polls = 0
                 raise Deadlock(self._complaint("a task spins without ever waiting for time"))
             return ready
-        if self._when_idle:  # 2
+        if busy := self._busy_threads():  # 2
+            return self._wait_outside(inner, f"threads at work: {', '.join(busy)}")
+        if self._when_idle:  # 3
             handles, self._when_idle = self._when_idle, []
             for handle in handles:
                 if not handle.cancelled():
                     self.call_soon(handle._run)
             return ready
-        if busy := self._busy_threads():  # 3
-            return self._wait_outside(inner, f"threads at work: {', '.join(busy)}")
         outside = self._watched.outside()
         if timeout is None:
             if outside:

@@ -256,7 +256,8 @@ def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | N
 def _bind(host: str | None, port: int) -> socket.socket:
     address = host or "0.0.0.0"
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol spelt out, or asyncio would leave Nagle's algorithm on and hold back chunks.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))

@@ -338,3 +338,17 @@ def test_two_runs_take_the_same_path() -> None:
     first = run(main())
     assert first == run(main())
     assert first == sorted(first, key=lambda entry: entry[0])
+
+
+def test_an_instant_with_a_thread_at_work_is_not_over() -> None:
+    async def main() -> list[str]:
+        loop = the_loop()
+        said: list[str] = []
+        working = asyncio.create_task(asyncio.to_thread(lambda: said.append("thread")))
+        await asyncio.sleep(0)
+        loop.call_when_idle(lambda: said.append("idle"))
+        await working
+        await asyncio.sleep(1.0)
+        return said
+
+    assert run(main()) == ["thread", "idle"]
