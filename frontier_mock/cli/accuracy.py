@@ -1,8 +1,9 @@
 """`frontier-mock accuracy`: the simulator against real serving measurements.
 
-Every dense vLLM row of shared/data/measurements is run from its configuration alone, under its own
-client protocol (cost_model.md section 2.1); nothing is fitted to these rows. Printed are the
-median absolute and signed errors of mean TPOT and TTFT by data set, TP degree and load octave.
+Every dense vLLM and SGLang row of shared/data/measurements is run from its configuration alone,
+under its own client protocol (cost_model.md section 2.1); nothing is fitted to these rows. Printed
+are the median absolute and signed errors of mean TPOT and TTFT by data set, TP degree and load
+octave.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from frontier_mock.cluster.build import build_cluster
-from frontier_mock.config.resolve import resolve_single
+from frontier_mock.config.resolve import ResolvedCluster, resolve_single, resolve_single_sglang
+from frontier_mock.config.sglang_flags import SglangArgs
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.events import Finished, FirstToken, Submitted
 from frontier_mock.drive.offline import OfflineRun
@@ -59,8 +61,15 @@ class Outcome:
     ttft_known: bool
 
 
-def _simulate(args: VllmArgs, hardware: str, engine: str, workload: WorkloadSpec) -> OfflineRun:
-    resolved = resolve_single(args, hardware, engine, seed=0)
+SGLANG_MODELS = {
+    "Qwen/Qwen3-32B": "Qwen/Qwen3-32B",
+    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
+}
+OLDEST_SGLANG = "0.5.5"
+"""Rows of older versions than the oldest preset are run with that."""
+
+
+def _simulate(resolved: ResolvedCluster, workload: WorkloadSpec) -> OfflineRun:
     cluster = build_cluster(resolved.spec, resolved.costs)
     return play(cluster, build_source(workload, seed=0))
 
@@ -113,10 +122,40 @@ def _serving_rows(path: Path, wanted: str) -> list[Outcome]:
             else PromptSpec(FixedTokens(isl), FixedTokens(osl))
         )
         loop = ClosedLoopSpec(lengths, conc, 10 * conc, 2 * conc)
-        result = _simulate(args, GPUS[row["system"]], f"vllm-{version}", loop)
+        resolved = resolve_single(args, GPUS[row["system"]], f"vllm-{version}", seed=0)
+        result = _simulate(resolved, loop)
         sim_ttft, sim_tpot = mean_latencies_ms(result)
         tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
         outcomes.append(Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, inferencex))
+    return outcomes
+
+
+def _sglang_rows(path: Path, wanted: str) -> list[Outcome]:
+    """The gap-analysis rows of SGLang, on its own defaults; their clients' ramp is unknown."""
+    outcomes = []
+    for row in csv.DictReader(path.open(encoding="utf-8")):
+        if row["backend"] != "sglang" or row["model_path"] not in SGLANG_MODELS:
+            continue
+        measured = row["backend_version"]
+        version = measured.partition(".post")[0]
+        version = max(version, OLDEST_SGLANG, key=lambda text: [int(n) for n in text.split(".")])
+        isl, osl, conc, tp = (int(float(row[k])) for k in ("isl", "osl", "conc", "tp_size"))
+        model = row["model_path"].split("/")[1]
+        group = f"{row['origin']} {model} {row['system']} sglang {measured}"
+        label = f"{group} tp{tp} isl{isl} osl{osl} c{conc}"
+        if wanted not in label:
+            continue
+        args = SglangArgs(
+            model_path=SGLANG_MODELS[row["model_path"]],
+            quantization="fp8" if row["precision"] == "fp8" else None,
+            tp_size=tp,
+        )
+        lengths = PromptSpec(FixedTokens(isl), FixedTokens(osl))
+        loop = ClosedLoopSpec(lengths, conc, 10 * conc, 2 * conc)
+        resolved = resolve_single_sglang(args, GPUS[row["system"]], f"sglang-{version}", seed=0)
+        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(resolved, loop))
+        tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
+        outcomes.append(Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, False))
     return outcomes
 
 
@@ -145,7 +184,8 @@ def _open_loop_rows(path: Path, wanted: str) -> list[Outcome]:
         )
         count = round(rate * float(row["duration_s"]))
         loop = OpenLoopSpec(lengths, row["arrival"], rate, num_requests=count)
-        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(args, "h100", "vllm-0.15.1", loop))
+        resolved = resolve_single(args, "h100", "vllm-0.15.1", seed=0)
+        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(resolved, loop))
         tpot, ttft = float(row["tpot_derived_ms"]), float(row["ttft_mean_ms"])
         outcomes.append(Outcome(group, label, tp, rate, tpot, sim_tpot, ttft, sim_ttft, True))
     return outcomes
@@ -196,7 +236,11 @@ def run(argv: list[str]) -> int:
 
 def measure(data: Path, wanted: str = "") -> list[Outcome]:
     """Simulate every visible dense row whose label contains `wanted`."""
-    return _serving_rows(data / SERVING, wanted) + _open_loop_rows(data / OPEN_LOOP, wanted)
+    return (
+        _serving_rows(data / SERVING, wanted)
+        + _sglang_rows(data / SERVING, wanted)
+        + _open_loop_rows(data / OPEN_LOOP, wanted)
+    )
 
 
 def summarise(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:

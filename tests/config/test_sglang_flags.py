@@ -106,7 +106,7 @@ cluster:
   workers:
     - {{name: a, count: 2, engine: sglang-0.5.23, model: {MODEL}, hardware: h100,
         engine_args: {{schedule-policy: lpm, page-size: 16}}}}
-    - {{name: b, engine: vllm-0.33, model: {MODEL}, hardware: h100}}
+    - {{name: b, engine: vllm-0.33, model: {MODEL}, hardware: h100, quantization: fp8}}
 """
     resolved = resolve_scenario(parse_scenario(text, "mixed.yaml", TraceSearch(())))
     kinds = [type(worker.scheduler).__name__ for worker in resolved.spec.workers]
