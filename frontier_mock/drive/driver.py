@@ -188,7 +188,8 @@ class Driver:
     """See the theory of operation at the top of this module.
 
     `keep_events` is how many events stay in the engine's log for a report; when there are more,
-    they are all let go, and from then on as soon as they are folded (`forgot_events`).
+    they are all let go, and from then on as soon as they are folded (`forgot_events`). `on_drop`
+    sees them before.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Driver:
         *,
         journal: Callable[[SimTime, Command], None] | None = None,
         keep_events: int = 0,
+        on_drop: Callable[[Sequence[Event]], None] | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.engine = engine
@@ -220,6 +222,7 @@ class Driver:
         self._wall_ns = wall_ns
         self._journal = journal
         self._keep_events = keep_events
+        self._on_drop = on_drop
         self._digested = 0
         self.forgot_events = False
         self._folders = folders
@@ -584,6 +587,8 @@ class Driver:
             self._log.digest()
             self._digested = end
         else:
+            if self._on_drop is not None:
+                self._on_drop(self._log.events)
             self._log.drop(end)
             self._keep_events = self._cursor = self._digested = 0
             self.forgot_events = True

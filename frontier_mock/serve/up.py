@@ -26,6 +26,7 @@ from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.summary import report_cluster
+from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
 from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.settings import HttpSettings
@@ -119,8 +120,14 @@ class ClusterServer:
             ]
             journal = opened.enter_context(_journal(spec))
             self._opened = opened.pop_all()
+        self._digests = WorkerDigests(worker.name for worker in spec.cluster.workers)
         self.driver = Driver(
-            self.cluster, spec.clock, self.metrics, journal=journal, keep_events=_EVENTS_KEPT
+            self.cluster,
+            spec.clock,
+            self.metrics,
+            journal=journal,
+            keep_events=_EVENTS_KEPT,
+            on_drop=self._digests.dropped,
         )
         self._clock_routes = ClockRoutes(self.driver, self._report)
         self._servers: list[asyncio.Server] = []
@@ -182,11 +189,17 @@ class ClusterServer:
             "now_ns": driver.now_ns(),
             "in_flight": len(driver.in_flight),
             "log_complete": not driver.forgot_events,
+            "workers_digest": self._workers_digest(),
         }
         if driver.forgot_events:
             return {**head, "wall_s": driver.wall_s(), "digest": self.cluster.log.digest()}
         report = report_cluster(self.cluster, self._spec.scenario, driver.wall_s())
         return {**head, **report.result}
+
+    def _workers_digest(self) -> dict[str, object]:
+        self._digests.catch_up(self.cluster.log.events)
+        digests = self._digests.digests()
+        return {"by_name": by_name(digests), "by_role": by_role(digests), "workers": digests}
 
     def _write_ready_file(self) -> None:
         path = self._spec.ready_file
