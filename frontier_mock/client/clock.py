@@ -92,6 +92,14 @@ class ClockClient:
             body["then_fork"] = {"children": list(children), "once": once}
         return await self._verb("sleep", body)
 
+    async def sleep_for(self, actor: str, seconds: float) -> SimTime:
+        """Park for `seconds` of virtual time, counted from the server's present."""
+        return await self._verb("sleep", {"actor": actor, "seconds": seconds})
+
+    async def barrier(self, actor: str, group: str, size: int) -> SimTime:
+        """Park until `size` actors wait at `group`."""
+        return await self._verb("barrier", {"actor": actor, "group": group, "size": size})
+
     async def fork(self, parent: str, children: Sequence[str]) -> SimTime:
         """Create held children that outlive their requests. Returns the time."""
         return await self._verb(

@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+from frontier_mock.client.actor import Actor
+from frontier_mock.client.wrap import current_actor
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.pytest_plugin import StartCluster
 from frontier_mock.testing import (
@@ -309,3 +311,15 @@ def test_check_determinism_compares_results() -> None:
         check_determinism(varies)
     with pytest.raises(ValueError, match="at least 2"):
         check_determinism(varies, runs=1)
+
+
+async def test_actors_work_in_process_too(mock_cluster: StartCluster) -> None:
+    cluster = await mock_cluster()
+    async with Actor(cluster.url, "a") as actor:
+
+        async def child(seconds: float) -> float:
+            return await actor.sleep(seconds, current_actor())
+
+        assert await actor.gather(child(2.0), child(1.0)) == [2.0, 1.0]
+        assert await actor.sleep(10.0) == 12.0
+    assert cluster.now_s == 12.0
