@@ -303,6 +303,18 @@ def test_priority_admits_the_smallest_number_first_and_preempts_the_largest() ->
     assert story.finished == [(21, 1, "length", 20), (24, 2, "length", 20), (42, 0, "length", 20)]
 
 
+def test_a_victim_that_had_its_turn_already_keeps_the_block_it_filled() -> None:
+    # Both want a block in the step decided at 6 ms. Sequence 0 gets the last one and is then
+    # preempted for sequence 1; its first block, the 16th token now known, is cached by that turn.
+    story = play(
+        spec(blocks=3, policy="priority", async_scheduling=True, caching=True),
+        Ask(0, 10, 20, priority=2),
+        Ask(0.5, 12, 10, priority=0),
+    )
+    assert story.preempted == [(6, 0)]
+    assert story.admitted == [(0, 0, 0), (1, 1, 0), (12, 0, 16)]
+
+
 def test_a_long_prefill_threshold_caps_chunks_unless_the_prompt_is_alone() -> None:
     assert play(spec(threshold=8), Ask(0, 40, 2)).steps == ["40@0", "1d"]
     story = play(spec(threshold=8, budget=20), Ask(0, 40, 2), Ask(0.5, 30, 2), Ask(0.6, 20, 2))

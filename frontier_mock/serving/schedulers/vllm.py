@@ -214,8 +214,11 @@ class VllmScheduler:
 
     # Blocks ----------------------------------------------------------------------------------
 
-    def _free(self, seq: Sequence, finished: bool = False) -> None:
-        """Free the blocks of a running sequence, as of the last step scheduled."""
+    def _free(self, seq: Sequence, finished: bool = False, had_turn: bool = False) -> None:
+        """Free the blocks of a running sequence, as of the last step scheduled.
+
+        `had_turn`: it was given its token in the step being scheduled, too.
+        """
         table = seq.table
         if table is None:
             return
@@ -224,7 +227,7 @@ class VllmScheduler:
         if seq.state == PREFILL:
             committed = seq.computed // block
         else:
-            context = seq.offset + min(self.last_scheduled, self._last_step(seq))
+            context = seq.offset + min(self.last_scheduled + had_turn, self._last_step(seq))
             held = max(held, -(-context // block))
             # The newest token was a placeholder when its slot was allocated under async scheduling:
             # a block it completes is cached only once the output of its step is processed.
@@ -318,7 +321,7 @@ class VllmScheduler:
         budget = self._token_budget
         order = list(self.running.values())
         cap = self._chunk_cap()
-        spent: dict[int, tuple[int, int]] = {}
+        spent: dict[int, int] = {}
         starved: list[Sequence] = []
         preempted = False
         i = 0
@@ -334,16 +337,16 @@ class VllmScheduler:
                 victim = self._victim(order)
                 at = order.index(victim)
                 del order[at]
-                tokens_back, blocks_back = spent.pop(victim.rid, (0, 0))
-                budget += tokens_back
+                had_turn = victim.rid in spent
+                budget += spent.pop(victim.rid, 0)
                 if at < i:
                     i -= 1
-                self._preempt(victim, step, t_ns, blocks_back)
+                self._preempt(victim, step, t_ns, had_turn)
                 preempted = True
             if i == len(order) or order[i] is not seq:
                 continue
             budget -= tokens
-            spent[seq.rid] = (tokens, blocks if seq.counted else 0)
+            spent[seq.rid] = tokens
             if seq.state == PREFILL:
                 self._grant(seq, tokens, step)
             elif blocks:
@@ -446,10 +449,10 @@ class VllmScheduler:
             self._grant(seq, new, step)
             budget -= new
 
-    def _preempt(self, victim: Sequence, step: int, t_ns: SimTime, extra_blocks: int) -> None:
+    def _preempt(self, victim: Sequence, step: int, t_ns: SimTime, had_turn: bool) -> None:
         """Evict a running sequence while `step` is being scheduled (recompute preemption).
 
-        `extra_blocks` were taken for it in this very step.
+        `had_turn`: it was given tokens in this very step, and so the blocks they need.
         Tokens of steps already scheduled are still delivered: under async scheduling the victim's
         last token may be in flight, and then it has nothing left to recompute.
         """
@@ -462,9 +465,7 @@ class VllmScheduler:
         done = victim.state == DECODE and victim.finish_step < step
         if victim.state == PREFILL:
             self._prefilling.remove(victim)
-        elif extra_blocks:
-            victim.held_blocks = -(-(victim.offset + step) // self._block)
-        self._free(victim)
+        self._free(victim, had_turn=had_turn)
         if victim.state == DECODE and not done:
             victim.close_span(step - 1)
         victim.preemptions += 1
