@@ -8,12 +8,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from frontier_mock.core.commands import Submit
 from frontier_mock.drive.driver import Driver, ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
-from frontier_mock.serve.carriers import actor_of
+from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.http1 import Request
@@ -78,7 +78,7 @@ class VllmApp:
         settings: HttpSettings,
         more: Sequence[Routes],
     ) -> None:
-        self._part = part
+        self._part = part._replace(served=replace(part.served, worker=part.number))
         self._driver = driver
         self._settings = settings
         self._created_s = time.time()
@@ -183,34 +183,23 @@ class VllmApp:
     def _generate(self, exchange: Exchange) -> None:
         """Parse and submit. The answer comes from the subscriber, out of the driver's pump."""
         request, driver = exchange.request, self._driver
-        actor = actor_of(request.headers)
+        actor, legs = actor_and_legs(actor_of(request.headers))
         try:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
-            actor = actor or generation.actor
-            submits = [self._placed(plan.submit) for plan in generation.sequences]
+            if actor is None:
+                actor, legs = actor_and_legs(generation.actor)
+            submits = [plan.submit for plan in generation.sequences]
             subscriber = (Stream if generation.stream else Whole)(generation, exchange)
-            ticket = driver.submit(submits, subscriber, actor, generation.n)
+            ticket = driver.submit(submits, subscriber, actor, generation.n, legs)
         except (ApiError, ShutdownError) as error:
-            driver.keeper.refuse(actor)
+            driver.keeper.refuse(actor, legs)
             driver.poke()
             if isinstance(error, ShutdownError):
                 raise engine_dead() from None
             raise
         exchange.on_lost = lambda: driver.abort(ticket)
-
-    def _placed(self, submit: Submit) -> Submit:
-        return Submit(
-            submit.prompt,
-            submit.output_tokens,
-            submit.max_tokens,
-            submit.finish_reason,
-            self._part.number,
-            submit.priority,
-            submit.output_keys,
-            submit.tag,
-        )
 
     # The rest
 

@@ -38,6 +38,8 @@ def hash_blocks(ids: TokenIds, block_tokens: int) -> Keys:
     if not 1 <= block_tokens <= _MAX_BLOCK_TOKENS:
         raise ValueError(f"block size {block_tokens} is not between 1 and {_MAX_BLOCK_TOKENS}")
     count = len(ids) // block_tokens
+    if not count:
+        return np.empty(0, np.uint64)
     blocks = ids[: count * block_tokens].reshape(count, block_tokens).astype(np.uint64)
     keys: Keys = blocks @ _MULTIPLIERS[:block_tokens]
     keys += _GOLDEN

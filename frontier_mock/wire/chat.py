@@ -238,7 +238,7 @@ def _plan(
     rank = data_parallel_rank(headers, served)
     logprobs = _logprobs_plan(fields, served)
     sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
-    check_prompt_ids(ids, served)
+    check_prompt_ids(ids, served, encoded=True)
     plans = plan_sequences(ids, 0, n, max_tokens, fields, request_priority(fields, headers), served)
     role = "assistant" if add_prompt or not turns else str(turns[-1]["role"])
     include_usage, continuous = sampling.wants_usage(fields, served)

@@ -180,11 +180,11 @@ def _plan(
     logprobs = _logprobs_plan(fields, served)
     priority = request_priority(fields, headers)
     plans = []
-    for i, ids in enumerate(all_ids):
+    for i, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True)):
         max_tokens = 1 if prompt_only else effective_max_tokens(asked, len(ids), served)
         sampling.check_sampling(fields, n, max_tokens, served)
         sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
-        check_prompt_ids(ids, served)
+        check_prompt_ids(ids, served, encoded=isinstance(prompt, str))
         plans += plan_sequences(ids, i, n, max_tokens, fields, priority, served)
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = flag_field(fields, "return_token_ids")

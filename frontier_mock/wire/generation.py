@@ -1,6 +1,7 @@
 """What a request became: the sequences to submit, and what is needed to render their output."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from frontier_mock.core.commands import Submit
 from frontier_mock.wire.text import SyntheticText
@@ -24,8 +25,7 @@ class Outcome:
     finish_ns: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class PromptText:
+class PromptText(NamedTuple):
     """A prompt as the response may have to repeat it; kept only if something asks for it."""
 
     num_tokens: int

@@ -1,7 +1,7 @@
 """From a prompt's token ids and checked fields to the sequences an engine is given."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,13 +35,39 @@ Headers = Mapping[str, str]
 """Request headers. Keys are looked up in lower case: pass a case-insensitive mapping, or lower."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptLimits:
+class PromptLimits(NamedTuple):
     """vLLM's `TokenizeParams`: how long a prompt may be, and what to cut if it is longer."""
 
     max_model_len: int
-    truncate: int | None
-    truncate_left: bool
+    truncate: int | None = None
+    truncate_left: bool = False
+
+
+class _Wishes(NamedTuple):
+    """What of a request decides what its choices say and where they end, beside the cap."""
+
+    salt: int = 0
+    seed: int | None = None
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+
+
+# Most requests have few of these fields, and cost no look at the others.
+_WISHES = frozenset(
+    (
+        "cache_salt",
+        "seed",
+        "ignore_eos",
+        "min_tokens",
+        "stop",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+    )
+)
+_NO_WISHES = _Wishes()
 
 
 def check_model(fields: Fields, served: ServedModel) -> None:
@@ -61,6 +87,8 @@ def prompt_limits(
     limit = served.max_model_len
     if max_output_tokens is not None and max_output_tokens > limit:
         raise too_many_output_tokens(cap_field, max_output_tokens, limit)
+    if "truncate_prompt_tokens" not in fields:
+        return PromptLimits(limit)
     truncate = optional_int_field(fields, "truncate_prompt_tokens")
     if truncate is not None and truncate > limit:
         raise invalid(
@@ -112,10 +140,15 @@ def effective_max_tokens(asked: int | None, prompt_tokens: int, served: ServedMo
     return room if wanted is None else min(room, wanted)
 
 
-def check_prompt_ids(ids: TokenIds, served: ServedModel) -> None:
-    """Raise a late ApiError for an empty prompt or ids beyond the vocabulary."""
+def check_prompt_ids(ids: TokenIds, served: ServedModel, *, encoded: bool) -> None:
+    """Raise a late ApiError for an empty prompt or ids beyond the vocabulary.
+
+    `encoded` ids come from the tokenizer, which knows its vocabulary.
+    """
     if len(ids) == 0:
         raise invalid("The decoder prompt cannot be empty", late=True)
+    if encoded:
+        return
     highest = int(ids.max())
     if highest >= served.num_token_ids:
         raise invalid(f"Token id {highest} is out of vocabulary", late=True)
@@ -180,30 +213,28 @@ def plan_sequences(
     size = ring.block_tokens
     keys = hash_blocks(ids, size)
     tail = ids[len(keys) * size :]
-    salt = salt_hash(text_field(fields, "cache_salt"))
+    wishes = _NO_WISHES if _WISHES.isdisjoint(fields) else _wishes(fields)
+    salt = wishes.salt
     if salt and len(keys):
         keys[0] ^= np.uint64(salt)
     identity = content_key(keys, tail, salt)
     prompt = KeyedPrompt(len(ids), size, keys.tobytes())
     seed = served.seed
-    asked_seed = optional_int_field(fields, "seed")
-    if asked_seed is not None and asked_seed != -1:
-        seed = seed * 0x1_0001 + asked_seed + 1
-    ignore_eos = flag_field(fields, "ignore_eos")
-    stop = strings_field(fields, "stop")
-    stop_token_ids = ints_field(fields, "stop_token_ids")
-    may_end = served.eos is not None and (not ignore_eos or ring.end_id in stop_token_ids)
+    if wishes.seed is not None and wishes.seed != -1:
+        seed = seed * 0x1_0001 + wishes.seed + 1
+    eos = served.eos
+    if wishes.ignore_eos and ring.end_id not in wishes.stop_token_ids:
+        eos = None
     plans = []
     for choice in range(n):
-        eos_tokens = served.eos.length(seed, identity, choice) if may_end and served.eos else 0
         rules = StopRules(
             max_tokens,
-            int_field(fields, "min_tokens", 0),
-            eos_tokens,
-            ignore_eos,
-            stop,
-            stop_token_ids,
-            flag_field(fields, "include_stop_str_in_output"),
+            wishes.min_tokens,
+            0 if eos is None else eos.length(seed, identity, choice),
+            wishes.ignore_eos,
+            wishes.stop,
+            wishes.stop_token_ids,
+            wishes.include_stop,
         )
         start = ring.start_for(seed, identity, choice)
         ending = find_ending(ring, start, rules)
@@ -215,9 +246,22 @@ def plan_sequences(
             text.num_tokens,
             max_tokens,
             ending.finish_reason,
-            priority=priority,
-            output_keys=after,
+            served.worker,
+            priority,
+            after,
         )
         index = prompt_index * n + choice
         plans.append(SequencePlan(index, prompt_index, submit, text, ending.stop_reason))
     return plans
+
+
+def _wishes(fields: Fields) -> _Wishes:
+    return _Wishes(
+        salt_hash(text_field(fields, "cache_salt")),
+        optional_int_field(fields, "seed"),
+        flag_field(fields, "ignore_eos"),
+        int_field(fields, "min_tokens", 0),
+        strings_field(fields, "stop"),
+        ints_field(fields, "stop_token_ids"),
+        flag_field(fields, "include_stop_str_in_output"),
+    )

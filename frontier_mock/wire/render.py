@@ -7,10 +7,12 @@ from frontier_mock.wire.generation import CHAT, Generation, Outcome, SequencePla
 from frontier_mock.wire.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from frontier_mock.wire.tokenizer import Json
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 def dumps(value: Json) -> str:
     """Compact JSON with non-ASCII characters as they are, as starlette and pydantic write it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return "null" if value is None else _encode(value)
 
 
 def render_response(generation: Generation, outcomes: Sequence[Outcome], created_s: int) -> bytes:

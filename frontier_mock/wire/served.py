@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from frontier_mock.core.commands import AUTO_WORKER
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class ServedModel:
     client used. `root` is the model path. `vocab_size` is the model's, which may exceed the
     tokenizer's; ids below either are valid in prompts. `new_id` makes the base of a request id when
     the client brings none; servers pass `lambda: uuid4().hex`. `eos` is None for a model that
-    never stops by itself.
+    never stops by itself. `worker` is the one requests are submitted to, by its number.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class ServedModel:
     trust_request_chat_template: bool = False
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
+    worker: int = AUTO_WORKER
 
     @property
     def block_tokens(self) -> int:

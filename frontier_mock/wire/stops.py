@@ -5,7 +5,7 @@ rules are vLLM 0.33's: none but the cap applies to the first `min_tokens` tokens
 counts once its last character has appeared, and among equals tokens come before strings.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from frontier_mock.wire.text import SyntheticText, TextRing
 _SCAN_TOKENS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class StopRules:
+class StopRules(NamedTuple):
     """What may end a sequence before its cap of `max_tokens`.
 
     `eos_tokens` is the drawn length of the answer, the end token included, or 0 for never.
@@ -30,8 +29,7 @@ class StopRules:
     include_stop: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a sequence ends when nobody aborts it, and the text it has then."""
 
     text: SyntheticText
@@ -53,7 +51,7 @@ def find_ending(ring: TextRing, start: int, rules: StopRules) -> Ending:
         if tokens <= limit:
             limit, end_id, finish_reason = tokens, ring.end_id, "stop"
             stop_reason = ring.end_id if rules.ignore_eos else None
-    stopping = ring.id_set.intersection(rules.stop_token_ids)
+    stopping = rules.stop_token_ids and ring.id_set.intersection(rules.stop_token_ids)
     if stopping:
         # The end token stands in for the ring's token at its place.
         before_end = limit - (end_id >= 0)

@@ -30,6 +30,8 @@ _SPECIAL_IDS = {text: 256 + i for i, text in enumerate(BYTE_SPECIALS)}
 # Bytes that UTF-8 never uses stand for the special tokens while a text is being encoded.
 _FIRST_STAND_IN = 0xF8
 _STAND_INS = [(s.encode(), bytes([_FIRST_STAND_IN + i])) for i, s in enumerate(BYTE_SPECIALS)]
+_ID_OF_BYTE = np.arange(256, dtype=np.uint32)
+_ID_OF_BYTE[_FIRST_STAND_IN:] += 256 - _FIRST_STAND_IN
 
 
 class Tokenizer(Protocol):
@@ -146,8 +148,7 @@ class ByteTokenizer:
             return np.frombuffer(data, np.uint8).astype(np.uint32)
         for spelling, stand_in in _STAND_INS:
             data = data.replace(spelling, stand_in)
-        ids = np.frombuffer(data, np.uint8).astype(np.uint32)
-        ids[ids >= _FIRST_STAND_IN] += 256 - _FIRST_STAND_IN
+        ids: TokenIds = _ID_OF_BYTE.take(np.frombuffer(data, np.uint8))
         return ids
 
     def decode(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:

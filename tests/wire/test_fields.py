@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from frontier_mock.wire import fields
-from frontier_mock.wire.errors import Problem
+from frontier_mock.wire.errors import ApiError, Problem
 from frontier_mock.wire.fields import Check
 
 
@@ -114,3 +114,34 @@ def test_checks_agree_with_pydantic(name: str, value: object) -> None:
 @given(st.lists(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.none())))
 def test_json_is_read_as_python_reads_it(value: list[object]) -> None:
     assert fields.load_json(json.dumps(value).encode()) == value
+
+
+_TEXT = (
+    b'{"a": [1, -0, 2.5, 3e10, "x\\u00e9\\n", null, true], "b": {"c": "\xc3\xa9", "c": 2}, '
+    b'"d": "\\ud83d\\ude00", "e": 18446744073709551616, "f": 1e400, "g": NaN, "h": "\\ud800"}'
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(_TEXT) - 1),
+            st.sampled_from([b"", *(bytes([c]) for c in b'{}[]",:0-.eE\\u tn\x00\x1f\x80\xff')]),
+            st.booleans(),
+        ),
+        max_size=3,
+    )
+)
+def test_bodies_are_what_the_standard_library_makes_of_them(
+    edits: list[tuple[int, bytes, bool]],
+) -> None:
+    text = _TEXT
+    for at, put, instead in edits:
+        text = text[:at] + put + text[at + instead :]
+    try:
+        expected = repr(json.loads(text))
+    except (ValueError, RecursionError):
+        with pytest.raises(ApiError):
+            fields.load_json(text)
+    else:
+        assert repr(fields.load_json(text)) == expected
