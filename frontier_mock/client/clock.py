@@ -81,15 +81,23 @@ class ClockClient:
             await asyncio.wait((self._held_open,))
 
     async def sleep(
-        self, actor: str, until_ns: SimTime, children: Sequence[str] = (), once: bool = True
+        self,
+        actor: str,
+        until_ns: SimTime,
+        children: Sequence[str] = (),
+        once: bool = True,
+        rename: str | None = None,
     ) -> SimTime:
         """Park until `until_ns`; `children` begin, held, when the actor wakes. Returns the time.
 
-        A time that is past means the present: wait until everybody else is parked.
+        A time that is past means the present: wait until everybody else is parked. The actor is
+        called `rename` from now on.
         """
         body: dict[str, object] = {"actor": actor, "until_ns": until_ns}
         if children:
             body["then_fork"] = {"children": list(children), "once": once}
+        if rename is not None:
+            body["rename"] = rename
         return await self._verb("sleep", body)
 
     async def sleep_for(self, actor: str, seconds: float) -> SimTime:

@@ -12,7 +12,8 @@ lease for every thread of control, so that virtual time moves only when all of t
 3. If they do, a child outlives its response, and then takes its turn: it sleeps until now, which
    returns when every child of that instant has done the same. Only then is the source told, in the
    order of the requests, and a successor forked for each request that it releases. What order the
-   network delivered the responses in has no influence.
+   network delivered the responses in has no influence. Lanes that keep apart need no turn: each
+   sleeps until its next request is due and takes that request's name, one clock call per request.
 4. Actors are named by the request's number, padded: the engine's canonical order of commands within
    an instant is the source's own.
 5. `one_at_a_time` wakes the pacer once per request instead of once per instant, and each time only
@@ -142,6 +143,7 @@ class _Warp:
         self._start_ns = clock.now_ns
         self._width = len(str(play.source.num_requests))
         self._once = not play.source.releases
+        self._apart = play.source.lanes_apart
         self._ended: list[tuple[SimTime, Item, str]] = []
         self._group = asyncio.TaskGroup()
 
@@ -165,10 +167,26 @@ class _Warp:
                 await clock.release([actor])
             self._report(answer)
             return
+        if self._apart:
+            self._report(answer)
+            await self._next_in_lane(answer, timed.item, actor)
+            return
         self._ended.append((answer.finish_ns, timed.item, actor))
         await clock.sleep(actor, 0)  # 3
         self._report(answer)
         await self._follow_up()
+
+    async def _next_in_lane(self, answer: Answer, item: Item, actor: str) -> None:
+        """The one request that `item` releases, if any, under a name of its own."""
+        at_ns = self._clock.now_ns if answer.finish_ns == NEVER else answer.finish_ns
+        released = self.play.source.on_finish(item, at_ns - self._start_ns)
+        if not released:
+            await self._clock.release([actor])
+            return
+        (timed,) = released
+        (name,) = self._names(released)
+        await self._clock.sleep(actor, self._start_ns + timed.t_ns, rename=name)
+        self._group.create_task(self._one(timed, name))
 
     async def _follow_up(self) -> None:
         """Tell the source what ended at this instant and start what that releases."""

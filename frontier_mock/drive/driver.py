@@ -271,17 +271,19 @@ class Driver:
         subscriber: Subscriber,
         actor: str | None = None,
         choices: int = 1,
+        legs: int = 1,
     ) -> Ticket:
         """Accept a request, stamped now; `choices` consecutive sequences share a prompt.
 
-        Raises ShutdownError if the driver takes no more.
+        It is one of `legs` requests that a router makes of one (`Timekeeper.park`). Raises
+        ShutdownError if the driver takes no more.
         """
         if self.error is not None or not self.accepting:
             raise ShutdownError("the engine takes no more requests")
         stamp = self._stamp()
         ticket = Ticket(submits, subscriber, actor, choices, stamp)
         self.in_flight[ticket] = None
-        self.keeper.park(actor)
+        self.keeper.park(actor, legs)
         self._post(stamp, ticket, True)
         return ticket
 

@@ -12,7 +12,8 @@ the engine. A driver tells it what happened (the verbs) and asks it what to do (
    moves to the earliest of {next engine event, earliest sleep deadline}: the barrier of a
    conservative discrete-event simulation, in which an actor that waits has promised silence.
 2. A lease is held whenever a message that carries it is outside the engine: it parks when its
-   request arrives and is held again before the last byte of the response leaves.
+   request arrives and is held again before the last byte of the response leaves. A router that
+   makes several requests of one (prefill and decode) has delivered it when all of them are here.
 3. Commands of one instant wait in the inbox until the instant is quiescent, and are then fed in
    canonical order: actor name, then that actor's own sequence. How the operating system interleaved
    the clients is thereby invisible to the engine.
@@ -84,6 +85,8 @@ class Actor:
     until_ns: SimTime = 0
     serial: int = 0
     children: tuple[str, ...] = ()
+    legs_due: dict[str, int] = field(default_factory=dict)
+    """Messages with this lease that are still on their way, by rendezvous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +215,18 @@ class Timekeeper(Generic[TokenT, ItemT]):
         *,
         children: Sequence[str] = (),
         once: bool = False,
+        rename: str | None = None,
     ) -> None:
         """Park until `until_ns`; the past means the present: take your turn.
 
-        `children` begin, held, at the moment the actor wakes.
+        `children` begin, held, at the moment the actor wakes. `rename` gives the actor another
+        name, and with it another place in the canonical order, from now on.
         """
         actor = self._outside(name, "sleep")
-        self._check_new(children)
+        self._check_new(children if rename is None else (*children, rename))
+        if rename is not None:
+            self._rename(actor, rename)
+            name = rename
         for child in children:
             self._create(child, actor.session, once=once, state=State.PENDING, last="fork")
         actor.children = tuple(children)
@@ -279,15 +287,19 @@ class Timekeeper(Generic[TokenT, ItemT]):
         """Whether `name` is a registered actor, so that its requests carry a lease."""
         return name is not None and name in self.actors
 
-    def park(self, name: str | None) -> None:
-        """A request of this actor is inside the engine."""
+    def park(self, name: str | None, legs: int = 1, room: str = "") -> None:
+        """A request of this actor is inside the engine.
+
+        It is one of `legs` that meet in `room`; the lease parks when the last of them is here.
+        """
         actor = self.actors.get(name) if name is not None else None
         self._touched = True
         if actor is None:
             self._arm_grace()
             return
         actor.outstanding += 1
-        if actor.state is State.HELD:
+        self._leg_arrived(actor, legs, room)
+        if actor.state is State.HELD and not actor.legs_due:
             self._park(actor, State.PARKED, "request")
 
     def post(self, name: str | None, item: ItemT) -> None:
@@ -296,13 +308,18 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._inbox.append((name or "", self._serial, item))
         self._touched = True
 
-    def refuse(self, name: str | None) -> None:
+    def refuse(self, name: str | None, legs: int = 1, room: str = "") -> None:
         """A request of this actor was answered without entering the engine (an API error)."""
         actor = self.actors.get(name) if name is not None else None
         self._touched = True
         if actor is None:
             self._arm_grace()
-        elif actor.once and actor.outstanding == 0:
+            return
+        self._leg_arrived(actor, legs, room)
+        if actor.outstanding:
+            if actor.state is State.HELD and not actor.legs_due:
+                self._park(actor, State.PARKED, "request")
+        elif actor.once and not actor.legs_due:
             self._forget(actor.name)
 
     def complete(self, name: str | None, token: TokenT) -> None:
@@ -329,8 +346,11 @@ class Timekeeper(Generic[TokenT, ItemT]):
             self._arm_grace()
             return
         actor.outstanding -= 1
-        if actor.outstanding == 0 and actor.state is State.PARKED:
-            self._come_back(actor, "disconnect")
+        if actor.outstanding == 0:
+            # Whoever gave up one leg will not send the other.
+            actor.legs_due.clear()
+            if actor.state is State.PARKED:
+                self._come_back(actor, "disconnect")
 
     # Decisions
 
@@ -468,6 +488,20 @@ class Timekeeper(Generic[TokenT, ItemT]):
             self._forget(actor.name)
         else:
             self._hold(actor, last)
+
+    def _leg_arrived(self, actor: Actor, legs: int, room: str) -> None:
+        due = actor.legs_due.pop(room, legs) - 1
+        if due > 0:
+            actor.legs_due[room] = due
+            actor.last = f"{legs - due} of {legs} requests"
+
+    def _rename(self, actor: Actor, name: str) -> None:
+        if actor.outstanding:
+            raise ActorError(f"actor {actor.name} cannot be renamed: its request is in the engine")
+        del self.actors[actor.name]
+        self._held.pop(actor.name, None)
+        actor.name = name
+        self.actors[name] = actor
 
     def _hold(self, actor: Actor, last: str) -> None:
         actor.state = State.HELD

@@ -11,6 +11,24 @@ _ID_PREFIX = "fmock-"
 _ID_END = "--"
 
 
+_LEGS = ";legs="
+_MAX_LEGS = 64
+
+
+def actor_and_legs(name: str | None) -> tuple[str | None, int]:
+    """What a carrier holds: an actor, or `<actor>;legs=<n>`.
+
+    The latter is for clients of a router that makes n requests of each one it gets, all at once,
+    such as SGLang's prefill and decode legs.
+    """
+    if name is None or _LEGS not in name:
+        return name, 1
+    actor, _, count = name.rpartition(_LEGS)
+    if count.isascii() and count.isdigit() and 1 <= int(count) <= _MAX_LEGS:
+        return actor or None, int(count)
+    return name, 1
+
+
 def actor_of(headers: Mapping[str, str]) -> str | None:
     """The actor in `tracestate: fmock=<actor>`, else in `x-request-id: fmock-<actor>--...`."""
     state = headers.get("tracestate")

@@ -103,6 +103,7 @@ class ClockRoutes:
             lambda: exchange.reply(self._now()),
             children=_names(then, "children"),
             once=_flag(then, "once"),
+            rename=_name(body, "rename") if "rename" in body else None,
         )
         return None
 

@@ -18,6 +18,7 @@ class OpenLoop:
 
     releases = False
     feeds_back = False
+    lanes_apart = True
 
     def __init__(self, timed: Sequence[Timed]) -> None:
         """`timed` sorted by (t_ns, item.seq)."""
@@ -43,6 +44,7 @@ class ClosedLoop:
 
     releases = True
     feeds_back = False
+    lanes_apart = False
 
     def __init__(
         self,
@@ -133,6 +135,11 @@ class Sessions:
         self.num_requests = total
         self._said: list[StreamPrompt | None] = [None] * len(sessions)
         self._begun = 0
+
+    @property
+    def lanes_apart(self) -> bool:
+        """True unless sessions wait for each other to end."""
+        return bool(self._starts_ns) or self._concurrency >= len(self._sessions)
 
     def initial(self) -> Sequence[Timed]:
         """The first turns of the sessions that begin by themselves."""

@@ -56,6 +56,14 @@ class Source(Protocol):
         """Whether later prompts contain earlier outputs, so that a client must keep them."""
         ...
 
+    @property
+    def lanes_apart(self) -> bool:
+        """Whether what an end releases depends on its own lane only, and is one request at most.
+
+        A client may then tell the source of every end as it hears of it.
+        """
+        ...
+
     def initial(self) -> Sequence[Timed]:
         """What is known from the start, sorted by (t_ns, item.seq). Call once."""
         ...
@@ -64,6 +72,6 @@ class Source(Protocol):
         """What the end of `item` at `t_ns` releases, sorted by time, none before `t_ns`.
 
         Call exactly once for each request, be it finished, rejected or aborted; in the order of
-        (t_ns, item.seq) where several end at once.
+        (t_ns, item.seq) where several end at once, unless `lanes_apart`.
         """
         ...

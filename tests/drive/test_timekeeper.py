@@ -295,6 +295,86 @@ def test_senseless_verbs_are_refused_by_name(
         act(k)
 
 
+def test_sleep_under_another_name_takes_its_place_in_the_order() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    k.sleep("a", 5, "was a", rename="c")
+    k.sleep("b", 5, "b")
+    assert "a" not in k.actors
+    assert k.decide(None, 0) == Move(5)
+    assert k.decide(None, 0) == Resume(["b", "was a"])
+    assert k.holders() == [
+        ("b", "resumed after sleep until 5"),
+        ("c", "resumed after sleep until 5"),
+    ]
+
+
+def test_no_new_name_that_is_taken_or_while_a_request_is_inside() -> None:
+    k = keeper()
+    k.register(1, ["a", "b"])
+    with pytest.raises(ActorError, match="b is already registered"):
+        k.sleep("a", 5, "x", rename="b")
+    k.park("a")
+    with pytest.raises(ActorError, match="a cannot be renamed"):
+        k.sleep("a", 5, "x", rename="c")
+    assert k.actors["a"].state is State.PARKED
+
+
+def test_double_dispatch_parks_when_both_legs_are_here() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a", legs=2)
+    k.post("a", "prefill")
+    assert isinstance(k.decide(10, 0), Wait)
+    assert k.holders() == [("a", "1 of 2 requests")]
+    k.park("a", legs=2)
+    k.post("a", "decode")
+    assert k.decide(10, 0) == Feed(["prefill", "decode"])
+    assert k.decide(10, 0) == Move(10)
+    k.complete("a", "prefill's bytes")
+    assert k.decide(20, 0) == Resume(["prefill's bytes"])
+    assert k.actors["a"].state is State.PARKED
+    assert k.decide(20, 0) == Move(20)
+    k.complete("a", "decode's bytes")
+    assert k.decide(None, 0) == Resume(["decode's bytes"])
+    assert k.actors["a"].state is State.HELD
+
+
+def test_first_leg_may_end_before_the_second_is_here() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a", legs=2)
+    k.complete("a", "early")
+    assert k.decide(None, 0) == Resume(["early"])
+    assert isinstance(k.decide(10, 0), Wait)
+    k.park("a", legs=2)
+    assert k.decide(10, 0) == Move(10)
+
+
+@pytest.mark.parametrize("first_refused", [True, False])
+def test_refused_leg_counts_as_arrived(first_refused: bool) -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    steps = [k.refuse, k.park] if first_refused else [k.park, k.refuse]
+    steps[0]("a", 2)
+    assert isinstance(k.decide(10, 0), Wait)
+    steps[1]("a", 2)
+    assert k.actors["a"].state is State.PARKED
+    assert k.decide(10, 0) == Move(10)
+
+
+def test_legs_of_two_requests_at_once_meet_in_their_own_rooms() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a", legs=2, room="7")
+    k.park("a", legs=2, room="8")
+    assert isinstance(k.decide(10, 0), Wait)
+    k.park("a", legs=2, room="8")
+    assert isinstance(k.decide(10, 0), Wait)
+    k.park("a", legs=2, room="7")
+    assert k.decide(10, 0) == Move(10)
+
+
 def test_elapse_wakes_sleepers_of_a_paced_clock_in_order() -> None:
     k = keeper()
     k.register(1, ["a", "b"])

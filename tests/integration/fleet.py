@@ -6,9 +6,10 @@ The agents are closed loops with leases, played by the load generator in the tes
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ from frontier_mock.client.http1 import HttpClient
 from frontier_mock.client.loadgen import PACER, Exchange, ignore_progress, run_warp
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.journals import read_recording
+from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.core.commands import Submit
 from frontier_mock.drive.offline import replay
+from frontier_mock.drive.offline import run as run_offline
+from frontier_mock.simtime import SimTime
 from frontier_mock.workload.build import build_source
-from frontier_mock.workload.source import Source
+from frontier_mock.workload.source import Item, Source, Timed
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -37,7 +41,7 @@ cluster:
 workload:
   kind: sessions
   num_sessions: {agents}
-  concurrency: {agents}
+  {begin}
   turns: {turns}
   first_input_tokens: {{uniform: [100, 300]}}
   input_tokens: {{uniform: [10, 60]}}
@@ -85,10 +89,15 @@ class Played:
     by_role: str
 
 
-def write_scenario(directory: Path, *, agents: int, turns: int, workers: int) -> ScenarioSpec:
-    """A scenario of closed-loop agents."""
+def write_scenario(
+    directory: Path, *, agents: int, turns: int, workers: int, together: bool = True
+) -> ScenarioSpec:
+    """A scenario of closed-loop agents that begin `together`, else each at a time of its own."""
+    begin = f"concurrency: {agents}" if together else "rate_per_s: 20"
     path = directory / f"agents-{agents}x{turns}-{workers}.yaml"
-    path.write_text(SCENARIO.format(model=MODEL, agents=agents, turns=turns, workers=workers))
+    path.write_text(
+        SCENARIO.format(model=MODEL, agents=agents, turns=turns, workers=workers, begin=begin)
+    )
     return load_scenario(str(path))
 
 
@@ -120,17 +129,20 @@ def router(name: str, policy: str, urls: Sequence[str], log: Path) -> Iterator[s
     with process(name, argv, log) as running:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/health"), running, name, log)
-        wait_until(_takes_all(url, len(urls)), running, name, log)
-        yield url
+        wait_until(lambda: _healthy_workers(url) == len(urls), running, name, log)
+        try:
+            yield url
+        finally:
+            # Asked politely, smg and sglang-router take several seconds to drain nothing.
+            running.kill()
 
 
-def _takes_all(url: str, count: int) -> Callable[[], bool]:
-    """Whether the router lists all workers, or answers requests if it does not list any."""
-
-    def ready() -> bool:
-        return answers(f"{url}/v1/models")
-
-    return ready
+def _healthy_workers(url: str) -> int:
+    try:
+        with urllib.request.urlopen(f"{url}/readiness", timeout=1.0) as reply:
+            return int(json.load(reply)["healthy_workers"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 class SpreadEndpoint:
@@ -181,6 +193,36 @@ def source_of(scenario: ScenarioSpec) -> Source:
     """A fresh source of the scenario's workload."""
     assert scenario.workload is not None
     return build_source(scenario.workload, seed=scenario.seed)
+
+
+class Placed:
+    """A source whose requests say which worker they are for, as `SpreadEndpoint` sends them."""
+
+    def __init__(self, source: Source, workers: int) -> None:
+        self._source = source
+        self._workers = workers
+        self.num_requests = source.num_requests
+        self.releases = source.releases
+        self.feeds_back = source.feeds_back
+        self.lanes_apart = source.lanes_apart
+
+    def initial(self) -> list[Timed]:
+        return [self._place(timed) for timed in self._source.initial()]
+
+    def on_finish(self, item: Item, t_ns: SimTime) -> list[Timed]:
+        return [self._place(timed) for timed in self._source.on_finish(item, t_ns)]
+
+    def _place(self, timed: Timed) -> Timed:
+        worker = timed.item.seq % self._workers
+        return timed._replace(submit=replace(timed.submit, worker=worker))
+
+
+def digest_of_simulation(scenario: ScenarioSpec) -> str:
+    """What the same agents come to offline, with the same request on the same worker."""
+    resolved = resolve_scenario(scenario)
+    cluster = build_cluster(resolved.spec, resolved.costs)
+    run_offline(cluster, Placed(source_of(scenario), len(resolved.spec.workers)))
+    return cluster.log.digest()
 
 
 def digest_of_journal(path: Path) -> str:

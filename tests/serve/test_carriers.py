@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontier_mock.serve.carriers import actor_of
+from frontier_mock.serve.carriers import actor_and_legs, actor_of
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,23 @@ from frontier_mock.serve.carriers import actor_of
 )
 def test_first_carrier_wins(headers: dict[str, str], actor: str | None) -> None:
     assert actor_of(headers) == actor
+
+
+@pytest.mark.parametrize(
+    ("name", "actor", "legs"),
+    [
+        (None, None, 1),
+        ("a1", "a1", 1),
+        ("a1;legs=2", "a1", 2),
+        ("a;legs=1;legs=3", "a;legs=1", 3),
+        ("a1;legs=", "a1;legs=", 1),
+        ("a1;legs=0", "a1;legs=0", 1),
+        ("a1;legs=65", "a1;legs=65", 1),
+        ("a1;legs=two", "a1;legs=two", 1),
+        (";legs=2", None, 2),
+    ],
+)
+def test_carrier_may_say_how_many_requests_become_of_one(
+    name: str | None, actor: str | None, legs: int
+) -> None:
+    assert actor_and_legs(name) == (actor, legs)
