@@ -3,6 +3,7 @@
 from frontier_mock.drive.virtual_loop import Deadlock, TimeLimit, VirtualTimeLoop
 from frontier_mock.testing.cluster import MockCluster, MockSpec, open_cluster, run_virtual
 from frontier_mock.testing.determinism import NotDeterministic, check_determinism
+from frontier_mock.testing.play import play
 
 __all__ = [
     "Deadlock",
@@ -13,5 +14,6 @@ __all__ = [
     "VirtualTimeLoop",
     "check_determinism",
     "open_cluster",
+    "play",
     "run_virtual",
 ]

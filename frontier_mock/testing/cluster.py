@@ -14,6 +14,7 @@ from frontier_mock.cli.serving import eos_model, http_settings
 from frontier_mock.client.wrap import with_actor
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_head
 from frontier_mock.config.resolve import (
     ResolvedCluster,
     ResolvedWorker,
@@ -50,9 +51,9 @@ class MockSpec:
     """What to simulate: a scenario of the library or in a file, or else `workers` equal workers.
 
     `flags` are those of `frontier-mock vllm serve`, vLLM's own among them, such as
-    `("--max-num-seqs", "64", "--no-eos")`; `hardware` is --hardware. `router_policy` is that of the
-    cluster's own router, which stands before several workers at `MockCluster.url`. `journal` names
-    a file for every command with its stamp.
+    `("--max-num-seqs", "64", "--no-sim-eos")`; `hardware` is --sim-hardware. `router_policy` is
+    that of the cluster's own router, which stands before several workers at `MockCluster.url`.
+    `journal` names a file for every command with its stamp.
     """
 
     scenario: str | None = None
@@ -230,6 +231,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
             http=http_settings(args, resolved.spec.workers[0].step.engine.version, {}),
             host=_HOST,
             journal_path=spec.journal,
+            journal_head=journal_head(resolved),
         )
     )
     await server.start()

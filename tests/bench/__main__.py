@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.bench.figures import Figure, bare_heap_s, bare_loop_s
+from tests.bench.in_process import in_process_figures
 from tests.bench.offline import offline_figures
 from tests.bench.server import server_figures
 
-GROUPS = {"offline": offline_figures, "server": server_figures}
+GROUPS = {"offline": offline_figures, "server": server_figures, "in_process": in_process_figures}
 
 
 def main() -> int:

@@ -85,6 +85,23 @@ def test_every_transport_and_library_gives_the_same_run() -> None:
     assert over_openai[0][0] == over_aiohttp[0][0]
 
 
+@pytest.mark.slow
+def test_a_thousand_streams_twenty_times() -> None:
+    """Issue 3: identical server and client digests over 20 runs and all transports."""
+    over_aiohttp = [digests("aiohttp", ("memory", "tcp")[n % 2], 1000) for n in range(14)]
+    over_openai = [digests("openai", ("direct", "memory", "tcp")[n % 3], 1000) for n in range(6)]
+    assert len(set(over_aiohttp)) == 1
+    assert len(set(over_openai)) == 1
+    assert over_aiohttp[0][0] == over_openai[0][0]
+
+
+def test_a_thousand_streams_over_every_transport() -> None:
+    runs = [digests("aiohttp", transport, 1000) for transport in ("memory", "tcp")]
+    sdk = digests("openai", "direct", 1000)
+    assert runs[0] == runs[1]
+    assert sdk[0] == runs[0][0]
+
+
 async def test_routers_policy_stands_before_the_workers(mock_cluster: StartCluster) -> None:
     cluster = await mock_cluster(workers=3)
     client = cluster.openai()
