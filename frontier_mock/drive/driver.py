@@ -239,6 +239,7 @@ class Driver:
         self._engine_due: SimTime | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_idle: Callable[[Action], asyncio.Handle] | None = None
+        self._leap: Callable[[SimTime], bool] = _no_leap
         self._pump_soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -252,6 +253,7 @@ class Driver:
         if isinstance(loop, VirtualTimeLoop) and not self._warp:
             self._wall_ns = loop.now_ns
             self._when_idle = loop.call_when_idle
+            self._leap = loop.leap
         self._started_wall_ns = self._wall_ns()
         self._pace = Pace(self._started_wall_ns, self.clock.scale)
 
@@ -411,6 +413,17 @@ class Driver:
                 inbox.sort(key=_canonical)
             for stamp, item in inbox:
                 self._apply(stamp, item)
+        self._catch_up_paced()
+        for _ in range(_MOVES_PER_PUMP):
+            # On a virtual loop, go on at once while nobody else has anything to do before.
+            due = self._next_paced()
+            if due is None or not self._leap(self._pace.wall_ns(due)):
+                break
+            self._due = due
+            self._catch_up_paced()
+        self._arm_paced()
+
+    def _catch_up_paced(self) -> None:
         now = self.now_ns()
         due = self._due
         if due is not None and due <= now:
@@ -419,7 +432,6 @@ class Driver:
         self._due_known = False
         self._deliver(now)
         self._resume(self.keeper.elapse(now))
-        self._arm_paced()
 
     def _late(self, lateness_ns: SimTime) -> None:
         self.drift.observe(lateness_ns)
@@ -429,11 +441,13 @@ class Driver:
                 f"a delivery was {late_ms:.1f} ms late, more than {self.clock.late_ms_max:g} ms"
             )
 
-    def _arm_paced(self) -> None:
+    def _next_paced(self) -> SimTime | None:
         due = self._next_due()
         wake = self.keeper.next_wake()
-        if wake is not None and (due is None or wake < due):
-            due = wake
+        return wake if due is None or (wake is not None and wake < due) else due
+
+    def _arm_paced(self) -> None:
+        due = self._next_paced()
         if due is None:
             self._due = None
             self._cancel_timer()
@@ -683,6 +697,11 @@ def _canonical(entry: tuple[SimTime, Item]) -> tuple[SimTime, str]:
     """Order of commands: time, then actor; an actor's own keep theirs, as sorting is stable."""
     stamp, (ticket, _) = entry
     return stamp, ticket.actor or ""
+
+
+def _no_leap(wall_ns: int) -> bool:
+    """Real time cannot be moved."""
+    return False
 
 
 def _nothing() -> None:

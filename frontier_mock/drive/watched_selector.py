@@ -60,6 +60,10 @@ class WatchedSelector(selectors.BaseSelector):
         """Whatever the one in charge decides."""
         return self._decide(self._inner, timeout)
 
+    def poll(self) -> Ready:
+        """What is ready now."""
+        return self._inner.select(0)
+
     def close(self) -> None:
         """As any selector's."""
         self._inner.close()

@@ -352,3 +352,49 @@ def test_an_instant_with_a_thread_at_work_is_not_over() -> None:
         return said
 
     assert run(main()) == ["thread", "idle"]
+
+
+def test_a_leap_passes_nothing_by() -> None:
+    async def main() -> list[tuple[int, bool]]:
+        loop = the_loop()
+        leaps: list[tuple[int, bool]] = []
+
+        def try_to(t_ns: int) -> None:
+            leaps.append((t_ns, loop.leap(t_ns)))
+
+        timer = loop.call_later(5.0, lambda: None)
+        for t_ns in (0, 3 * 10**9, 5 * 10**9, 61 * 10**9):
+            loop.call_when_idle(lambda t_ns=t_ns: try_to(t_ns))
+            await asyncio.sleep(0.5)
+        timer.cancel()
+        return [*leaps, (loop.now_ns(), True)]
+
+    # The sleeper's own timer stands in the way of all but what comes before it.
+    assert run(main(), limit_s=60.0) == [
+        (0, False),
+        (3 * 10**9, False),
+        (5 * 10**9, False),
+        (61 * 10**9, False),
+        (2 * 10**9, True),
+    ]
+
+
+def test_a_leap_moves_time_when_nobody_else_would() -> None:
+    async def main() -> list[bool]:
+        loop = the_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        leaps: list[bool] = []
+
+        def idle() -> None:
+            leaps.append(loop.leap(3))
+            leaps.append(loop.leap(7))
+            leaps.append(loop.leap(7))
+            told.set_result(None)
+            leaps.append(loop.leap(8))
+
+        loop.call_when_idle(idle)
+        await told
+        leaps.append(loop.now_ns() == 7)
+        return leaps
+
+    assert run(main()) == [True, True, False, False, True]
