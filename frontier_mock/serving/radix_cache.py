@@ -205,9 +205,14 @@ class RadixCache:
         added, if any: it is unlocked and not yet up for eviction, see `settle`.
         """
         self._now += _TICK
-        root = node = self.root
-        root.priority = max(root.priority, priority)
+        return self._grow(self.root, 0, keys, inserted, priority)
+
+    def _grow(
+        self, node: RadixNode, depth: int, keys: bytes, inserted: int, priority: int
+    ) -> tuple[RadixNode, int, RadixNode | None]:
+        """`insert` from `node` on, which ends `depth` pages below the root; `keys` follow it."""
         start, end = 0, len(keys)
+        counted = (inserted - depth) * KEY_BYTES
         while start < end:
             child = node.children.get(keys[start : start + KEY_BYTES])
             if child is None:
@@ -219,18 +224,27 @@ class RadixCache:
             if node.priority < priority:
                 node.priority = priority
             start += blocks * KEY_BYTES
-            if start > inserted * KEY_BYTES:
+            if start > counted:
                 node.hits += 1
-        matched = start // KEY_BYTES
+        matched = depth + start // KEY_BYTES
         if start == end:
             return node, matched, None
-        leaf = self._new_node(keys[start:], node, priority)
+        leaf = self._new_node(keys[start:] if start else keys, node, priority)
         node.children[keys[start : start + KEY_BYTES]] = leaf
-        if end > inserted * KEY_BYTES:
+        if end > counted:
             leaf.hits = 1
         self.num_evictable += leaf.count
         self.num_private -= leaf.count
         return leaf, matched, leaf
+
+    def _path(self, node: RadixNode) -> list[RadixNode]:
+        """The nodes from the root's child down to `node`."""
+        path = []
+        while node is not self.root:
+            path.append(node)
+            node = node.parent
+        path.reverse()
+        return path
 
     def settle(self, node: RadixNode) -> None:
         """Put `node` up for eviction if nothing locks it and it has no children."""
@@ -293,23 +307,47 @@ class RadixCache:
         inserted: int,
         priority: int,
     ) -> RadixNode:
-        """Insert `keys`, computed by a sequence that has `node` locked, and lock their end instead.
+        """Insert what a sequence computed below its locked `node`, and lock where it ends instead.
 
-        The sequence's first `protected` pages are the tree's; those after them that the tree turns
-        out to have as well become available. With output in `keys` the leaf is split where the
-        prompt's `prompt_pages` full pages end, so that output can be evicted before its prompt;
-        0 means not to.
+        `keys` are those of its pages after the first `protected`, which are the tree's down to
+        `node`. Pages of `keys` that the tree turns out to have as well become available. With
+        output among them the leaf is split where the prompt's `prompt_pages` full pages end, so
+        that output can be evicted before its prompt; 0 means not to.
         """
-        end, matched, _ = self.insert(keys, inserted, priority)
+        self._now += _TICK
+        depth = 0
+        for above in self._path(node):
+            self._now += _TICK
+            above.accessed = self._now
+            if above.priority < priority:
+                above.priority = priority
+            depth += above.count
+            if depth > inserted:
+                above.hits += 1
+        end, matched, _ = self._grow(node, protected, keys, inserted, priority)
         duplicates = matched - protected
         if duplicates > 0:
             self.num_private -= duplicates
             self.num_available += duplicates
-        if 0 < prompt_pages < len(keys) // KEY_BYTES:
-            self.insert(keys[: prompt_pages * KEY_BYTES], prompt_pages, priority + 1)
+        if 0 < prompt_pages < protected + len(keys) // KEY_BYTES:
+            self._part_prompt(end, prompt_pages, priority + 1)
         self.lock(end)
         self.unlock(node)
         return end
+
+    def _part_prompt(self, end: RadixNode, prompt_pages: int, priority: int) -> None:
+        """Insert the first `prompt_pages` pages of the path to `end` again, which only splits."""
+        depth = 0
+        for node in self._path(end):
+            self._now += _TICK
+            node.accessed = self._now
+            depth += node.count
+            if depth > prompt_pages:
+                node = self._split(node, prompt_pages - depth + node.count)
+            if node.priority < priority:
+                node.priority = priority
+            if depth >= prompt_pages:
+                return
 
     # Allocating ------------------------------------------------------------------------------
 

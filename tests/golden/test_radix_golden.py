@@ -43,7 +43,7 @@ def serve(cache: RadixCache, keys: bytes) -> int:
     cache.lock(node)
     cache.make_room(pages - hit)
     cache.take(pages - hit)
-    cache.unlock(cache.checkpoint(node, hit, keys, 0, 0, 0))
+    cache.unlock(cache.checkpoint(node, hit, keys[hit * KEY_BYTES :], 0, 0, 0))
     return hit
 
 

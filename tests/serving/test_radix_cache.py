@@ -35,7 +35,7 @@ def store(kv: RadixCache, prompt: list[int], prompt_pages: int = 0) -> int:
     new = len(prompt) - hit
     kv.make_room(new)
     kv.take(new)
-    kv.unlock(kv.checkpoint(node, hit, keys, prompt_pages, 0, 0))
+    kv.unlock(kv.checkpoint(node, hit, keys[8 * hit :], prompt_pages, 0, 0))
     return hit
 
 

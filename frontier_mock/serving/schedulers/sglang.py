@@ -267,13 +267,14 @@ class SglangScheduler:
 
     def _take_first(self, seq: Sequence, number: int) -> None:
         """The token of a prefill-only step, which is a span of its own."""
-        joined = seq.rid in self.running
-        if joined:
-            self._owe(seq, -1)
         seq.spans.append((number, 1))
         seq.base += 1
-        if joined:
-            self._owe(seq, 1)
+        if seq.rid in self.running:
+            # One token less is owed; had it not joined yet, that would be entered when it does.
+            if seq.fixed_length:
+                self._owed_fixed -= 1
+            else:
+                self._owed_open -= 1
 
     def _pop_finished(self, step: int) -> list[Sequence]:
         ended = []
@@ -344,12 +345,15 @@ class SglangScheduler:
         if not pages or not self.kv.enabled:
             return
         prompt_pages = 0 if self.spec.classic else seq.prompt_tokens // self._page
-        keys = self._content_keys(seq, pages)[: pages * KEY_BYTES]
-        held = max(seq.held_blocks, pages)
-        if held > seq.held_blocks:
-            seq.held_blocks = held
+        if pages > seq.held_blocks:
+            seq.held_blocks = pages
         seq.node = self.kv.checkpoint(
-            seq.node or self.kv.root, seq.protected, keys, prompt_pages, seq.inserted, seq.priority
+            seq.node or self.kv.root,
+            seq.protected,
+            self._keys_between(seq, seq.protected, pages),
+            prompt_pages,
+            seq.inserted,
+            seq.priority,
         )
         seq.protected = pages
         seq.inserted = max(seq.inserted, pages)
@@ -364,22 +368,33 @@ class SglangScheduler:
         seq.held_blocks = seq.protected = seq.inserted = 0
 
     def _content_keys(self, seq: Sequence, num_pages: int) -> bytes:
-        """Keys of the first `num_pages` pages; output nobody can ask for gets keys of its own."""
-        if not self.kv.enabled:
-            return b""
+        """Keys of the first `num_pages` pages, or more."""
         keys = seq.keys
         if not keys:
             keys = seq.keys = seq.submit.prompt.block_keys(self._page)
-        missing = num_pages - len(keys) // KEY_BYTES
-        if missing <= 0:
-            return keys
-        tail = seq.submit.output_keys
-        have = len(tail) // KEY_BYTES
-        if have < missing:
-            start = _UNSHARED + (seq.rid << 24) + have
-            own = np.arange(start, start + missing - have, dtype=np.uint64)
-            tail += own.astype("<u8").tobytes()
-        return keys + tail
+        have = len(keys) // KEY_BYTES
+        return keys if num_pages <= have else keys + self._output_keys(seq, 0, num_pages - have)
+
+    def _keys_between(self, seq: Sequence, first: int, last: int) -> bytes:
+        """Keys of pages `first` to `last`."""
+        keys = seq.keys
+        have = len(keys) // KEY_BYTES
+        if last <= have:
+            return keys[first * KEY_BYTES : last * KEY_BYTES]
+        if first >= have:
+            return self._output_keys(seq, first - have, last - have)
+        return keys[first * KEY_BYTES :] + self._output_keys(seq, 0, last - have)
+
+    @staticmethod
+    def _output_keys(seq: Sequence, first: int, last: int) -> bytes:
+        """Keys after the prompt's last full page; what nobody can ask for gets keys of its own."""
+        given = seq.submit.output_keys
+        have = len(given) // KEY_BYTES
+        if last <= have:
+            return given[first * KEY_BYTES : last * KEY_BYTES]
+        start = _UNSHARED + (seq.rid << 24)
+        own = np.arange(start + max(first, have), start + last, dtype=np.uint64).tobytes()
+        return given[first * KEY_BYTES :] + own if first < have else own
 
     # One step --------------------------------------------------------------------------------
 

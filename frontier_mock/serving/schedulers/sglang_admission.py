@@ -86,7 +86,8 @@ class Admission:
 
     def verdict(self) -> Verdict:
         """Whether another request may be looked at."""
-        if self.rem_total <= 0 or self.rem_current <= 0:
+        free = self._kv.num_free * self._page
+        if free <= self.total_offset or free <= self.current_offset:
             return Verdict.NO_TOKEN
         if self.rem_input <= 0 or (self.rem_chunk is not None and self.rem_chunk <= 0):
             return Verdict.OTHER
