@@ -234,6 +234,7 @@ def keys_of_text(text: bytes, block_tokens: int) -> bytes:
     return keys.tobytes()
 
 
+@cache
 def _weights(count: int) -> _U64:
     """`count` odd multipliers with no structure: a Weyl sequence through xor-shift-multiply."""
     value = np.arange(1, count + 1, dtype=np.uint64) * _ODD64
