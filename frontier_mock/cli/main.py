@@ -14,6 +14,7 @@ from frontier_mock.config.errors import ConfigError, nearest, shown
 COMMANDS: dict[str, tuple[str, str]] = {
     "vllm serve": ("vllm_serve", "one mock vLLM, started by vLLM's own command line"),
     "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
+    "clock": ("clock", "one clock for several `up` processes"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
     "replay": ("replay", "drive a real server or router with a scenario's workload"),
     "demo": ("demo", "a production trace through sglang-router over 8 simulated H800 workers"),

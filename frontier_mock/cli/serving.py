@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from frontier_mock.cli.options import warn_without_effect
-from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models
@@ -20,8 +20,12 @@ from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.wire.eos import EosModel
 
 
-def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
+def serve(
+    cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str, clock_server: str | None = None
+) -> int:
     """Serve until told to stop; returns the exit code. Raises ConfigError."""
+    if clock_server is not None and parse_clock(sim.clock)[0] != "warp":
+        raise ConfigError(f"clock: {shown(sim.clock)} cannot be shared; with clock-server: warp")
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     http, host = front_end(cluster, os.environ)
     for line in capacity_lines(cluster):
@@ -37,6 +41,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
         ready_file=sim.ready_file,
         journal_path=sim.journal,
         journal_head=journal_head(cluster),
+        clock_server=clock_server,
     )
     return run_cluster(spec)
 

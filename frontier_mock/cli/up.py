@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from frontier_mock.cli.options import command_parser, whole
 from frontier_mock.cli.serving import serve, simulator_args
-from frontier_mock.config.resolve import resolve_scenario
+from frontier_mock.config.errors import ConfigError, nearest, shown
+from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
 from frontier_mock.config.scenario import load_scenario
 
 
@@ -19,13 +20,48 @@ def run(argv: Sequence[str]) -> int:
     cluster = resolve_scenario(
         scenario, single_step=options.single_step, base_port=options.port, host=options.host
     )
-    return serve(cluster, simulator_args(options), scenario.name)
+    if options.workers is not None:
+        cluster = chosen_workers(cluster, options.workers)
+    sim = simulator_args(options)
+    if options.clock_server is not None and options.clock is None:
+        sim = replace(sim, clock="warp")
+    return serve(cluster, sim, scenario.name, options.clock_server)
+
+
+def chosen_workers(cluster: ResolvedCluster, text: str) -> ResolvedCluster:
+    """The workers that `--workers` names: `w0,w3`, or `w0..w3` for all from one to the other.
+
+    Raises ConfigError for a name that no worker has.
+    """
+    names = [worker.spec.name for worker in cluster.workers]
+    chosen: list[int] = []
+    for word in text.split(","):
+        first, dots, last = word.strip().partition("..")
+        for name in (first, last) if dots else (first,):
+            if name not in names:
+                raise ConfigError(
+                    f"workers: {shown(name)} is none{nearest(name, names)}; "
+                    f"allowed: {', '.join(names)}, or A..B"
+                )
+        low, high = names.index(first), names.index(last if dots else first)
+        chosen += range(low, high + 1)
+    if len(set(chosen)) != len(chosen) or not chosen:
+        raise ConfigError(f"workers: {shown(text)} names a worker twice, or none")
+    return ResolvedCluster(
+        replace(cluster.spec, workers=tuple(cluster.spec.workers[i] for i in chosen)),
+        tuple(cluster.costs[i] for i in chosen),
+        tuple(cluster.workers[i] for i in chosen),
+    )
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("up", "Serve every worker of a scenario's cluster on its own port.")
     parser.add_argument("scenario", help="a scenario file, or the name of one in the library")
-    parser.add_argument("--clock", default="real", help="real, scaled:N or warp")
+    parser.add_argument("--clock", help="real (the default), scaled:N or warp")
+    parser.add_argument(
+        "--clock-server", metavar="URL", help="share the clock of `frontier-mock clock` (warp)"
+    )
+    parser.add_argument("--workers", metavar="A..B", help="serve these of the scenario's workers")
     parser.add_argument("--host", help="address to bind; all interfaces when absent")
     parser.add_argument(
         "--port", type=whole(0), metavar="P", help="first port in place of the scenario's; 0: any"

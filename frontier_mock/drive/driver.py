@@ -189,7 +189,7 @@ class Driver:
 
     `keep_events` is how many events stay in the engine's log for a report; when there are more,
     they are all let go, and from then on as soon as they are folded (`forgot_events`). `on_drop`
-    sees them before.
+    sees them before. `keeper` stands in for a Timekeeper that is elsewhere (`drive.following`).
     """
 
     def __init__(
@@ -202,10 +202,11 @@ class Driver:
         keep_events: int = 0,
         on_drop: Callable[[Sequence[Event]], None] | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
+        keeper: "Timekeeper[Action, Item] | None" = None,
     ) -> None:
         self.engine = engine
         self.clock = clock
-        self.keeper: Timekeeper[Action, Item] = Timekeeper(
+        self.keeper: Timekeeper[Action, Item] = keeper or Timekeeper(
             grace_ns=from_ms(clock.grace_ms),
             patience_ns=from_seconds(clock.patience_s),
             strict=clock.strict,
@@ -303,6 +304,29 @@ class Driver:
         if self._pump_soon is None and self.error is None and self._loop is not None:
             self._pump_soon = (self._when_idle or self._loop.call_soon)(self._pump)
 
+    def fail(self, error: BaseException) -> None:
+        """End the run from outside: everybody waiting is answered, `died` is set."""
+        if self.error is None:
+            self._die(error)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests accepted and not yet complete."""
+        return len(self.in_flight)
+
+    @property
+    def num_events(self) -> int:
+        """Events that have ever happened in the engine."""
+        return len(self._log)
+
+    def next_due(self) -> SimTime | None:
+        """The engine's next internal event; None when idle."""
+        return self.engine.next_time()
+
+    def holders(self) -> list[tuple[str, str]]:
+        """Who keeps time from moving, and what each was last seen doing."""
+        return self.keeper.holders()
+
     def running_tokens(self, worker: int) -> int:
         """Output tokens so far of the sequences that are in flight on a worker."""
         tokens = self.engine.tokens
@@ -371,6 +395,8 @@ class Driver:
         if ticket.closed:
             # Gave up before its instant was fed: it never was in the engine.
             return
+        # Known for certain only now if another process keeps the clock.
+        ticket.arrival_ns = stamp
         streams = ticket.subscriber.stream_interval > 0
         for position, submit in enumerate(ticket.submits):
             rid = self._feed(stamp, submit)

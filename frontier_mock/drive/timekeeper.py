@@ -415,6 +415,11 @@ class Timekeeper(Generic[TokenT, ItemT]):
             found.append((f"{self._inbound} request(s)", "still arriving"))
         return found
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether somebody may go on who has not been told yet."""
+        return bool(self._ready)
+
     # Internals
 
     def _move(self, next_ns: SimTime | None) -> "Move | Wait":

@@ -7,9 +7,11 @@ holds /sim/clock/register open owns the leases it created, so a client that dies
 import json
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from frontier_mock.drive.driver import Driver
-from frontier_mock.drive.timekeeper import ActorError
+from frontier_mock.drive.drift import Drift
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.timekeeper import ActorError, Timekeeper
 from frontier_mock.serve.answers import NDJSON, Answer, json_answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.vllm_app import Handler
@@ -26,6 +28,49 @@ Report = Callable[[], Mapping[str, object]]
 """Makes the body of GET /sim/report."""
 
 
+class Clockwork(Protocol):
+    """What drives time: a Driver, or the ClockHost of several processes."""
+
+    keeper: Timekeeper[Callable[[], None], Any]
+    clock: ClockSpec
+    error: BaseException | None
+    drift: Drift
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests accepted and not yet complete."""
+        ...
+
+    @property
+    def num_events(self) -> int:
+        """How much has happened, as a number that grows."""
+        ...
+
+    def now_ns(self) -> SimTime:
+        """The virtual present."""
+        ...
+
+    def next_due(self) -> SimTime | None:
+        """When something will happen by itself."""
+        ...
+
+    def holders(self) -> list[tuple[str, str]]:
+        """Who keeps time from moving."""
+        ...
+
+    def wall_s(self) -> float:
+        """Real seconds since the start."""
+        ...
+
+    def poke(self) -> None:
+        """The Timekeeper was told something."""
+        ...
+
+    def catch_up(self) -> None:
+        """Bring the engine to the present."""
+        ...
+
+
 class VerbError(ValueError):
     """A body that does not say what its verb needs; the message names the key."""
 
@@ -33,7 +78,7 @@ class VerbError(ValueError):
 class ClockRoutes:
     """Routes under /sim. One instance serves every port of a cluster: there is one clock."""
 
-    def __init__(self, driver: Driver, report: Report) -> None:
+    def __init__(self, driver: Clockwork, report: Report) -> None:
         self._driver = driver
         self._report = report
         self._sessions = 0
@@ -121,12 +166,12 @@ class ClockRoutes:
         return self._now()
 
     def _advance(self, body: Body, exchange: Exchange) -> Answer | None:
-        log = self._driver.engine.log
-        before = len(log)
+        driver = self._driver
+        before = driver.num_events
 
         def arrived() -> None:
-            now_ns = self._driver.now_ns()
-            exchange.reply(json_answer({"now_ns": now_ns, "events": len(log) - before}))
+            now_ns, events = driver.now_ns(), driver.num_events - before
+            exchange.reply(json_answer({"now_ns": now_ns, "events": events}))
 
         self._driver.keeper.advance(self._until(body), arrived)
         return None
@@ -146,8 +191,8 @@ class ClockRoutes:
                 "canonical": warp,
                 "baton": clock.baton,
                 "wall_s": driver.wall_s(),
-                "in_flight": len(driver.in_flight),
-                "next_ns": driver.engine.next_time(),
+                "in_flight": driver.num_in_flight,
+                "next_ns": driver.next_due(),
                 "actors": [
                     {
                         "name": actor.name,
@@ -158,7 +203,7 @@ class ClockRoutes:
                     }
                     for actor in keeper.actors.values()
                 ],
-                "held_by": [{"name": name, "last": last} for name, last in keeper.holders()],
+                "held_by": [{"name": name, "last": last} for name, last in driver.holders()],
                 "jumps": keeper.jumps,
                 "grace_jumps": keeper.guesses,
                 "stalls": {
@@ -189,6 +234,9 @@ class ClockRoutes:
         return handle
 
     def _now(self) -> Answer:
+        error = self._driver.error
+        if error is not None:
+            return json_answer({"error": str(error)}, 503)
         return json_answer({"now_ns": self._driver.now_ns()})
 
     def _until(self, body: Body) -> SimTime:

@@ -102,6 +102,13 @@ class Exchange:
             connection.write(data)
         self._done(not (self._chunked and self.request.keep_alive) or connection.closing)
 
+    def hand_over(self, protocol: asyncio.Protocol, head: bytes) -> None:
+        """Send `head` and leave the connection to `protocol`, which speaks something else."""
+        connection, self._connection = self._connection, None
+        self.on_lost = None
+        if connection is not None:
+            connection.hand_over(protocol, head)
+
     def behind(self) -> bool:
         """Whether the reader is so slow that it is better to write less often."""
         connection = self._connection
@@ -193,6 +200,19 @@ class Connection(asyncio.Protocol):
             self.close()
         elif self._buffer:
             asyncio.get_running_loop().call_soon(self._parse)
+
+    def hand_over(self, protocol: asyncio.Protocol, head: bytes) -> None:
+        """Leave the transport, and what has been read ahead, to `protocol`."""
+        transport, self._transport = self._transport, None
+        self._exchange = None
+        self._owner.connections.pop(self, None)
+        if transport is None:
+            return
+        transport.write(head)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self._buffer:
+            protocol.data_received(bytes(self._buffer))
 
     @property
     def busy(self) -> bool:

@@ -29,7 +29,9 @@ from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
 from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Http1Server
+from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.settings import HttpSettings
+from frontier_mock.serve.sockets import bind, url_of
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.simtime import SimTime, to_seconds
@@ -53,7 +55,8 @@ class ServeSpec:
 
     `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
     the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
-    which says what it was recorded on (`config.journals`).
+    which says what it was recorded on (`config.journals`). `clock_server` is the URL of the process
+    that keeps the clock, None if this one does.
     """
 
     cluster: ClusterSpec
@@ -66,6 +69,7 @@ class ServeSpec:
     ready_file: str | None = None
     journal_path: str | None = None
     journal_head: str = ""
+    clock_server: str | None = None
 
 
 class _Loop(Protocol):
@@ -77,8 +81,8 @@ def run_cluster(spec: ServeSpec) -> int:
 
     Raises ConfigError for a port in use, an unknown host, or a file that cannot be written.
     """
-    _log_to_stderr()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    log_to_stderr()
+    with asyncio.Runner(loop_factory=new_event_loop()) as runner:
         return runner.run(_serve(spec))
 
 
@@ -108,6 +112,11 @@ class ClusterServer:
         """Binds the ports and builds the engine. Raises ConfigError."""
         self._spec = spec
         self.cluster: Cluster = build_cluster(spec.cluster, spec.costs)
+        self._follower: Follower | None = None
+        if spec.clock_server is not None:
+            names = [worker.name for worker in spec.cluster.workers]
+            me = f"{socket.gethostname()}:{os.getpid()}"
+            self._follower = Follower(spec.clock_server, me, names)
         created_s = time.time()
         self.metrics = [
             WorkerMetrics(worker, served, created_s)
@@ -115,7 +124,7 @@ class ClusterServer:
         ]
         with contextlib.ExitStack() as opened:
             self._sockets = [
-                opened.enter_context(_bind(spec.host, worker.port))
+                opened.enter_context(bind(spec.host, worker.port))
                 for worker in spec.cluster.workers
             ]
             journal = opened.enter_context(_journal(spec))
@@ -128,8 +137,12 @@ class ClusterServer:
             journal=journal,
             keep_events=_EVENTS_KEPT,
             on_drop=self._digests.dropped,
+            keeper=None if self._follower is None else self._follower.keeper,
         )
-        self._clock_routes = ClockRoutes(self.driver, self._report)
+        self._clock_routes: ClockRoutes | FollowedClock = ClockRoutes(self.driver, self._report)
+        if self._follower is not None:
+            self._follower.report = self._report
+            self._clock_routes = FollowedClock(self._follower, self.driver)
         self._servers: list[asyncio.Server] = []
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
@@ -137,12 +150,14 @@ class ClusterServer:
     @property
     def urls(self) -> list[str]:
         """Base URL of each worker, in order."""
-        return [_url(sock, self._spec.host) for sock in self._sockets]
+        return [url_of(sock, self._spec.host) for sock in self._sockets]
 
     async def start(self) -> None:
         """Listen on every port, then say so."""
         loop = asyncio.get_running_loop()
         self.driver.start()
+        if self._follower is not None:
+            await self._follower.join(self.driver)
         parts = zip(self._spec.served, self.metrics, self._sockets, strict=True)
         for number, (served, metrics, sock) in enumerate(parts):
             app = self.app(number, served, metrics)
@@ -152,7 +167,7 @@ class ClusterServer:
                 web.start()
             self.webs.append(web)
             self._servers.append(await loop.create_server(web, sock=sock, backlog=_BACKLOG))
-            logger.info("Starting vLLM server on %s", _url(sock, self._spec.host))
+            logger.info("Starting vLLM server on %s", url_of(sock, self._spec.host))
         uvicorn_logger.info("Started server process [%d]", os.getpid())
         uvicorn_logger.info("Waiting for application startup.")
         uvicorn_logger.info("Application startup complete.")
@@ -177,6 +192,8 @@ class ClusterServer:
                         await asyncio.sleep(_DRAIN_POLL_S)
         driver.settle()
         self._clock_routes.close()
+        if self._follower is not None:
+            await self._follower.leave()
         await asyncio.gather(*(web.shutdown(_CLOSE_TIMEOUT_S) for web in self.webs))
         driver.stop()
         self._opened.close()
@@ -266,29 +283,7 @@ def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | N
         raise ConfigError(f"journal: cannot write {path}: {error.strerror}") from None
 
 
-def _bind(host: str | None, port: int) -> socket.socket:
-    address = host or "0.0.0.0"
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # With the protocol spelt out, or asyncio would leave Nagle's algorithm on and hold back chunks.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        sock.setblocking(False)
-    except (OSError, OverflowError) as error:
-        sock.close()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"port: cannot listen on {address}:{port}: {reason}") from None
-    return sock
-
-
-def _url(sock: socket.socket, host: str | None) -> str:
-    address = host or "0.0.0.0"
-    shown = f"[{address}]" if ":" in address else address
-    return f"http://{shown}:{sock.getsockname()[1]}"
-
-
-def _loop_factory() -> _Loop:
+def new_event_loop() -> _Loop:
     """uvloop if it is installed, else asyncio's own loop."""
     try:
         import uvloop
@@ -298,7 +293,7 @@ def _loop_factory() -> _Loop:
     return factory
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """vLLM's and uvicorn's line shapes, which harnesses watch for (vllm.md section 9.1)."""
     for target, shape in (
         (logger, "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"),

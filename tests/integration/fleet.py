@@ -5,12 +5,14 @@ The agents are closed loops with leases, played by the load generator in the tes
 
 import importlib.util
 import json
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -86,6 +88,7 @@ class Played:
     stalls: int
     guesses: int
     digest: str
+    by_name: str
     by_role: str
 
 
@@ -115,6 +118,51 @@ def fleet(
         wait_until(ready.exists, server, "frontier-mock up", log)
         urls = tuple(worker["url"] for worker in json.loads(ready.read_text())["workers"])
         yield Fleet(scenario, urls, urls[0], journal)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFleet:
+    """Workers in several processes on one clock; `urls` in the order of their names."""
+
+    scenario: ScenarioSpec
+    urls: tuple[str, ...]
+    clock_url: str
+    clock: subprocess.Popen[bytes]
+    engines: tuple[subprocess.Popen[bytes], ...]
+    logs: Path
+
+    def log(self, name: str) -> str:
+        """What `clock` or `engine0`, `engine1`, ... has said."""
+        return (self.logs / f"{name}.log").read_text()
+
+
+@contextmanager
+def shared_fleet(
+    scenario: ScenarioSpec, directory: Path, groups: Sequence[str], *flags: str
+) -> Iterator[SharedFleet]:
+    """`frontier-mock clock`, and an `up` process for each group of workers, in order."""
+    with ExitStack() as stack:
+        ready, log = directory / "clock.json", directory / "clock.log"
+        ready.unlink(missing_ok=True)
+        argv = ["-m", "frontier_mock", "clock", "--host", "127.0.0.1", "--port", "0"]
+        argv += ["--ready-file", str(ready), "--patience-s", "60", *flags]
+        clock = stack.enter_context(process("clock", argv, log))
+        wait_until(ready.exists, clock, "frontier-mock clock", log)
+        clock_url = json.loads(ready.read_text())["url"]
+        engines, urls = [], {}
+        for number, group in enumerate(groups):
+            ready, log = directory / f"engine{number}.json", directory / f"engine{number}.log"
+            ready.unlink(missing_ok=True)
+            argv = ["-m", "frontier_mock", "up", scenario.source, "--host", "127.0.0.1"]
+            argv += ["--port", "0", "--ready-file", str(ready), "--workers", group]
+            argv += ["--clock-server", clock_url]
+            engine = stack.enter_context(process(f"engine{number}", argv, log))
+            wait_until(ready.exists, engine, "frontier-mock up", log)
+            engines.append(engine)
+            workers = json.loads(ready.read_text())["workers"]
+            urls |= {worker["name"]: worker["url"] for worker in workers}
+        in_order = tuple(urls[name] for name in sorted(urls))
+        yield SharedFleet(scenario, in_order, clock_url, clock, tuple(engines), directory)
 
 
 @contextmanager
@@ -176,6 +224,7 @@ async def play(
         for part in endpoint.parts:
             part.http.close()
     exchanges.sort(key=lambda one: one.item.seq)
+    workers = cast(dict[str, str], report["workers_digest"])
     return Played(
         exchanges,
         sum(one.answer.arrival_ns - start_ns != one.due_ns for one in exchanges),
@@ -185,7 +234,8 @@ async def play(
         state.stalls,
         state.grace_jumps,
         str(report["digest"]),
-        str(report["workers_digest"]["by_role"]),
+        workers["by_name"],
+        workers["by_role"],
     )
 
 

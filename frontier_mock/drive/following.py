@@ -1,0 +1,138 @@
+"""An engine process that shares another process's clock: the Timekeeper's local stand-in.
+
+Theory of operation. One process, the *host* (`drive.hosting`), has the Timekeeper with all leases.
+Every other process is a *follower*: it has an engine, its workers' ports, and this class in the
+place of its Driver's Timekeeper. What the Driver tells it becomes a message to the host; what the
+Driver asks of it (`decide`) is answered from the host's orders. Messages are lists, first the verb:
+
+follower to host: `["arriving"]`, `["received"]`, `["park", actor, legs]`, `["refuse", actor,
+legs]`, `["post", actor, number]`, `["complete", actor, number]`, `["disconnect", actor]`, and
+`["done", now_ns, next_ns]` after every feed or move: next_ns is the promise that nothing will
+happen in this engine before, null if nothing will at all.
+
+host to follower: `["feed", t_ns, numbers]`: it is t_ns, feed these posts in this order. `["move",
+t_ns, limit_ns]`: advance to t_ns; go on by itself through events before limit_ns as long as nobody
+has to be told. `["resume", numbers]`: write the last bytes of these completed requests.
+
+Nothing can be overtaken: a request's lease is held at the host until its `park` is read there, and
+`post` is right behind it; a response is written only after the host holds its lease again.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from frontier_mock.drive.timekeeper import (
+    Decision,
+    Feed,
+    ItemT,
+    Move,
+    Resume,
+    Timekeeper,
+    TokenT,
+    Wait,
+)
+from frontier_mock.simtime import SimTime
+
+Message = list[object]
+"""One line of JSON on the way between host and follower."""
+
+
+class FollowingKeeper(Timekeeper[TokenT, ItemT]):
+    """Stands where a Driver has its Timekeeper; has no actors of its own."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        super().__init__()
+        self._send_message = send
+        self._orders: deque[Message] = deque()
+        self._posted: dict[int, ItemT] = {}
+        self._completed: dict[int, TokenT] = {}
+        self._number = 0
+        self._owes = False
+        self._told = False
+        self._limit_ns: SimTime = 0
+
+    def order(self, message: Message) -> None:
+        """The host said something. Raises ValueError if it makes no sense."""
+        if not message or message[0] not in ("feed", "move", "resume"):
+            raise ValueError(f"the clock host said {message!r}")
+        self._orders.append(message)
+
+    # What the Driver and the HTTP layer say
+
+    def arriving(self) -> None:
+        """See Timekeeper."""
+        self._tell(["arriving"])
+
+    def received(self) -> None:
+        """See Timekeeper."""
+        self._tell(["received"])
+
+    def park(self, name: str | None, legs: int = 1, room: str = "") -> None:
+        """See Timekeeper."""
+        self._tell(["park", name, legs, room])
+
+    def refuse(self, name: str | None, legs: int = 1, room: str = "") -> None:
+        """See Timekeeper."""
+        self._tell(["refuse", name, legs, room])
+
+    def post(self, name: str | None, item: ItemT) -> None:
+        """See Timekeeper."""
+        self._number += 1
+        self._posted[self._number] = item
+        self._tell(["post", name, self._number])
+
+    def complete(self, name: str | None, token: TokenT) -> None:
+        """See Timekeeper."""
+        self._number += 1
+        self._completed[self._number] = token
+        self._tell(["complete", name, self._number])
+
+    def disconnect(self, name: str | None) -> None:
+        """See Timekeeper."""
+        self._tell(["disconnect", name])
+
+    def decide(self, next_ns: SimTime | None, wall_ns: int) -> Decision[TokenT, ItemT]:
+        """The host's next order; what the last one came to is reported first."""
+        if self._owes:
+            if next_ns is not None and next_ns < self._limit_ns and not self._told:
+                self.jumps += 1
+                self.now_ns = next_ns
+                return Move(next_ns)
+            self._owes = False
+            self._send_message(["done", self.now_ns, next_ns])
+        if not self._orders:
+            return Wait(None, "following the clock host")
+        verb, *rest = self._orders.popleft()
+        if verb == "resume":
+            return Resume([self._completed.pop(number) for number in _numbers(rest[0])])
+        self._owes, self._told = True, False
+        self.now_ns = max(self.now_ns, _time(rest[0]))
+        if verb == "feed":
+            self._limit_ns = 0
+            return Feed([self._posted.pop(number) for number in _numbers(rest[1])])
+        self.jumps += 1
+        self._limit_ns = _time(rest[1])
+        return Move(self.now_ns)
+
+    def elapse(self, now_ns: SimTime) -> list[TokenT]:
+        """Shutdown: everybody whose request is over may go on."""
+        self.now_ns = max(self.now_ns, now_ns)
+        tokens = list(self._completed.values())
+        self._completed.clear()
+        return tokens
+
+    def _tell(self, message: Message) -> None:
+        self._told = True
+        self._send_message(message)
+
+
+def _time(value: object) -> SimTime:
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a time")
+    return value
+
+
+def _numbers(value: object) -> Sequence[int]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value

@@ -1,0 +1,257 @@
+"""One clock for several engine processes: the Timekeeper, and an asyncio pump that asks them.
+
+Theory of operation. Every engine is a member that has promised that nothing happens in it before
+its `next_ns` (`drive.following` lists the messages). The pump asks the Timekeeper what to do, with
+the least promise as the next event, exactly as a Driver does with its own engine's:
+
+1. Nothing is decided while a member is at work on an order: what it says on the way (requests that
+   have ended, above all) belongs to the instant that was ordered.
+2. Move: to the members whose promise is due, all at once. If only one is due, and nobody resumes
+   at this instant, it may go on by itself up to the next thing that anybody else has promised.
+3. Feed: to each member its own commands, in the canonical order of them all. Workers do not see
+   each other, so it does not matter that the others' commands of that instant are elsewhere.
+4. A member that is lost takes its requests with it: the run has failed, and everybody is told why.
+   One that says goodbye with nothing in flight just leaves.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from frontier_mock.drive.drift import Drift
+from frontier_mock.drive.following import Message
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.timekeeper import Feed, Move, Resume, Timekeeper
+from frontier_mock.simtime import NS_PER_S, SimTime, from_ms, from_seconds
+
+logger = logging.getLogger("frontier_mock")
+
+Action = Callable[[], None]
+
+_DECISIONS_PER_PUMP = 256
+
+
+class MemberLostError(RuntimeError):
+    """An engine process is gone in the middle of a run; the message names it."""
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """An engine process. `send` puts a message on its way; `busy` while an order is carried out."""
+
+    name: str
+    workers: tuple[str, ...]
+    send: Callable[[Message], None]
+    next_ns: SimTime | None = None
+    busy: bool = False
+    in_flight: int = 0
+    resumed: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"engine process {self.name} (workers {', '.join(self.workers)})"
+
+
+class ClockHost:
+    """See the theory of operation at the top of this module. `start` binds it to an event loop."""
+
+    def __init__(self, clock: ClockSpec, wall_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.clock = clock
+        self.keeper: Timekeeper[Action, tuple[Member, int]] = Timekeeper(
+            grace_ns=from_ms(clock.grace_ms),
+            patience_ns=from_seconds(clock.patience_s),
+            strict=clock.strict,
+            baton=clock.baton,
+        )
+        self.members: list[Member] = []
+        self.error: BaseException | None = None
+        self.died = asyncio.Event()
+        self.drift = Drift(late_ms=clock.late_ms, scale=1.0)
+        self._wall_ns = wall_ns
+        self._started_wall_ns = wall_ns()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pump_soon: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._orders = 0
+
+    # Life
+
+    def start(self) -> None:
+        """Bind to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._started_wall_ns = self._wall_ns()
+
+    def stop(self) -> None:
+        """No pump after this."""
+        for handle in (self._pump_soon, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._pump_soon = self._timer = None
+        self._loop = None
+
+    def now_ns(self) -> SimTime:
+        """The virtual present."""
+        return self.keeper.now_ns
+
+    def wall_s(self) -> float:
+        """Real seconds since `start`."""
+        return (self._wall_ns() - self._started_wall_ns) / NS_PER_S
+
+    def catch_up(self) -> None:
+        """Nothing: a warp clock has nothing to catch up with."""
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests inside all engines."""
+        return sum(member.in_flight for member in self.members)
+
+    @property
+    def num_events(self) -> int:
+        """Orders carried out, the host's measure of what has happened."""
+        return self._orders
+
+    def next_due(self) -> SimTime | None:
+        """The least promise of all engines."""
+        return min((m.next_ns for m in self.members if m.next_ns is not None), default=None)
+
+    def holders(self) -> list[tuple[str, str]]:
+        """Who keeps time from moving: leases, and engines at work."""
+        busy = [(str(member), "carries out an order") for member in self.members if member.busy]
+        return [*self.keeper.holders(), *busy]
+
+    # Members
+
+    def join(self, member: Member) -> None:
+        """An engine process takes part from now on."""
+        self.members.append(member)
+        logger.info("%s joined at %d ns", member, self.keeper.now_ns)
+        self.poke()
+
+    def heard(self, member: Member, message: Message) -> None:
+        """A member said something. Raises ValueError for what makes no sense."""
+        keeper = self.keeper
+        match message:
+            case ["done", int(now_ns), int() | None as next_ns] if member.busy:
+                member.busy = False
+                member.next_ns = next_ns
+                keeper.now_ns = max(keeper.now_ns, now_ns)
+            case ["park", str() | None as name, int(legs), str(room)]:
+                member.in_flight += 1
+                keeper.park(name, legs, room)
+            case ["refuse", str() | None as name, int(legs), str(room)]:
+                keeper.refuse(name, legs, room)
+            case ["post", str() | None as name, int(number)]:
+                keeper.post(name, (member, number))
+            case ["complete", str() | None as name, int(number)]:
+                member.in_flight -= 1
+                keeper.complete(name, lambda: member.resumed.append(number))
+            case ["disconnect", str() | None as name]:
+                member.in_flight -= 1
+                keeper.disconnect(name)
+            case ["arriving"]:
+                keeper.arriving()
+            case ["received"]:
+                keeper.received()
+            case _:
+                raise ValueError(f"{member} said {message!r}")
+        self.poke()
+
+    def leave(self, member: Member, why: str = "") -> None:
+        """A member is gone: `why` is empty if it said goodbye."""
+        if member not in self.members:
+            return
+        self.members.remove(member)
+        if why or member.busy or member.in_flight:
+            self._fail(MemberLostError(f"{member} is gone: {why or 'it left with work to do'}"))
+        else:
+            logger.info("%s left at %d ns", member, self.keeper.now_ns)
+            self.poke()
+
+    # The pump
+
+    def poke(self) -> None:
+        """Something was said: decide again soon."""
+        if self._pump_soon is None and self.error is None and self._loop is not None:
+            self._pump_soon = self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_soon = None
+        try:
+            for _ in range(_DECISIONS_PER_PUMP):
+                if not self._step():
+                    return
+        except Exception as error:
+            self._fail(error)
+        self.poke()
+
+    def _step(self) -> bool:
+        """Take one decision; False if there is nothing to do but wait."""
+        if any(member.busy for member in self.members):
+            return False
+        keeper = self.keeper
+        decision = keeper.decide(self.next_due(), self._wall_ns())
+        if isinstance(decision, Move):
+            self._move(decision.t_ns)
+        elif isinstance(decision, Resume):
+            for action in decision.tokens:
+                action()
+            for member in self.members:
+                if member.resumed:
+                    member.send(["resume", member.resumed])
+                    member.resumed = []
+        elif isinstance(decision, Feed):
+            self._feed(decision.items)
+        else:
+            self._wait(decision.until_wall_ns)
+            return False
+        return True
+
+    def _move(self, t_ns: SimTime) -> None:
+        due = [m for m in self.members if m.next_ns is not None and m.next_ns <= t_ns]
+        limit_ns = t_ns
+        if len(due) == 1 and not self.keeper.has_ready:
+            others = [m.next_ns for m in self.members if m.next_ns is not None and m not in due]
+            others += [_FAR_NS if (wake := self.keeper.next_wake()) is None else wake]
+            limit_ns = min(others)
+        for member in due:
+            self._order(member, ["move", t_ns, limit_ns])
+
+    def _feed(self, items: list[tuple[Member, int]]) -> None:
+        shares: dict[Member, list[int]] = {}
+        for member, number in items:
+            shares.setdefault(member, []).append(number)
+        for member, numbers in shares.items():
+            if member in self.members:
+                self._order(member, ["feed", self.keeper.now_ns, numbers])
+
+    def _order(self, member: Member, message: Message) -> None:
+        member.busy = True
+        self._orders += 1
+        member.send(message)
+
+    def _wait(self, until_wall_ns: int | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if until_wall_ns is not None and self._loop is not None:
+            delay_s = max((until_wall_ns - self._wall_ns()) / NS_PER_S, 0.0)
+            self._timer = self._loop.call_later(delay_s, self._pump)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        logger.error("the clock stopped: %s", error)
+        for member in self.members:
+            member.send(["fail", str(error)])
+        for session in sorted({actor.session for actor in self.keeper.actors.values()}):
+            for action in self.keeper.close(session):
+                action()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.died.set()
+
+
+_FAR_NS = 1 << 62
+"""No limit: later than any time there is."""

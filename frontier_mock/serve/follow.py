@@ -1,0 +1,171 @@
+"""The follower's end of a shared clock: joins the host, carries its orders to the Driver."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.drive.driver import Action, Driver, Item
+from frontier_mock.drive.following import FollowingKeeper, Message
+from frontier_mock.serve.answers import Answer, json_answer
+from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
+from frontier_mock.serve.vllm_app import Handler
+
+_JOIN_LIMIT_S = 30.0
+_GOODBYE_LIMIT_S = 5.0
+
+
+class HostLostError(RuntimeError):
+    """The process that keeps the clock is gone, or has stopped it; the message says which."""
+
+
+class Follower(Lines):
+    """The connection to the host at `url`, and the keeper that a Driver is built with."""
+
+    def __init__(self, url: str, name: str, workers: Sequence[str]) -> None:
+        """Raises ConfigError if `url` is none."""
+        super().__init__()
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if parts.scheme != "http" or parts.hostname is None or port is None:
+            raise ConfigError(f"clock-server: {shown(url)} is not http://HOST:PORT")
+        self.url = url
+        self.keeper: FollowingKeeper[Action, Item] = FollowingKeeper(self.send)
+        self.report: Callable[[], Mapping[str, object]] = dict
+        self._address = parts.hostname, port
+        self._name = name
+        self._workers = list(workers)
+        self._driver: Driver | None = None
+        self._head = b""
+        self._answer: asyncio.Future[None] | None = None
+        self._leaving: asyncio.Future[None] | None = None
+
+    async def join(self, driver: Driver) -> None:
+        """Connect and take part. Raises ConfigError if the host does not answer or refuses."""
+        loop = asyncio.get_running_loop()
+        self._driver = driver
+        self._answer = loop.create_future()
+        host, port = self._address
+        try:
+            async with asyncio.timeout(_JOIN_LIMIT_S):
+                await loop.create_connection(lambda: self, host, port)
+                await self._answer
+        except OSError as error:
+            # A timeout is an OSError as well, without a text of its own.
+            why = error.strerror or str(error) or "no answer"
+            raise ConfigError(f"clock-server: cannot join the clock at {self.url}: {why}") from None
+
+    async def leave(self) -> None:
+        """Say goodbye, so that the host does not take this for a crash."""
+        if self._transport is None:
+            return
+        self._leaving = asyncio.get_running_loop().create_future()
+        self.send(["bye"])
+        self.close()
+        await asyncio.wait((self._leaving,), timeout=_GOODBYE_LIMIT_S)
+
+    # What the connection says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        body = json.dumps({"name": self._name, "workers": self._workers}).encode()
+        host, port = self._address
+        head = (
+            f"POST {JOIN_PATH} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: upgrade\r\n"
+            f"upgrade: {PROTOCOL}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        assert self._transport is not None
+        self._transport.write(head.encode() + body)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop: first the answer to the join, then lines."""
+        answer = self._answer
+        if answer is None or answer.done():
+            super().data_received(data)
+            return
+        self._head += data
+        head, found, rest = self._head.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if head.startswith(b"HTTP/1.1 101 "):
+            answer.set_result(None)
+            if rest:
+                super().data_received(rest)
+        else:
+            said = (
+                rest.decode("utf-8", "replace").strip() or head.decode("latin-1").split("\r\n")[0]
+            )
+            answer.set_exception(ConnectionRefusedError(0, said))
+
+    def heard(self, message: Message) -> None:
+        """An order, or a question. Raises ValueError for anything else."""
+        assert self._driver is not None
+        match message:
+            case ["fail", str(why)]:
+                self._driver.fail(HostLostError(f"the clock at {self.url} stopped: {why}"))
+            case ["now", int(now_ns)]:
+                self.keeper.now_ns = now_ns
+            case ["report", int(number)]:
+                self.send(["report", number, dict(self.report())])
+            case _:
+                self.keeper.order(message)
+                self._driver.poke()
+
+    def lost(self, why: str) -> None:
+        """The host is gone."""
+        answer = self._answer
+        if answer is not None and not answer.done():
+            answer.set_exception(ConnectionResetError(0, why))
+        elif self._leaving is not None:
+            if not self._leaving.done():
+                self._leaving.set_result(None)
+        elif self._driver is not None:
+            self._driver.fail(HostLostError(f"lost the clock at {self.url}: {why}"))
+
+
+class FollowedClock:
+    """Routes under /sim of a worker whose clock is elsewhere."""
+
+    def __init__(self, follower: Follower, driver: Driver) -> None:
+        self._follower = follower
+        self._driver = driver
+
+    def table(self) -> dict[tuple[str, str], Handler]:
+        """Handlers by (method, path)."""
+        verbs = ("register", "fork", "sleep", "barrier", "release", "advance")
+        table: dict[tuple[str, str], Handler] = {
+            ("POST", f"/sim/clock/{verb}"): self._elsewhere for verb in verbs
+        }
+        table["GET", "/sim/clock"] = self._clock
+        table["GET", "/sim/report"] = self._report
+        return table
+
+    def close(self) -> None:
+        """Nothing is held open here."""
+
+    def _elsewhere(self, exchange: Exchange) -> Answer:
+        said = f"this worker follows the clock at {self._follower.url}; its verbs are served there"
+        return json_answer({"error": said, "clock_server": self._follower.url}, 421)
+
+    def _clock(self, exchange: Exchange) -> Answer:
+        driver = self._driver
+        return json_answer(
+            {
+                "now_ns": driver.now_ns(),
+                "mode": driver.clock.mode,
+                "clock_server": self._follower.url,
+                "in_flight": driver.num_in_flight,
+                "next_ns": driver.next_due(),
+                "error": None if driver.error is None else str(driver.error),
+            }
+        )
+
+    def _report(self, exchange: Exchange) -> Answer:
+        return json_answer(self._follower.report())

@@ -1,0 +1,32 @@
+"""Listening sockets, and what they are called."""
+
+import socket
+
+from frontier_mock.config.errors import ConfigError
+
+
+def bind(host: str | None, port: int) -> socket.socket:
+    """A listening address; `host` None is all interfaces, port 0 any free one.
+
+    Raises ConfigError.
+    """
+    address = host or "0.0.0.0"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # With the protocol spelt out, or asyncio would leave Nagle's algorithm on and hold back chunks.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.setblocking(False)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"port: cannot listen on {address}:{port}: {reason}") from None
+    return sock
+
+
+def url_of(sock: socket.socket, host: str | None) -> str:
+    """Base URL of what `bind(host, ...)` bound."""
+    address = host or "0.0.0.0"
+    shown = f"[{address}]" if ":" in address else address
+    return f"http://{shown}:{sock.getsockname()[1]}"
