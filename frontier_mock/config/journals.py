@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.resolve import ResolvedCluster, build_costs, resolve_worker
+from frontier_mock.config.resolve import (
+    ResolvedCluster,
+    ResolvedWorker,
+    build_costs,
+    resolve_sglang,
+    resolve_worker,
+)
+from frontier_mock.config.sglang_flags import SglangArgs
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.commands import AUTO_WORKER, Command, Submit
 from frontier_mock.core.journal import Journal, JournalError, from_lines, to_line
@@ -39,12 +46,18 @@ def journal_head(cluster: ResolvedCluster) -> str:
             "name": worker.spec.name,
             "hardware": worker.spec.step.hardware.name,
             "engine": worker.spec.step.engine.name,
-            "args": asdict(replace(worker.args, api_key=())),
+            "args": _recorded_args(worker),
         }
         for worker in cluster.workers
     ]
     router, seed = cluster.spec.router_policy, cluster.spec.seed
     return json.dumps({MARK: VERSION, "seed": seed, "router": router, "workers": workers})
+
+
+def _recorded_args(worker: ResolvedWorker) -> dict[str, Any]:
+    if worker.sglang is not None:
+        return asdict(replace(worker.sglang, api_key=None))
+    return asdict(replace(worker.args, api_key=()))
 
 
 def entry_line(cluster: ResolvedCluster, stamp_ns: SimTime, command: Command) -> str:
@@ -95,10 +108,7 @@ def _read(lines: Iterable[str], name: str) -> Recording:
 
 
 def _cluster(head: dict[str, Any]) -> ResolvedCluster:
-    workers = tuple(
-        resolve_worker(_args(one["args"]), one["hardware"], one["engine"], str(one["name"]), 0)
-        for one in head["workers"]
-    )
+    workers = tuple(_worker(one) for one in head["workers"])
     if not workers:
         raise ValueError("it names no workers")
     spec = ClusterSpec(
@@ -109,8 +119,12 @@ def _cluster(head: dict[str, Any]) -> ResolvedCluster:
     return ResolvedCluster(spec, build_costs(spec), workers)
 
 
-def _args(values: dict[str, Any]) -> VllmArgs:
-    made: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+def _worker(one: dict[str, Any]) -> ResolvedWorker:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in one["args"].items()
     }
-    return VllmArgs(**made)
+    hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
+    if engine.startswith("sglang"):
+        return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)
+    return resolve_worker(VllmArgs(**values), hardware, engine, name, 0)

@@ -1,14 +1,17 @@
 """SGLang's flags, and what SGLang makes of the ones not given."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_lines, read_recording
 from frontier_mock.config.resolve import resolve_scenario, resolve_single_sglang
 from frontier_mock.config.scenario import parse_scenario
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.workloads import TraceSearch
+from frontier_mock.core.journal import Journal
 from frontier_mock.serving.specs import SglangSchedulerSpec
 
 FACTS = Path(__file__).resolve().parents[3] / "shared/specs/sglang_flags_0.5.23.txt"
@@ -97,6 +100,17 @@ def test_the_longest_sequence_leaves_room_in_the_pool() -> None:
     spec = scheduler_of("--max-total-tokens", "1000")
     assert (spec.num_pages, spec.context_length, spec.max_running_requests) == (1000, 996, 500)
     assert scheduler_of("--context-length", "600").context_length == 598
+
+
+def test_a_journal_of_an_sglang_cluster_says_what_it_was_recorded_on(tmp_path: Path) -> None:
+    args, _ = parse_sglang_args(["--model", MODEL, "--cuda-graph-bs", "1", "2", "--api-key", "x"])
+    cluster = resolve_single_sglang(args, "h100", "sglang-0.5.9", 3)
+    path = tmp_path / "j"
+    path.write_text("".join(journal_lines(cluster, Journal())))
+    assert "x" not in json.loads(path.read_text())["workers"][0]["args"].values()
+    again = read_recording(str(path)).cluster
+    assert again.spec.workers[0].scheduler == cluster.spec.workers[0].scheduler
+    assert again.spec.workers[0].step == cluster.spec.workers[0].step
 
 
 def test_a_scenario_may_name_an_sglang_engine() -> None:
