@@ -45,7 +45,7 @@ class Router:
 
     def _load(self, index: int) -> int:
         worker = self._workers[index]
-        return worker.in_frontend + worker.scheduler.num_waiting + len(worker.scheduler.running)
+        return worker.in_frontend + worker.scheduler.num_live
 
     def _prefix_aware(self, prompt: Prompt) -> int:
         """Longest cached prefix first, least loaded where the gap is large or nothing is cached."""

@@ -606,6 +606,18 @@ def test_an_abort_ends_a_waiting_and_a_chunked_request_at_once() -> None:
     assert cluster.workers[0].kv.num_free == 1000
 
 
+def test_a_router_sees_a_request_from_arrival_to_end() -> None:
+    engine = Engine(replace(SPEC, max_running_requests=2))
+    engine.submit(100, 2)
+    engine.submit(10, 2)
+    engine.submit(10, 2)
+    seen = []
+    while engine.step() is not None:
+        seen.append((engine.scheduler.num_live, len(engine.scheduler.running)))
+    # Two chunks, the second with the next prompt; a tick; the third prompt; its tick.
+    assert seen == [(3, 0), (3, 0), (1, 0), (1, 0), (0, 0)]
+
+
 def test_a_full_queue_refuses() -> None:
     cluster = toy_cluster(replace(SPEC, max_running_requests=1, max_queued_requests=1))
     for content in range(3):

@@ -86,6 +86,11 @@ class Scheduler(Protocol):
         """Sequences that wait for admission, preempted ones included."""
         ...
 
+    @property
+    def num_live(self) -> int:
+        """Sequences handed over and not ended, wherever they are."""
+        ...
+
     def enqueue(self, seq: Sequence) -> None:
         """Put a new arrival in the waiting queue."""
         ...

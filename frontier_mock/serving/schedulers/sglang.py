@@ -111,6 +111,13 @@ class SglangScheduler:
         """Sequences that wait for admission, retracted ones included."""
         return len(self._waiting)
 
+    @property
+    def num_live(self) -> int:
+        """Waiting and running sequences, and those whose prompt is being computed."""
+        computing = sum(seq.state == DECODE for seq in self._joining)
+        computing += self._chunked is not None
+        return len(self._waiting) + len(self.running) + computing
+
     def enqueue(self, seq: Sequence) -> None:
         """Put a new arrival at the end of the waiting queue.
 

@@ -83,6 +83,11 @@ class VllmScheduler:
         """Sequences that wait for admission, preempted ones included."""
         return len(self._heap) if self._priority else len(self._fcfs)
 
+    @property
+    def num_live(self) -> int:
+        """Waiting and running sequences."""
+        return self.num_waiting + len(self.running)
+
     def enqueue(self, seq: Sequence) -> None:
         """Put a new arrival at the end of the waiting queue."""
         seq.state = WAITING
