@@ -21,6 +21,9 @@ ResultT = TypeVar("ResultT")
 _READER_BEHIND_BYTES = 1 << 20
 """As over a socket: a reader with this much unread gets its next tokens merged."""
 
+_header_names: dict[bytes, str] = {}
+"""Every spelling of a header's name that was ever met; programs have few."""
+
 Apps = dict[tuple[str, int], App]
 """Applications by host and port."""
 
@@ -61,7 +64,6 @@ class DirectExchange(Exchange):
         self._open(answer.status, answer.content_type, extra)
         if self.request.method != "HEAD":
             self._pieces.append(answer.body)
-        self.headers.append(("content-length", str(len(answer.body))))
         self._close()
 
     def begin(self, content_type: str, extra: str = "") -> None:
@@ -318,8 +320,12 @@ def _app_for(library: ModuleType, apps: Apps, request: Any) -> App:
 
 def _incoming(request: Any, body: bytes) -> Request:
     headers: dict[str, str] = {}
+    names = _header_names
     for raw_name, raw_value in request.headers.raw:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        name = names.get(raw_name)
+        if name is None:
+            name = names[raw_name] = raw_name.decode("latin-1").lower()
+        value = raw_value.decode("latin-1")
         known = headers.get(name)
         headers[name] = value if known is None else f"{known}, {value}"
     carrier = carrier_of(headers.get("tracestate"))
@@ -336,5 +342,5 @@ def _read_timeout_s(request: Any) -> float | None:
 
 
 def _whole(library: ModuleType, exchange: DirectExchange, body: bytes) -> Any:
-    # Content that is there from the start spares httpx the reading of a stream.
+    # Content that is there from the start spares httpx the reading of a stream; it adds its length.
     return library.Response(exchange.status, headers=exchange.headers, content=body)
