@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from uuid import uuid4
+from random import getrandbits
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
@@ -16,6 +16,9 @@ from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
+
+_VERSION_4 = 4 << 76 | 2 << 62
+_FREE_BITS = ~(0xF << 76 | 3 << 62)
 
 
 def served_models(
@@ -128,4 +131,5 @@ def _limit_reader(environment: Mapping[str, str]) -> Callable[[str, int], int]:
 
 
 def _random_id() -> str:
-    return uuid4().hex
+    """As `uuid4().hex`, without its system call and its object."""
+    return f"{getrandbits(128) & _FREE_BITS | _VERSION_4:032x}"

@@ -1,5 +1,7 @@
 """POST /v1/chat/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
 
+from typing import NamedTuple
+
 from frontier_mock.wire import sampling
 from frontier_mock.wire.errors import ApiError, invalid, not_implemented
 from frontier_mock.wire.fields import (
@@ -58,6 +60,33 @@ _NEEDS_SUPPORT = frozenset(
         "media_io_kwargs",
     )
 )
+
+
+class _Extras(NamedTuple):
+    """What few requests ask for."""
+
+    n: int = 1
+    add_prompt: bool = True
+    add_special_tokens: bool = False
+    logprobs: LogprobsPlan | None = None
+    return_ids: bool = False
+    return_text: bool = False
+    echo: bool = False
+
+
+_EXTRAS = frozenset(
+    (
+        "n",
+        "add_generation_prompt",
+        "add_special_tokens",
+        "logprobs",
+        "prompt_logprobs",
+        "return_token_ids",
+        "return_prompt_text",
+        "echo",
+    )
+)
+_NO_EXTRAS = _Extras()
 
 
 def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> Generation:
@@ -223,28 +252,26 @@ def _plan(
 ) -> Generation:
     if not _NEEDS_SUPPORT.isdisjoint(fields):
         _check_support(raw, fields, served)
+    extras = _NO_EXTRAS if _EXTRAS.isdisjoint(fields) else _extras(fields, served)
     turns, text = render_prompt(fields, served.tokenizer)
-    add_prompt = flag_field(fields, "add_generation_prompt", True)
     cap_field = "max_completion_tokens"
     asked = optional_int_field(fields, cap_field)
     if asked is None:
         cap_field = "max_tokens"
         asked = optional_int_field(fields, cap_field)
     limits = prompt_limits(fields, cap_field, asked, served)
-    ids = encode_prompt(text, flag_field(fields, "add_special_tokens"), limits, served)
+    ids = encode_prompt(text, extras.add_special_tokens, limits, served)
     max_tokens = effective_max_tokens(asked, len(ids), served)
-    n = int_field(fields, "n", 1)
+    n = extras.n
     sampling.check_sampling(fields, n, max_tokens, served)
     rank = data_parallel_rank(headers, served)
-    logprobs = _logprobs_plan(fields, served)
+    logprobs = extras.logprobs
     sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
     check_prompt_ids(ids, served, encoded=True)
     plans = plan_sequences(ids, 0, n, max_tokens, fields, request_priority(fields, headers), served)
-    role = "assistant" if add_prompt or not turns else str(turns[-1]["role"])
+    role = "assistant" if extras.add_prompt or not turns else str(turns[-1]["role"])
     include_usage, continuous = sampling.wants_usage(fields, served)
-    return_ids = flag_field(fields, "return_token_ids")
-    return_text = flag_field(fields, "return_prompt_text")
-    keep_ids = return_ids or bool(logprobs and logprobs.prompt is not None)
+    keep_ids = extras.return_ids or bool(logprobs and logprobs.prompt is not None)
     return Generation(
         id=f"chatcmpl-{base_request_id(fields, headers, served)}",
         kind=CHAT,
@@ -255,15 +282,17 @@ def _plan(
         stream_interval=stream_interval(fields, served),
         prompt_tokens=len(ids),
         sequences=tuple(plans),
-        prompts=(PromptText(len(ids), ids if keep_ids else None, text if return_text else None),),
+        prompts=(
+            PromptText(len(ids), ids if keep_ids else None, text if extras.return_text else None),
+        ),
         tokenizer=served.tokenizer,
         system_fingerprint=served.system_fingerprint,
         role=role,
         n=n,
         logprobs=logprobs,
-        return_token_ids=return_ids,
-        return_prompt_text=return_text,
-        echo_text=_echo_text(fields, turns, role),
+        return_token_ids=extras.return_ids,
+        return_prompt_text=extras.return_text,
+        echo_text=_echo_text(turns, role) if extras.echo else "",
         prompt_tokens_details=served.enable_prompt_tokens_details,
         frontier=raw.get("frontier") is True,
         actor=actor_of(raw.get("metadata")),
@@ -271,8 +300,20 @@ def _plan(
     )
 
 
-def _echo_text(fields: Fields, turns: list[dict[str, Json]], role: str) -> str:
-    if not flag_field(fields, "echo") or not turns or turns[-1]["role"] != role:
+def _extras(fields: Fields, served: ServedModel) -> _Extras:
+    return _Extras(
+        int_field(fields, "n", 1),
+        flag_field(fields, "add_generation_prompt", True),
+        flag_field(fields, "add_special_tokens"),
+        _logprobs_plan(fields, served),
+        flag_field(fields, "return_token_ids"),
+        flag_field(fields, "return_prompt_text"),
+        flag_field(fields, "echo"),
+    )
+
+
+def _echo_text(turns: list[dict[str, Json]], role: str) -> str:
+    if not turns or turns[-1]["role"] != role:
         return ""
     return text_field(turns[-1], "content") or ""
 

@@ -1,7 +1,7 @@
 """POST /v1/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
 
 from array import array
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -51,6 +51,36 @@ Prompts = list[str | TokenIds]
 _MAX_ID = 2**32 - 1
 
 
+class _Extras(NamedTuple):
+    """What few requests ask for."""
+
+    n: int = 1
+    add_special_tokens: bool = True
+    logprobs: LogprobsPlan | None = None
+    return_ids: bool = False
+    echo: bool = False
+
+
+_EXTRAS = frozenset(
+    ("n", "add_special_tokens", "logprobs", "prompt_logprobs", "return_token_ids", "echo")
+)
+_NO_EXTRAS = _Extras()
+# Most requests have none of these, and skip the checks that look at them.
+_WHOLE_REQUEST = frozenset(
+    (
+        "logprob_token_ids",
+        "logprobs",
+        "prompt_logprobs",
+        "use_beam_search",
+        "stream_options",
+        "structured_outputs",
+        "response_format",
+        "cache_salt",
+    )
+)
+_NEEDS_SUPPORT = frozenset(("suffix", "prompt_embeds", "use_beam_search"))
+
+
 def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> Generation:
     """The generation a completion request asks for. Raises ApiError with vLLM's answer if bad."""
     raw = load_object(body)
@@ -86,6 +116,8 @@ def _check_request(raw: dict[str, Json], served: ServedModel) -> None:
     if (prompt is None or prompt in ("", [])) and not raw.get("prompt_embeds"):
         message = "Either prompt or prompt_embeds must be provided and non-empty."
         raise invalid(message, "prompt")
+    if _WHOLE_REQUEST.isdisjoint(raw):
+        return
     sampling.check_stream_options(raw)
     _check_logprobs(raw)
     sampling.check_structured_outputs(raw, with_parameter=True)
@@ -167,17 +199,18 @@ def _checked_ids(values: Json) -> TokenIds:
 def _plan(
     raw: dict[str, Json], fields: Fields, prompts: Prompts, headers: Headers, served: ServedModel
 ) -> Generation:
-    _check_support(raw, fields)
+    if not _NEEDS_SUPPORT.isdisjoint(raw):
+        _check_support(raw, fields)
+    extras = _NO_EXTRAS if _EXTRAS.isdisjoint(fields) else _extras(fields, served)
     asked = optional_int_field(fields, "max_tokens")
     asked = DEFAULT_MAX_TOKENS if asked is None else asked
-    echo = flag_field(fields, "echo")
+    echo = extras.echo
     prompt_only = echo and asked == 0
     limits = prompt_limits(fields, "max_tokens", asked, served)
-    add_special = flag_field(fields, "add_special_tokens", True)
-    all_ids = [_ids(prompt, add_special, limits, served) for prompt in prompts]
-    n = int_field(fields, "n", 1)
+    all_ids = [_ids(prompt, extras.add_special_tokens, limits, served) for prompt in prompts]
+    n = extras.n
     rank = data_parallel_rank(headers, served)
-    logprobs = _logprobs_plan(fields, served)
+    logprobs = extras.logprobs
     priority = request_priority(fields, headers)
     plans = []
     for i, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True)):
@@ -187,7 +220,7 @@ def _plan(
         check_prompt_ids(ids, served, encoded=isinstance(prompt, str))
         plans += plan_sequences(ids, i, n, max_tokens, fields, priority, served)
     include_usage, continuous = sampling.wants_usage(fields, served)
-    return_ids = flag_field(fields, "return_token_ids")
+    return_ids = extras.return_ids
     keep_ids = return_ids or echo or bool(logprobs and logprobs.prompt is not None)
     return Generation(
         id=f"cmpl-{base_request_id(fields, headers, served)}",
@@ -218,6 +251,16 @@ def _plan(
         frontier=raw.get("frontier") is True,
         actor=actor_of(raw.get("metadata")),
         data_parallel_rank=rank,
+    )
+
+
+def _extras(fields: Fields, served: ServedModel) -> _Extras:
+    return _Extras(
+        int_field(fields, "n", 1),
+        flag_field(fields, "add_special_tokens", True),
+        _logprobs_plan(fields, served),
+        flag_field(fields, "return_token_ids"),
+        flag_field(fields, "echo"),
     )
 
 

@@ -83,8 +83,7 @@ class LogprobsPlan:
     as_token_ids: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(NamedTuple):
     """A parsed request. `kind` is "chat" or "completion", `created` is the renderer's business.
 
     `echo_text` is what chat echo repeats before each choice; for completions `echo` is set and

@@ -35,6 +35,9 @@ _INCOMPATIBLE = (
     "add_generation_prompt when you want to add a header that will prompt it to start a new "
     "assistant message instead."
 )
+_TEMPLATE_FIELDS = frozenset(
+    ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
+)
 _MODALITIES = ("image", "audio", "video")
 
 
@@ -140,6 +143,15 @@ def render_prompt(fields: Fields, tokenizer: Tokenizer) -> tuple[Turns, str]:
     Raises ApiError if a part is not text or the chat template refuses the conversation.
     """
     turns = conversation(fields["messages"])
+    if _TEMPLATE_FIELDS.isdisjoint(fields):
+        try:
+            return turns, tokenizer.render_chat(turns)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+    return turns, _render_as_asked(turns, fields, tokenizer)
+
+
+def _render_as_asked(turns: Turns, fields: Fields, tokenizer: Tokenizer) -> str:
     add_prompt = flag_field(fields, "add_generation_prompt", True)
     continued = flag_field(fields, "continue_final_message")
     if add_prompt and continued:
@@ -147,7 +159,7 @@ def render_prompt(fields: Fields, tokenizer: Tokenizer) -> tuple[Turns, str]:
     tools = fields.get("tools")
     own = fields.get("chat_template_kwargs")
     try:
-        text = tokenizer.render_chat(
+        return tokenizer.render_chat(
             turns,
             add_prompt,
             continued,
@@ -156,7 +168,6 @@ def render_prompt(fields: Fields, tokenizer: Tokenizer) -> tuple[Turns, str]:
         )
     except ValueError as error:
         raise invalid(str(error)) from None
-    return turns, text
 
 
 def conversation(messages: Json) -> Turns:

@@ -109,12 +109,14 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
-    def observe_many(self, values: NDArray[np.float64], times: NDArray[np.int64]) -> None:
-        """Count each of `values` as often as its entry in `times` says."""
+    def observe_many(
+        self, values: NDArray[np.float64], times: NDArray[np.int64] | None = None
+    ) -> None:
+        """Count each of `values` as often as its entry in `times` says, once by default."""
         where = np.searchsorted(self._bounds, values, side="left")
         added = np.bincount(where, weights=times, minlength=len(self._counts)).astype(np.int64)
         self._counts = [a + b for a, b in zip(self._counts, added.tolist(), strict=True)]
-        self._sum += float(values @ times)
+        self._sum += float(values.sum() if times is None else values @ times)
 
     def render(self) -> str:
         """The family's lines and that of its creation time."""

@@ -37,6 +37,7 @@ _DISTRIBUTION = frozenset(
         "min_p",
     )
 )
+_BOUNDED = frozenset(("min_tokens", "stop", "bad_words"))
 _VOCABULARY_BOUND = ("logprob_token_ids", "logit_bias", "stop_token_ids", "allowed_token_ids")
 _MODEL_BOUND = frozenset((*_VOCABULARY_BOUND, "prompt_logprobs"))
 
@@ -134,6 +135,13 @@ def check_sampling(fields: Fields, n: int, max_tokens: int, served: ServedModel)
     if max_tokens < 1:
         message = f"max_tokens must be at least 1, got {max_tokens}."
         raise invalid(message, "max_tokens", max_tokens)
+    if not _BOUNDED.isdisjoint(fields):
+        _check_bounds(fields, max_tokens)
+    if n > 1 and float_field(fields, "temperature", 1.0) < GREEDY_BELOW:
+        raise invalid(f"n must be 1 when using greedy sampling, got {n}.")
+
+
+def _check_bounds(fields: Fields, max_tokens: int) -> None:
     min_tokens = int_field(fields, "min_tokens", 0)
     if min_tokens < 0:
         raise invalid(f"min_tokens must be greater than or equal to 0, got {min_tokens}.")
@@ -145,8 +153,6 @@ def check_sampling(fields: Fields, n: int, max_tokens: int, served: ServedModel)
         raise invalid("stop cannot contain an empty string.")
     if "" in (bad_words := strings_field(fields, "bad_words")):
         raise invalid(f"bad_words cannot contain an empty string. Got bad_words={list(bad_words)}")
-    if n > 1 and float_field(fields, "temperature", 1.0) < GREEDY_BELOW:
-        raise invalid(f"n must be 1 when using greedy sampling, got {n}.")
 
 
 def _check_distribution(fields: Fields) -> None:

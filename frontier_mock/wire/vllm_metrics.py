@@ -48,6 +48,7 @@ _SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 _PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 _CACHE_TIERS = ("device", "host", "p2p", "disk", "external_unspecified")
 _ADMISSION_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
+_ENDED_BATCH = 1024
 _LIMIT_OF_REJECTION = {"queue_full": 0}
 
 
@@ -107,6 +108,8 @@ class VllmMetrics:
         self._steps_seen = 0
         self._tokens_seen = 0
         self._finished_tokens = 0
+        self._ended: list[tuple[int, ...]] = []
+        self._first_tokens_ns: list[SimTime] = []
         self._prompt_computed = 0
         self._make_gauges(cache_config)
         self._make_counters(model_name)
@@ -170,42 +173,81 @@ class VllmMetrics:
         self._prompt_by_source.values[0] += computed
         self._prompt_by_source.values[1] += state.cached_tokens
         self._prompt_cached.values[0] += state.cached_tokens
-        self._ttft.observe((event.t_ns - state.arrival_ns) / NS_PER_S)
+        self._first_tokens_ns.append(event.t_ns - state.arrival_ns)
 
     def _finish(self, event: Finished, state: _Sequence) -> None:
         end, generated = event.t_ns, event.output_tokens
         self._finished_tokens += generated
         if event.reason in FINISH_REASONS:
             self._success.values[FINISH_REASONS.index(event.reason)] += 1
-        self._close_request(event.rid, generated)
+        n, longest = 1, generated
+        if self._requests:
+            n, longest = self._close_request(event.rid, generated)
         # A sequence aborted early has not reached every phase: those it missed took no time.
         scheduled = state.scheduled_ns if state.scheduled_ns >= 0 else end
         first = state.first_token_ns if state.first_token_ns >= 0 else end
         queued = state.queued_ns if state.queued_ns >= 0 else scheduled
-        decode_s = (end - first) / NS_PER_S
-        self._e2e.observe((end - state.arrival_ns) / NS_PER_S)
-        self._queue_time.observe((scheduled - queued) / NS_PER_S)
-        self._inference_time.observe((end - scheduled) / NS_PER_S)
-        self._prefill_time.observe((first - scheduled) / NS_PER_S)
-        self._decode_time.observe(decode_s)
-        self._tpot.observe(decode_s / (generated - 1) if generated > 1 else 0.0)
-        self._request_preemptions.observe(state.preemptions)
-        self._prefill_computed.observe(state.prompt_tokens - state.cached_tokens)
-        self._request_prompt.observe(state.prompt_tokens)
-        self._request_generation.observe(generated)
-        self._max_tokens.observe(state.max_tokens)
+        self._ended.append(
+            (
+                end - state.arrival_ns,
+                scheduled - queued,
+                end - scheduled,
+                first - scheduled,
+                end - first,
+                generated,
+                state.preemptions,
+                state.prompt_tokens - state.cached_tokens,
+                state.prompt_tokens,
+                state.max_tokens,
+                n,
+                longest,
+            )
+        )
+        if len(self._ended) >= _ENDED_BATCH:
+            self._observe_ended()
 
-    def _close_request(self, rid: int, generated: int) -> None:
+    def _close_request(self, rid: int, generated: int) -> tuple[int, int]:
+        """(choices, longest choice) if this was the request's last choice, else zeros."""
         shared = self._requests.pop(rid, None)
         if shared is None:
-            self._params_n.observe(1)
-            self._max_generation.observe(generated)
-            return
+            return 1, generated
         shared.left -= 1
         shared.longest = max(shared.longest, generated)
-        if shared.left == 0:
-            self._params_n.observe(shared.n)
-            self._max_generation.observe(shared.longest)
+        return (shared.n, shared.longest) if shared.left == 0 else (0, 0)
+
+    def _observe_ended(self) -> None:
+        """Histograms take what ended since the last time in one go, at a tenth of the cost."""
+        if self._first_tokens_ns:
+            self._ttft.observe_many(np.array(self._first_tokens_ns, np.int64) / NS_PER_S)
+            self._first_tokens_ns.clear()
+        if not self._ended:
+            return
+        columns = np.array(self._ended, np.int64).T
+        self._ended.clear()
+        phases = (
+            self._e2e,
+            self._queue_time,
+            self._inference_time,
+            self._prefill_time,
+            self._decode_time,
+        )
+        for histogram, durations_ns in zip(phases, columns[:5], strict=True):
+            histogram.observe_many(durations_ns / NS_PER_S)
+        generated = columns[5]
+        gaps = np.maximum(generated - 1, 1)
+        self._tpot.observe_many(np.where(generated > 1, columns[4] / NS_PER_S / gaps, 0.0))
+        counts = (
+            self._request_generation,
+            self._request_preemptions,
+            self._prefill_computed,
+            self._request_prompt,
+            self._max_tokens,
+        )
+        for histogram, values in zip(counts, columns[5:10], strict=True):
+            histogram.observe_many(values.astype(np.float64))
+        last = columns[10] > 0
+        self._params_n.observe_many(columns[10][last].astype(np.float64))
+        self._max_generation.observe_many(columns[11][last].astype(np.float64))
 
     # What is shown
 
@@ -215,6 +257,7 @@ class VllmMetrics:
         `running_tokens` are the output tokens of unfinished sequences so far; without them the
         count of generated tokens moves when sequences finish.
         """
+        self._observe_ended()
         self._running.values[0] = gauges.running
         self._waiting.values[0] = gauges.waiting
         self._waiting_by_reason.values[0] = gauges.waiting
