@@ -18,10 +18,19 @@ import yaml
 from numpy.typing import NDArray
 
 from frontier_mock.config.errors import ConfigError, nearest
-from frontier_mock.cost.specs import EnginePreset, HardwareSpec, ModelSpec
+from frontier_mock.config.hf_config import read_config
+from frontier_mock.cost.specs import (
+    EnginePreset,
+    ExpertsSpec,
+    HardwareSpec,
+    LatentSpec,
+    ModelSpec,
+)
 from frontier_mock.cost.tables import (
     Curve,
     DecodeAttentionTable,
+    ExpertFit,
+    ExpertTable,
     Floats,
     GemmFit,
     GemmTable,
@@ -67,7 +76,7 @@ def load_model(name: str) -> ModelSpec:
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
     if path.suffix == ".json" or path.is_file():
-        return _model_from_config(name, path)
+        return read_config(name, path)
     cards = _model_cards()
     card = cards.get(name.lower())
     if card is None:
@@ -92,72 +101,15 @@ def _model_cards() -> dict[str, dict[str, Any]]:
     for stem in _stems(_root() / "models"):
         for name, entry in _read_yaml(_root() / "models" / f"{stem}.yaml").items():
             aliases = entry.pop("aliases", {})
-            for alias, weights in {name: "bf16", **aliases}.items():
+            own_weights = entry.pop("weights", "bf16")
+            for key, spec in (("experts", ExpertsSpec), ("latent", LatentSpec)):
+                if key in entry:
+                    entry[key] = spec(**entry[key])
+            for alias, weights in {name: own_weights, **aliases}.items():
                 card = {**entry, "name": alias, "checkpoint_weights": weights}
                 cards[alias.lower()] = card
                 cards.setdefault(alias.rsplit("/", 1)[-1].lower(), card)
     return cards
-
-
-_UNSUPPORTED_KEYS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "kv_lora_rank",
-    "linear_num_value_heads",
-)
-"""Keys of a config.json that mean experts, latent attention or linear attention."""
-
-
-def _model_from_config(name: str, path: Path) -> ModelSpec:
-    """Read a dense decoder's `config.json`."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"model: cannot read {name!r}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"model: {name!r} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"model: {name!r} is not a JSON object")
-    for key in _UNSUPPORTED_KEYS:
-        if config.get(key):
-            raise ConfigError(f"model: {name!r} has {key}; allowed: dense decoders with GQA")
-    return _model_from_keys(name, config)
-
-
-def _model_from_keys(name: str, config: Mapping[str, Any]) -> ModelSpec:
-    def integer(key: str, default: int | None = None) -> int:
-        value = config.get(key, default)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"model: {name!r} key {key} is {value!r}; allowed: a whole number")
-        return value
-
-    heads = integer("num_attention_heads")
-    hidden = integer("hidden_size")
-    if min(heads, hidden, integer("num_hidden_layers")) < 1:
-        raise ConfigError(f"model: {name!r} has no layers, heads or hidden units")
-    model_type = config.get("model_type", "")
-    quantization = config.get("quantization_config") or {}
-    method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-    return ModelSpec(
-        name=name,
-        num_layers=integer("num_hidden_layers"),
-        hidden_size=hidden,
-        intermediate_size=integer("intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=integer("num_key_value_heads", heads),
-        head_dim=integer("head_dim", hidden // heads),
-        vocab_size=integer("vocab_size"),
-        max_position_embeddings=integer("max_position_embeddings"),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        eos_token_id=integer("eos_token_id", 0),
-        source=f"config.json at {name}",
-        qk_norm=model_type == "qwen3",
-        qkv_bias=model_type == "qwen2" or bool(config.get("attention_bias", False)),
-        checkpoint_weights="fp8" if method == "fp8" else "bf16",
-    )
 
 
 @cache
@@ -211,6 +163,13 @@ def load_kernels(name: str) -> KernelTables:
             prefill=_by_size(data["prefill"], _prefill, grids),
             all_reduce=_curves(data["all_reduce"]),
             all_gather=_curves(data["all_gather"]),
+            experts={
+                collection: {
+                    weights: _experts(f"experts_{collection}_{weights}", fit, grids)
+                    for weights, fit in fits.items()
+                }
+                for collection, fits in data["experts"].items()
+            },
             elementwise_us=data["elementwise_us"],
             elementwise_memory=data["elementwise_memory"],
         )
@@ -258,6 +217,19 @@ def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttent
 
     ratio = grids[f"prefill_{key}_work_ratio"].astype(np.float64)
     return PrefillAttentionTable(PrefillAttentionFit(**fit), axis("group"), axis("length"), ratio)
+
+
+def _experts(key: str, fit: Mapping[str, float], grids: _Grids) -> ExpertTable:
+    constants = {name: value for name, value in fit.items() if name != "reach"}
+    block_rows = int(constants.pop("block_rows"))
+    return ExpertTable(
+        ExpertFit(**constants, block_rows=block_rows),
+        shapes=grids[f"{key}_shapes"].astype(np.float64),
+        log_tokens=np.log(grids[f"{key}_tokens"].astype(np.float64)),
+        mean=grids[f"{key}_mean"].astype(np.float64),
+        kernel=grids[f"{key}_kernel"].astype(np.float64),
+        reach=fit["reach"],
+    )
 
 
 def _curves(curves: Mapping[str, Mapping[str, list[float]]]) -> dict[int, Curve]:

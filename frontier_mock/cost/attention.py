@@ -36,16 +36,22 @@ _COLD_STREAM: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Attention heads of one layer on one rank, and the bytes of one cached element."""
+    """Attention heads of one layer on one rank, and the bytes of one cached element.
+
+    `latent` is the width of the row that all heads share under latent attention, else 0.
+    """
 
     query: int
     kv: int
     size: int
     kv_bytes: int
+    latent: int = 0
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values that one context token adds to a decode."""
+        """Bytes that one context token occupies, and that a decode reads for it."""
+        if self.latent:
+            return self.latent * self.kv_bytes
         return 2 * self.kv * self.size * self.kv_bytes
 
 

@@ -10,13 +10,24 @@ _RANK_SPREAD: Final = 0.03
 """Relative standard deviation of the same kernel's time on different GPUs. An inference: the tables
 differ by 3.3 % in the median between two collections (cost_model.md section 1.2)."""
 
-_EXPECTED_MAXIMUM: Final = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424}
+_EXPECTED_MAXIMUM: Final = {
+    1: 0.0,
+    2: 0.564,
+    4: 1.029,
+    8: 1.424,
+    16: 1.766,
+    32: 2.070,
+    64: 2.344,
+    128: 2.595,
+    256: 2.827,
+}
 """Mean of the largest of n standard normal draws."""
 
 
 def straggling(ranks: int) -> float:
     """How much longer the slowest of `ranks` takes than the average between two collectives."""
-    return 1.0 + _RANK_SPREAD * _EXPECTED_MAXIMUM[ranks]
+    nearest = min(_EXPECTED_MAXIMUM, key=lambda known: abs(known - ranks))
+    return 1.0 + _RANK_SPREAD * _EXPECTED_MAXIMUM[nearest]
 
 
 def curve_us(curve: Curve, size_bytes: Floats) -> Floats:

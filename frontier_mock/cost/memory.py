@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, shard_model
+from frontier_mock.cost.experts import WEIGHT_BYTES
+from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, linear_weights, shard_model
 from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
 
 _GIB: Final = 1 << 30
@@ -29,6 +30,16 @@ _CONTEXT_BYTES: Final = 140 << 20
 
 _COLLECTIVE_BYTES: Final = 430 << 20
 """NCCL and custom all-reduce buffers with more than one rank: 0.42 GiB more in the same logs."""
+
+_EXPERT_CHUNK_TOKENS: Final = 32768
+"""VLLM_FUSED_MOE_CHUNK_SIZE of vLLM before 0.24; larger batches went through in pieces."""
+
+_DEEPEP_NORMAL_BYTES: Final = 1 << 30
+"""VLLM_DEEPEP_BUFFER_SIZE_MB is 1024."""
+
+_LOW_LATENCY_TOKENS: Final = 256
+"""VLLM_MOE_DP_CHUNK_SIZE: tokens a rank may send; DeepEP keeps two bf16 halves of a receive buffer
+for each expert and so many tokens."""
 
 _GRAPH_BYTES_PER_LAYER: Final = 256 << 10
 """Memory of one captured batch size per layer; logs show 0.4 to 1 GiB for 67 sizes (inference)."""
@@ -76,9 +87,10 @@ def plan_kv_cache(
     shard = shard_model(model, parallel, precision)
     weights = weight_bytes(model, parallel, precision, shard)
     activation = _activation_bytes(model, shard, max_num_batched_tokens, max_num_seqs)
-    graphs = len(cudagraph_sizes) * model.num_layers * _GRAPH_BYTES_PER_LAYER
-    non_torch = _CONTEXT_BYTES + (_COLLECTIVE_BYTES if parallel.tp > 1 else 0)
-    per_block = block_size * shard.heads.bytes_per_token * model.num_layers
+    non_torch = _CONTEXT_BYTES + _buffer_bytes(model, parallel, max_num_batched_tokens)
+    stage_layers = -(-model.num_layers // parallel.pp)
+    graphs = len(cudagraph_sizes) * stage_layers * _GRAPH_BYTES_PER_LAYER
+    per_block = block_size * shard.heads.bytes_per_token * cached_layers(model, parallel.pp)
     if kv_cache_memory_bytes is not None:
         available = kv_cache_memory_bytes
     else:
@@ -102,27 +114,74 @@ def plan_kv_cache(
     )
 
 
+def cached_layers(model: ModelSpec, stages: int = 1) -> int:
+    """Layers whose keys and values grow with the context, on one pipeline stage.
+
+    Layers with a sliding window share the blocks of the others in groups of equal size and give
+    them back behind the window (vllm.md section 8.7): they hold a few blocks a sequence, not a
+    share of every token.
+    """
+    layers = max(model.num_layers - model.sliding_layers, model.sliding_layers)
+    return -(-layers // stages)
+
+
 def weight_bytes(
     model: ModelSpec, parallel: ParallelSpec, precision: PrecisionSpec, shard: Shard
 ) -> int:
-    """Bytes of weights on one rank, rope table included; embeddings and norms stay in bf16."""
+    """Bytes of weights on one rank, rope table included; embeddings and norms stay in bf16.
+
+    Of pipeline stages the one with most layers counts, and it has the embedding or the LM head.
+    """
     hidden = model.hidden_size
-    layer = hidden * (shard.qkv_columns + shard.attention_columns)
-    layer += hidden * (shard.gate_up_columns + shard.mlp_columns)
-    width = 1 if precision.weights == "fp8" else 2
-    per_layer = layer * width + 2 * hidden * ACTIVATION_BYTES
+    linear = WEIGHT_BYTES[linear_weights(model, precision)]
+    attention = sum(n * k for n, k in shard.projections)
+    per_layer = 2 * hidden * ACTIVATION_BYTES
     if model.qkv_bias:
         per_layer += shard.qkv_columns * ACTIVATION_BYTES
-    tables = 1 if model.tie_word_embeddings else 2
+    dense = attention + hidden * (shard.gate_up_columns + shard.mlp_columns)
+    sparse = attention + 3 * hidden * shard.shared_columns
+    layers = model.num_layers * per_layer
+    layers += int((model.num_layers - model.expert_layers) * dense * linear)
+    layers += int(model.expert_layers * sparse * linear)
+    if model.experts is not None:
+        routed = 3 * hidden * shard.expert_columns * shard.local_experts
+        routed_bytes = int(routed * WEIGHT_BYTES[precision.weights])
+        router = hidden * model.experts.num_experts * ACTIVATION_BYTES
+        layers += model.expert_layers * (routed_bytes + router)
+    tables = 1 if model.tie_word_embeddings or parallel.pp > 1 else 2
     embedding = tables * shard.vocab_columns * hidden * ACTIVATION_BYTES
-    rope = model.max_position_embeddings * model.head_dim * ACTIVATION_BYTES
-    return model.num_layers * per_layer + embedding + hidden * ACTIVATION_BYTES + rope
+    rope_size = model.head_dim if model.latent is None else model.latent.rope_size
+    rope = model.max_position_embeddings * rope_size * ACTIVATION_BYTES
+    if parallel.pp > 1:
+        layers = layers * -(-model.num_layers // parallel.pp) // model.num_layers
+    return layers + embedding + hidden * ACTIVATION_BYTES + rope
+
+
+def _buffer_bytes(model: ModelSpec, parallel: ParallelSpec, tokens: int) -> int:
+    """NCCL's buffers, and DeepEP's where it moves the tokens."""
+    ranks = parallel.tp * parallel.dp
+    buffers = _COLLECTIVE_BYTES if ranks * parallel.pp > 1 else 0
+    if parallel.dp > 1 and parallel.dispatch == "deepep_normal":
+        buffers += _DEEPEP_NORMAL_BYTES
+    elif parallel.dp > 1 and parallel.dispatch == "deepep_low_latency":
+        assert model.experts is not None
+        rows = _LOW_LATENCY_TOKENS * model.experts.num_experts
+        buffers += 4 * rows * model.hidden_size
+    return buffers
 
 
 def _activation_bytes(model: ModelSpec, shard: Shard, tokens: int, max_num_seqs: int) -> int:
-    """Peak of the dummy forward pass: in the MLP, or in the sampler."""
+    """Peak of the dummy forward pass: in the MLP, in the experts, or in the sampler.
+
+    Experts keep the rows of all their tokens, once per choice, before and after each GEMM; the
+    fused kernel works through at most so many tokens at a time.
+    """
     hidden = tokens * model.hidden_size * ACTIVATION_BYTES
     mlp = tokens * (shard.gate_up_columns + shard.mlp_columns) * ACTIVATION_BYTES
+    if model.experts is not None:
+        chunk = min(tokens, _EXPERT_CHUNK_TOKENS) * model.experts.top_k
+        wide = max(3 * shard.expert_columns, model.hidden_size + shard.expert_columns)
+        mlp = max(mlp, chunk * wide * ACTIVATION_BYTES)
     rows = min(max_num_seqs, tokens)
     sampler = int(_SAMPLER_COPIES * rows * model.vocab_size * 4 + _HIDDEN_COPIES * hidden)
     return max(mlp + 2 * hidden, sampler) + _ACTIVATION_FLOOR_BYTES

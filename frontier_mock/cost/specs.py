@@ -25,11 +25,51 @@ class HardwareSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """Routed experts of every layer after the first `dense_layers`.
+
+    `shared_size` is the intermediate size of all shared experts together, 0 without any.
+    `balanced_router`: the router was trained with per-expert biases that even out the load
+    (DeepSeek-V3's way) instead of an auxiliary loss alone. `token_groups` bounds the groups of
+    experts, and so the nodes, that a token may reach (DeepSeek-V3: 4), 0 without a bound.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    dense_layers: int = 0
+    balanced_router: bool = False
+    token_groups: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Multi-head latent attention: one cached row of `kv_rank + rope_size` for all heads.
+
+    `nope_size` and `value_size` are per head. With `index_top_k` a lightning indexer of
+    `index_heads` heads of `index_size` picks so many tokens, and attention reads only those
+    (DeepSeek sparse attention).
+    """
+
+    kv_rank: int
+    rope_size: int
+    nope_size: int
+    value_size: int
+    index_top_k: int = 0
+    index_heads: int = 0
+    index_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Shape of a dense decoder with grouped-query attention, as in its config.json.
+    """Shape of a decoder, as in its config.json.
 
     `qk_norm` is a norm on queries and keys per head (Qwen3), `qkv_bias` a bias on that projection
-    (Qwen2). `checkpoint_weights` is what the checkpoint of this name holds: "bf16" or "fp8".
+    (Qwen2). `checkpoint_weights` is what the checkpoint of this name holds: "bf16", "fp8" (one
+    scale a tensor), "fp8_block", "int4" or "mxfp4". `experts` is None for dense models, `latent`
+    for grouped-query attention. `q_rank` is the width through which queries are projected (MLA,
+    MFA), 0 if directly. `sliding_layers` of the layers see the last `sliding_window` tokens only.
     """
 
     name: str
@@ -47,21 +87,63 @@ class ModelSpec:
     qk_norm: bool = False
     qkv_bias: bool = False
     checkpoint_weights: str = "bf16"
+    experts: ExpertsSpec | None = None
+    latent: LatentSpec | None = None
+    q_rank: int = 0
+    sliding_window: int = 0
+    sliding_layers: int = 0
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers with routed experts."""
+        return 0 if self.experts is None else self.num_layers - self.experts.dense_layers
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelSpec:
-    """Ranks per worker along each axis."""
+    """Ranks per worker along each axis.
+
+    A worker is `dp` ranks of attention of `tp` GPUs each, times `pp` stages. `ep` is 1 (experts cut
+    like the other layers) or `tp * dp` (whole experts on each GPU). `dispatch` is how tokens reach
+    the GPUs of their experts when `dp` is above 1: "allgather" (all-gather and reduce-scatter),
+    "alltoall", "deepep_normal" or "deepep_low_latency". `overlap` splits batches in two so that one
+    half's communication runs under the other's computation (DBO, TBO).
+    """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    dispatch: str = "allgather"
+    overlap: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one worker."""
+        return self.tp * self.pp * self.dp
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSpec:
+    """How popular experts are.
+
+    `kind` is "model" (what the model's router suggests), "uniform" or "zipf" with `exponent`. Which
+    expert has which rank is drawn once per layer from `seed`. `redundant_experts` replicas of the
+    most popular ones are spread by load (EPLB).
+    """
+
+    kind: str = "model"
+    exponent: float = 0.0
+    seed: int = 0
+    redundant_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionSpec:
-    """Bytes and kernels: `weights` is "bf16" or "fp8", `kv` is "bf16" or "fp8"."""
+    """Bytes and kernels: `weights` as `ModelSpec.checkpoint_weights`, `kv` is "bf16" or "fp8".
+
+    int4 and mxfp4 checkpoints of models with experts hold only the experts in that format.
+    """
 
     weights: str = "bf16"
     kv: str = "bf16"
@@ -77,6 +159,7 @@ class EnginePreset:
     `frontend_s + frontend_token_s * prompt_tokens`. `counts_cudagraph_memory` says whether the
     memory profile makes room for CUDA graphs (vLLM since 0.21). `fp8_decode_as_bf16`: decoding over
     an fp8 cache took as long as over a bf16 one (FlashAttention 3 in vLLM before 0.12).
+    `expert_kernels` names the collection whose kernels run the experts.
     """
 
     name: str
@@ -94,6 +177,7 @@ class EnginePreset:
     source: str
     counts_cudagraph_memory: bool = True
     fp8_decode_as_bf16: bool = False
+    expert_kernels: str = "vllm-0.24"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +194,4 @@ class StepSpec:
     engine: EnginePreset
     async_scheduling: bool
     cudagraph_sizes: tuple[int, ...]
+    routing: RoutingSpec = RoutingSpec()

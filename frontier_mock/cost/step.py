@@ -23,10 +23,20 @@ import numpy as np
 from frontier_mock.cost.attention import PrefillPrice, decode_us
 from frontier_mock.cost.collectives import straggling
 from frontier_mock.cost.cuda_graphs import padded_size
-from frontier_mock.cost.layers import embed_us, head_us, layer_us, shard_model
+from frontier_mock.cost.dispatch import DISPATCHES, stage_us
+from frontier_mock.cost.latent import LatentPrice
+from frontier_mock.cost.layers import (
+    attention_layer_us,
+    embed_us,
+    head_us,
+    linear_weights,
+    mlp_layer_us,
+    shard_model,
+)
+from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
 from frontier_mock.cost.protocol import Chunk, DecodeLine
 from frontier_mock.cost.specs import StepSpec
-from frontier_mock.cost.tables import KernelTables
+from frontier_mock.cost.tables import Floats, KernelTables
 
 _Table = TypeVar("_Table")
 
@@ -52,20 +62,26 @@ _PYTHON_OPS: Final = 2
 
 
 def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
-    """Price steps of a dense model by `tables`.
+    """Price steps by `tables`.
 
-    Raises ValueError for parallelism this model of cost does not cover, or that does not divide
-    the model, or for a weight type, cache type or degree the tables lack.
+    Raises ValueError for parallelism that does not divide the model, or for a weight type, cache
+    type or degree the tables lack.
     """
-    parallel, precision = spec.parallel, spec.precision
-    if parallel.pp != 1 or parallel.dp != 1 or parallel.ep != 1:
+    parallel, precision, model = spec.parallel, spec.precision, spec.model
+    if parallel.dp > 1 and model.experts is None:
         raise ValueError(
-            f"pipeline, data and expert parallelism are not priced for dense models "
-            f"(pp={parallel.pp}, dp={parallel.dp}, ep={parallel.ep}); only tp may exceed 1"
+            f"dp={parallel.dp}: {model.name} has no experts to share; "
+            "data parallel replicas of a dense model are workers of their own"
         )
-    if precision.weights not in tables.gemm:
+    if parallel.dispatch not in DISPATCHES:
+        allowed = ", ".join(DISPATCHES)
+        raise ValueError(f"dispatch {parallel.dispatch!r} is not known; allowed: {allowed}")
+    weights = linear_weights(model, precision)
+    if weights not in tables.gemm and weights.partition("_")[0] not in tables.gemm:
         allowed = ", ".join(sorted(tables.gemm))
-        raise ValueError(f"no {precision.weights} kernels for {tables.name}; it has {allowed}")
+        raise ValueError(f"no {weights} kernels for {tables.name}; it has {allowed}")
+    if model.experts is not None:
+        expert_table(spec, tables)
     if precision.kv not in tables.decode:
         allowed = ", ".join(sorted(tables.decode))
         raise ValueError(f"no {precision.kv} KV cache for {tables.name}; it has {allowed}")
@@ -78,7 +94,9 @@ def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
 class TabledStepCost:
     """`StepCost` from kernel tables; a pure function of its arguments, memoised.
 
-    Workers with the same `spec` may share one.
+    Workers with the same `spec` may share one. With pipeline stages the price is that of one
+    micro-batch from the first stage to the last; with `dp` ranks it is that of one rank's batch
+    while the others have as many tokens (see `lockstep`).
     """
 
     __slots__ = (
@@ -88,11 +106,15 @@ class TabledStepCost:
         "_decode_heads",
         "_decode_table",
         "_eager_ns",
+        "_experts",
+        "_full_layers",
         "_head_ns",
-        "_layers",
+        "_latent",
         "_lines",
         "_prefill",
         "_shard",
+        "_sliding_layers",
+        "_stretch",
         "_tables",
         "_token_ns",
         "spec",
@@ -100,15 +122,27 @@ class TabledStepCost:
 
     def __init__(self, spec: StepSpec, tables: KernelTables) -> None:
         self.spec = spec
+        model, hw, precision = spec.model, spec.hardware, spec.precision
         self._tables = tables
-        self._shard = shard_model(spec.model, spec.parallel, spec.precision)
-        self._layers = spec.model.num_layers * straggling(spec.parallel.tp)
-        read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else spec.precision.kv
-        self._decode_table = _of_size(tables.decode[read_as], spec.model.head_dim)
+        self._shard = shard_model(model, spec.parallel, precision)
+        # A step passes every stage, each as long as the longest of them.
+        stages = spec.parallel.pp
+        self._stretch = -(-model.num_layers // stages) * stages / model.num_layers
+        wait = self._stretch * straggling(spec.parallel.tp)
+        self._full_layers = (model.num_layers - model.sliding_layers) * wait
+        self._sliding_layers = model.sliding_layers * wait
+        read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else precision.kv
+        self._decode_table = _of_size(tables.decode[read_as], model.head_dim)
         heads = self._shard.heads
         self._decode_heads = replace(heads, kv_bytes=2) if read_as == "bf16" else heads
-        prefill = _of_size(tables.prefill[spec.precision.kv], spec.model.head_dim)
-        self._prefill = PrefillPrice(prefill, spec.hardware, self._shard.heads)
+        self._prefill: PrefillPrice | LatentPrice
+        self._latent: LatentPrice | None = None
+        if model.latent is None:
+            prefill = _of_size(tables.prefill[precision.kv], model.head_dim)
+            self._prefill = PrefillPrice(prefill, hw, heads)
+        else:
+            self._prefill = self._latent = LatentPrice(model.latent, hw, heads)
+        self._experts = ExpertPrice(spec, tables, self._shard) if model.experts else None
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
         self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
         self._eager_ns = _eager_launch_us(spec) * 1e3
@@ -134,18 +168,25 @@ class TabledStepCost:
         for chunk in chunks:
             tokens += chunk[0]
         rows = num_decodes + len(chunks)
-        attention_us = self._prefill.chunks_us(chunks)
-        gpu_ns = self._fixed_ns(tokens, rows) + self._layers * attention_us * 1e3
+        gpu_ns = self._fixed_ns(tokens, rows) + self._prefill_ns(chunks)
         if num_decodes:
             gpu_ns += self._decode_beside_ns(num_decodes, decode_kv_tokens)
         return round(self._with_cpu(gpu_ns, rows))
+
+    def _prefill_ns(self, chunks: Sequence[Chunk]) -> float:
+        """All layers' attention over prompt chunks; under a window a past is cut to it."""
+        total = self._full_layers * self._prefill.chunks_us(chunks)
+        if self._sliding_layers:
+            window = self.spec.model.sliding_window
+            total += self._sliding_layers * self._prefill.chunks_us(_windowed(chunks, window))
+        return total * 1e3
 
     def _decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
         """All layers' decode attention in a mixed step, whose launch is the chunks' launch."""
         cut = self._beside.get(num_seqs)
         if cut is None:
             xs, ys = self._attention_ns(num_seqs)
-            launch = self._layers * float(self._decode_table.time_us[0, 0]) * 1e3
+            launch = min(ys[0], self._launch_ns())
             cut = self._beside[num_seqs] = _lines(xs, [y - launch for y in ys])
         ends, lines = cut
         line = lines[bisect_left(ends, kv_tokens)]
@@ -153,9 +194,23 @@ class TabledStepCost:
 
     def _attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
         """All layers' decode attention at the knots of total context."""
-        spec = self.spec
-        kv, row_us = decode_us(self._decode_table, spec.hardware, self._decode_heads, num_seqs)
-        return kv.tolist(), (row_us * (self._layers * 1e3)).tolist()
+        if self._latent is not None:
+            contexts, us = self._latent.decode_us(num_seqs)
+            return contexts, [y * (self._full_layers * 1e3) for y in us]
+        table, hw, heads = self._decode_table, self.spec.hardware, self._decode_heads
+        kv, row_us = decode_us(table, hw, heads, num_seqs)
+        if not self._sliding_layers:
+            return kv.tolist(), (row_us * (self._full_layers * 1e3)).tolist()
+        knee = float(self.spec.model.sliding_window * num_seqs)
+        knots = np.union1d(kv, knee)
+        near = np.interp(np.minimum(knots, knee), kv, row_us)
+        total = self._full_layers * np.interp(knots, kv, row_us) + self._sliding_layers * near
+        return knots.tolist(), (total * 1e3).tolist()
+
+    def _launch_ns(self) -> float:
+        """What one attention kernel a layer takes at least."""
+        layers = self._full_layers + self._sliding_layers
+        return layers * float(self._decode_table.time_us[0, 0]) * 1e3
 
     def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
         """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
@@ -194,13 +249,26 @@ class TabledStepCost:
         """Tabulate the next block; a running maximum keeps measured noise monotone."""
         start = len(self._token_ns)
         tokens = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
-        layer = layer_us(self.spec, self._tables, self._shard, tokens)
-        total = (
-            self.spec.model.num_layers * layer + embed_us(self.spec, self._tables, tokens)
-        ) * 1e3
+        total = self._forward_us(tokens, tokens * self.spec.parallel.dp) * 1e3
         if start:
             total[0] = max(total[0], self._token_ns[-1])
         self._token_ns += np.maximum.accumulate(total).tolist()
+
+    def _forward_us(self, tokens: Floats, global_tokens: Floats) -> Floats:
+        """All layers without attention, the embedding, and the way from stage to stage."""
+        spec, tables, shard = self.spec, self._tables, self._shard
+        model, pp = spec.model, spec.parallel.pp
+        layers = model.num_layers * attention_layer_us(spec, tables, shard, tokens)
+        dense = model.num_layers - model.expert_layers
+        if dense:
+            layers += dense * mlp_layer_us(spec, tables, shard, tokens)
+        if self._experts is not None:
+            expert = expert_layer_us(spec, tables, shard, self._experts, tokens, global_tokens)
+            layers += model.expert_layers * expert
+        total = layers * self._stretch + embed_us(spec, tables, tokens)
+        if pp > 1:
+            total = total + (pp - 1) * stage_us(spec, tokens)
+        return np.asarray(total, dtype=np.float64)
 
     def _extend_rows(self) -> None:
         start = len(self._head_ns)
@@ -228,6 +296,23 @@ def _lines(xs: list[float], ys: list[float]) -> tuple[list[int], list[DecodeLine
         ends.append(end)
         lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
     return ends, lines
+
+
+def _windowed(chunks: Sequence[Chunk], window: int) -> list[Chunk]:
+    """Chunks that cause about the work of `chunks` when no query sees more than `window` keys.
+
+    A long chunk is cut into pieces of a window: the first sees what past there is, the others one
+    window of it.
+    """
+    made = []
+    for new, past in chunks:
+        before = min(past, window)
+        while new > 0:
+            piece = min(new, window)
+            made.append(Chunk(piece, before))
+            new -= piece
+            before = min(before + piece, window)
+    return made
 
 
 def _raise_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[float], list[float]]:

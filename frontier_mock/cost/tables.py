@@ -96,6 +96,45 @@ class PrefillAttentionTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertFit:
+    """Constants of the grouped-GEMM equation (see `experts.equation_us`).
+
+    `launch_us` is the fixed cost, `expert_us` that of one more expert, `memory` and `compute` the
+    fractions of peak, `k_half` the inner size at which the tensor cores are half as well fed,
+    `blend` the exponent that joins the two, `traffic` the fraction of bandwidth at which rows move
+    between kernels, `route_us` the cost of sorting 1,000 routed rows. `block_rows` is how many rows
+    of an expert the kernel works on at a time.
+    """
+
+    launch_us: float
+    expert_us: float
+    memory: float
+    compute: float
+    blend: float
+    traffic: float
+    route_us: float
+    k_half: float
+    block_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTable:
+    """One expert kernel: the equation, and its correction on measured shapes and token counts.
+
+    The correction at token count j is `mean[j] + sum_i near(i) * kernel[i, j]` with `near` a
+    Gaussian of width `reach` around `shapes[i]` (base-2 logarithms of hidden size, inner size,
+    top-k, experts of the rank, experts of all ranks). `log_tokens` are natural logarithms.
+    """
+
+    fit: ExpertFit
+    shapes: Floats
+    log_tokens: Floats
+    mean: Floats
+    kernel: Floats
+    reach: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """Time by message size, both ascending; interpolated in logarithms, last slope beyond."""
 
@@ -110,8 +149,10 @@ class KernelTables:
     `gemm` is keyed by weight type ("bf16", "fp8"), attention by cache type and then head size, the
     collectives by number of ranks. `sustained` is, by weight type, the fraction of peak at which a
     forward pass can run its linear layers one after another: power limits it below what a single
-    kernel reaches. `elementwise_us` and `elementwise_memory` price every
-    fused elementwise kernel: a fixed cost plus bytes at that fraction of the bandwidth.
+    kernel reaches. `experts` is keyed by collection (`EnginePreset.expert_kernels`) and weight
+    type; a type with "_ep" is for whole experts on each GPU, where that is another kernel.
+    `elementwise_us` and `elementwise_memory` price every fused elementwise kernel: a fixed cost
+    plus bytes at that fraction of the bandwidth.
     """
 
     name: str
@@ -121,5 +162,6 @@ class KernelTables:
     prefill: Mapping[str, Mapping[int, PrefillAttentionTable]]
     all_reduce: Mapping[int, Curve]
     all_gather: Mapping[int, Curve]
+    experts: Mapping[str, Mapping[str, ExpertTable]]
     elementwise_us: float
     elementwise_memory: float

@@ -1,6 +1,7 @@
 """Profiles by name: what is there, what is refused, and how."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from frontier_mock.config.profiles import (
     load_kernels,
     load_model,
 )
+from frontier_mock.cost.layers import shard_model
+from frontier_mock.cost.memory import weight_bytes
+from frontier_mock.cost.specs import ParallelSpec, PrecisionSpec
 
-LLAMA = {
+LLAMA: dict[str, object] = {
     "model_type": "llama",
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -50,18 +54,32 @@ def test_every_profile_loads() -> None:
         ("meta-llama/Llama-3.1-8B-Instruct", 8.03e9),
         ("meta-llama/Llama-3.1-70B-Instruct", 70.55e9),
         ("meta-llama/Llama-3.1-405B-Instruct", 405.8e9),
+        ("codellama/CodeLlama-34b-Instruct-hf", 33.7e9),
         ("Qwen/Qwen3-8B", 8.19e9),
         ("Qwen/Qwen3-32B", 32.76e9),
         ("Qwen/Qwen2.5-72B-Instruct", 72.7e9),
         ("mistralai/Mistral-7B-Instruct-v0.3", 7.25e9),
+        ("Qwen/Qwen3-30B-A3B", 30.53e9),
+        ("Qwen/Qwen3-235B-A22B", 235.1e9),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46.7e9),
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 140.6e9),
+        ("deepseek-ai/DeepSeek-V3", 671.0e9),
+        ("moonshotai/Kimi-K2-Instruct", 1026e9),
+        ("openai/gpt-oss-20b", 20.9e9),
+        ("openai/gpt-oss-120b", 116.8e9),
+        ("zai-org/GLM-4.5", 353e9),
+        ("zai-org/GLM-4.5-Air", 106.8e9),
+        ("zai-org/GLM-5", 744e9),
+        ("MiniMaxAI/MiniMax-M2.5", 228.7e9),
+        ("stepfun-ai/step3", 316e9),
     ],
 )
 def test_shapes_add_up_to_the_published_parameter_counts(model: str, parameters: float) -> None:
-    m = load_model(model)
-    attention = m.hidden_size * m.head_dim * 2 * (m.num_heads + m.num_kv_heads)
-    layer = attention + 3 * m.hidden_size * m.intermediate_size
-    embeddings = (1 if m.tie_word_embeddings else 2) * m.vocab_size * m.hidden_size
-    assert m.num_layers * layer + embeddings == pytest.approx(parameters, rel=0.003)
+    card = load_model(model)
+    bf16 = replace(card, max_position_embeddings=0)
+    one, precision = ParallelSpec(), PrecisionSpec("bf16")
+    counted = weight_bytes(bf16, one, precision, shard_model(bf16, one, precision)) / 2
+    assert counted == pytest.approx(parameters, rel=0.005)
 
 
 def test_names_forgive_case_and_a_missing_organisation() -> None:
@@ -119,7 +137,12 @@ def test_a_config_json_is_a_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_local_experts": 8}, "num_local_experts"),
+        (
+            {"num_local_experts": 8},
+            r"num_local_experts and model_type 'llama'; allowed with experts",
+        ),
+        ({"model_type": "rwkv"}, "model_type 'rwkv', which is not simulated"),
+        ({"linear_num_value_heads": 8}, "linear and state-space layers"),
         ({"hidden_size": "wide"}, "key hidden_size is 'wide'; allowed: a whole number"),
         ({"num_attention_heads": 0}, "no layers, heads or hidden units"),
         ({"vocab_size": None}, "key vocab_size is None"),

@@ -172,16 +172,28 @@ def test_a_degree_that_does_not_divide_the_heads_is_refused_as_vllm_does() -> No
         make(model="Qwen/Qwen2.5-0.5B-Instruct", tp=4)
 
 
-def test_pipeline_parallelism_is_refused() -> None:
+def parallel_cost(model: str, parallel: ParallelSpec, weights: str) -> TabledStepCost:
     hw = load_hardware("h800")
-    spec = StepSpec(
-        hw,
-        load_model(LLAMA_70B),
-        ParallelSpec(tp=4, pp=2),
-        PrecisionSpec("fp8", "bf16"),
-        load_engine("vllm-0.33"),
-        True,
-        (),
-    )
-    with pytest.raises(ValueError, match="pp=2"):
-        build_step_cost(spec, load_kernels(hw.kernels))
+    engine = load_engine("vllm-0.33")
+    sizes = default_capture_sizes(1024, 8192)
+    precision = PrecisionSpec(weights, "bf16")
+    spec = StepSpec(hw, load_model(model), parallel, precision, engine, True, sizes)
+    return build_step_cost(spec, load_kernels(hw.kernels))
+
+
+def test_pipeline_stages_add_only_the_way_between_them() -> None:
+    whole = parallel_cost(LLAMA_70B, ParallelSpec(tp=4), "fp8")
+    staged = parallel_cost(LLAMA_70B, ParallelSpec(tp=4, pp=2), "fp8")
+    more = decode_ns(staged, 16, 16_000) - decode_ns(whole, 16, 16_000)
+    assert 10_000 < more < 50_000
+
+
+def test_uneven_pipeline_stages_cost_as_the_longest() -> None:
+    even = parallel_cost(LLAMA_70B, ParallelSpec(pp=8), "fp8")
+    uneven = parallel_cost(LLAMA_70B, ParallelSpec(pp=7), "fp8")
+    assert decode_ns(uneven, 16, 16_000) > decode_ns(even, 16, 16_000) * 1.03
+
+
+def test_replicas_of_a_dense_model_are_no_data_parallel_worker() -> None:
+    with pytest.raises(ValueError, match=r"dp=2: .* has no experts to share"):
+        parallel_cost(LLAMA_70B, ParallelSpec(dp=2), "fp8")

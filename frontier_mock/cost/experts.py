@@ -1,0 +1,180 @@
+"""Routed experts: the grouped GEMM of one layer on one rank, and how tokens fall on experts. PURE.
+
+An equation in the experts that are hit and the rows that fall on them (cost_model.md section 1.5),
+corrected by what was measured. The correction depends on the shape through a Gaussian process over
+the logarithms of five numbers, so that a shape nobody measured borrows from its neighbours and one
+far from all of them gets the mean. Nothing is faster than peak and bandwidth allow.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from frontier_mock.cost.specs import ExpertsSpec, HardwareSpec, RoutingSpec
+from frontier_mock.cost.tables import ExpertFit, ExpertTable, Floats
+from frontier_mock.rng import stream
+
+WEIGHT_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 0.52, "mxfp4": 0.53125}
+"""Bytes per weight, scales included: int4 has one of two bytes per 128, mxfp4 one byte per 32."""
+
+_ZIPF_BALANCED: Final = 0.45
+_ZIPF_UNBALANCED: Final = 1.0
+"""Exponents of expert popularity (cost_model.md section 1.5, an inference): 0.3 to 0.6 for routers
+balanced by biases, about 1.0 for others."""
+
+_ACTIVATION_BYTES: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """Experts as one rank sees them: `inner` is its share of the intermediate size."""
+
+    hidden: int
+    inner: int
+    top_k: int
+    num_experts: int
+    ep: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """What a number of tokens means for one rank; arrays of one shape.
+
+    `active` experts get at least one row, `rows` is how many fall on this rank, `padded` how many
+    there are once each expert's are filled up to whole blocks. `tokens` is the batch of all ranks.
+    """
+
+    tokens: Floats
+    active: Floats
+    rows: Floats
+    padded: Floats
+
+
+def balanced_load(shape: ExpertShape, block_rows: int, tokens: Floats) -> ExpertLoad:
+    """Every expert gets the same, and no expert is hit twice before all are hit once."""
+    rows = np.maximum(tokens * shape.top_k / shape.ep, 1.0)
+    active = np.minimum(shape.num_experts / shape.ep, rows)
+    padded = active * np.ceil(rows / active / block_rows) * block_rows
+    return ExpertLoad(tokens, active, rows, padded)
+
+
+def expected_load(popularity: Floats, top_k: int, block_rows: int, tokens: Floats) -> ExpertLoad:
+    """Expectation when each token picks experts by `popularity`.
+
+    `popularity` sums to 1 over all experts and has the experts of one rank along its last axis;
+    the result has the other axes, then one for `tokens`. An expert is picked at most once a token.
+    """
+    picked = np.minimum(popularity * top_k, 1.0)[..., None]
+    hit = -np.expm1(tokens * np.log1p(-np.minimum(picked, 1.0 - 1e-12)))
+    rows = picked * tokens
+    # The last block of an expert is half empty on average, and a lone row fills a whole one.
+    padded = np.maximum(hit * block_rows, rows + 0.5 * hit * block_rows)
+    return ExpertLoad(
+        np.broadcast_to(tokens, rows.shape[:-2] + tokens.shape),
+        hit.sum(axis=-2),
+        rows.sum(axis=-2),
+        padded.sum(axis=-2),
+    )
+
+
+def popularity(model: ExpertsSpec, routing: RoutingSpec, layers: int) -> Floats:
+    """Share of the rows that each expert gets, [layer, expert], drawn once per layer."""
+    exponent = routing.exponent
+    if routing.kind == "model":
+        exponent = _ZIPF_BALANCED if model.balanced_router else _ZIPF_UNBALANCED
+    elif routing.kind == "uniform":
+        exponent = 0.0
+    share = np.arange(1.0, model.num_experts + 1.0) ** -exponent
+    share /= share.sum()
+    draws = stream(routing.seed, "experts/popularity")
+    made: Floats = np.stack([share[draws.permutation(model.num_experts)] for _ in range(layers)])
+    return made
+
+
+def placed(shares: Floats, ranks: int, redundant: int) -> Floats:
+    """Popularity by [layer, rank, slot] on `ranks` GPUs.
+
+    Without redundant experts each rank has consecutive ones, as vLLM's linear placement. With them
+    the most loaded expert gets one replica more until there are enough, and replicas go, heaviest
+    first, to the least loaded rank with a free slot (as EPLB packs them).
+    """
+    layers, experts = shares.shape
+    if not redundant:
+        return shares.reshape(layers, ranks, experts // ranks)
+    slots = (experts + redundant) // ranks
+    packed = np.zeros((layers, ranks, slots))
+    for layer, share in enumerate(shares):
+        replicas = np.ones(experts)
+        for _ in range(redundant):
+            replicas[np.argmax(share / replicas)] += 1.0
+        pieces = np.sort(np.repeat(share / replicas, replicas.astype(int)))[::-1]
+        load, used = np.zeros(ranks), np.zeros(ranks, dtype=int)
+        for piece in pieces:
+            rank = int(np.argmin(np.where(used < slots, load, np.inf)))
+            packed[layer, rank, used[rank]] = piece
+            load[rank] += piece
+            used[rank] += 1
+    return packed
+
+
+def equation_us(
+    fit: ExpertFit, hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad
+) -> Floats:
+    """Microseconds of sorting, both grouped GEMMs, activation and sum, by the equation alone."""
+    bandwidth = hw.hbm_bytes_per_s
+    per_expert = 3.0 * shape.hidden * shape.inner
+    memory_us = load.active * (per_expert * WEIGHT_BYTES[weights] / (fit.memory * bandwidth) * 1e6)
+    feed = shape.inner / (shape.inner + fit.k_half)
+    compute_us = load.padded * (2e6 * per_expert / (_peak(hw, weights) * fit.compute * feed))
+    moved = load.rows * ((2 * shape.hidden + 4 * shape.inner) * 2 * _ACTIVATION_BYTES)
+    routed = load.tokens * (shape.top_k * fit.route_us / 1e3)
+    both: Floats = (memory_us**fit.blend + compute_us**fit.blend) ** (1.0 / fit.blend)
+    return (
+        fit.launch_us
+        + fit.expert_us * load.active
+        + moved / (fit.traffic * bandwidth) * 1e6
+        + routed
+        + both
+    )
+
+
+def floor_us(hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad) -> Floats:
+    """Microseconds below which no machine with this peak and bandwidth can go."""
+    per_expert = 3.0 * shape.hidden * shape.inner
+    read = load.active * per_expert * WEIGHT_BYTES[weights] / hw.hbm_bytes_per_s
+    computed = load.rows * 2.0 * per_expert / _peak(hw, weights)
+    slowest: Floats = np.maximum(read, computed) * 1e6
+    return slowest
+
+
+def experts_us(
+    table: ExpertTable, hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad
+) -> Floats:
+    """Microseconds of the experts of one rank, measured where possible."""
+    time_us = equation_us(table.fit, hw, weights, shape, load)
+    if table.log_tokens.size:
+        column = correction(table, shape)
+        equivalent = load.rows * (shape.ep / shape.top_k)
+        time_us = time_us * np.exp(np.interp(np.log(equivalent), table.log_tokens, column))
+    return np.maximum(time_us, floor_us(hw, weights, shape, load))
+
+
+def correction(table: ExpertTable, shape: ExpertShape) -> Floats:
+    """log(measured / equation) at each of the table's token counts, for this shape."""
+    distance = ((table.shapes - shape_point(shape)) ** 2).sum(axis=1)
+    near = np.exp(-0.5 * distance / table.reach**2)
+    column: Floats = table.mean + near @ table.kernel
+    return column
+
+
+def shape_point(shape: ExpertShape) -> Floats:
+    """Where a shape lies among the measured ones: base-2 logarithms."""
+    local = shape.num_experts / shape.ep
+    numbers = (shape.hidden, shape.inner, shape.top_k, local, shape.num_experts)
+    point: Floats = np.log2(np.array(numbers, dtype=np.float64))
+    return point
+
+
+def _peak(hw: HardwareSpec, weights: str) -> float:
+    return hw.peak_fp8_flops if weights.startswith("fp8") else hw.peak_bf16_flops

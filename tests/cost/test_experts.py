@@ -1,0 +1,188 @@
+"""Routed experts: laws of the grouped GEMM, of the load on ranks, and of the layer around it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
+from frontier_mock.cost.experts import (
+    ExpertShape,
+    balanced_load,
+    expected_load,
+    experts_us,
+    floor_us,
+    placed,
+    popularity,
+)
+from frontier_mock.cost.protocol import Chunk
+from frontier_mock.cost.specs import (
+    ExpertsSpec,
+    ParallelSpec,
+    PrecisionSpec,
+    RoutingSpec,
+    StepSpec,
+)
+from frontier_mock.cost.step import TabledStepCost, build_step_cost
+
+DEEPSEEK = "deepseek-ai/DeepSeek-V3"
+QWEN = "Qwen/Qwen3-30B-A3B"
+MODEL = ExpertsSpec(256, 8, 2048)
+TOKENS = np.unique(np.rint(2.0 ** np.arange(0.0, 16.0, 0.5)))
+
+
+def make(
+    model: str,
+    hardware: str = "h800",
+    parallel: ParallelSpec | None = None,
+    weights: str | None = None,
+    routing: RoutingSpec | None = None,
+    engine: str = "vllm-0.33",
+) -> TabledStepCost:
+    hw, card = load_hardware(hardware), load_model(model)
+    spec = StepSpec(
+        hardware=hw,
+        model=card,
+        parallel=parallel or ParallelSpec(),
+        precision=PrecisionSpec(weights or card.checkpoint_weights),
+        engine=load_engine(engine),
+        async_scheduling=True,
+        cudagraph_sizes=tuple(range(8, 513, 8)),
+        routing=routing or RoutingSpec(),
+    )
+    return build_step_cost(spec, load_kernels(hw.kernels))
+
+
+def decode_ns(cost: TabledStepCost, num_seqs: int, kv_tokens: int) -> float:
+    line = cost.decode(num_seqs, kv_tokens)
+    return line.base_ns + line.slope_ns * kv_tokens
+
+
+SHAPES = st.builds(
+    ExpertShape,
+    hidden=st.sampled_from([1024, 2048, 2880, 4096, 7168, 12288]),
+    inner=st.integers(64, 16384),
+    top_k=st.integers(1, 16),
+    num_experts=st.sampled_from([16, 64, 128, 256, 512]),
+    ep=st.sampled_from([1, 2, 8, 16]),
+)
+
+
+@pytest.mark.parametrize("gpu", ["h800", "h20", "h200", "a100", "l20", "rtx-pro-6000"])
+@given(shape=SHAPES)
+@settings(max_examples=30, deadline=None)
+def test_no_expert_kernel_beats_the_machine(gpu: str, shape: ExpertShape) -> None:
+    hw = load_hardware(gpu)
+    for kernels in load_kernels(hw.kernels).experts.values():
+        for name, table in kernels.items():
+            weights = name.removesuffix("_ep")
+            load = balanced_load(shape, table.fit.block_rows, TOKENS)
+            time_us = experts_us(table, hw, weights, shape, load)
+            assert (time_us >= floor_us(hw, weights, shape, load)).all()
+            assert np.isfinite(time_us).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "measured_us"),
+    [
+        (ExpertShape(2048, 768, 8, 128, 1), (228, 432, 461, 529, 836)),
+        (ExpertShape(4096, 3584, 2, 8, 1), (261, 268, 296, 472, 1252)),
+    ],
+)
+def test_measured_shapes_give_back_what_was_measured(
+    shape: ExpertShape, measured_us: tuple[int, ...]
+) -> None:
+    """Qwen3-30B-A3B and Mixtral-8x7B (tp 4) in bf16 on H100, even load, from aiconfigurator."""
+    table = load_kernels("h100").experts["vllm-0.24"]["bf16"]
+    load = balanced_load(shape, table.fit.block_rows, np.array([8.0, 64.0, 256.0, 1024.0, 4096.0]))
+    time_us = experts_us(table, load_hardware("h100"), "bf16", shape, load)
+    assert time_us == pytest.approx(measured_us, rel=0.09)
+
+
+@given(st.floats(0.0, 1.5), st.sampled_from([1, 8, 32]), st.sampled_from([0, 32, 64]))
+@settings(max_examples=30, deadline=None)
+def test_no_token_is_lost_between_ranks(exponent: float, ranks: int, redundant: int) -> None:
+    shares = popularity(MODEL, RoutingSpec("zipf", exponent), 2)
+    assert shares.sum(axis=1) == pytest.approx(1.0)
+    on_ranks = placed(shares, ranks, redundant)
+    assert on_ranks.sum(axis=(1, 2)) == pytest.approx(1.0)
+    load = expected_load(on_ranks, MODEL.top_k, 64, TOKENS)
+    assert (load.padded >= load.rows * (1 - 1e-9)).all()
+    assert (load.active <= on_ranks.shape[2] + 1e-9).all()
+
+
+def test_skew_hits_fewer_experts_and_loads_one_rank_more() -> None:
+    even = placed(popularity(MODEL, RoutingSpec("uniform"), 1), 8, 0)
+    skewed = placed(popularity(MODEL, RoutingSpec("zipf", 1.0), 1), 8, 0)
+    few = np.array([16.0])
+    on_even, on_skewed = (expected_load(s, 8, 64, few) for s in (even, skewed))
+    assert on_skewed.active.sum() < 0.8 * on_even.active.sum()
+    assert on_skewed.rows.max() > 1.2 * on_even.rows.max()
+
+
+def test_redundant_experts_even_out_the_ranks() -> None:
+    shares = popularity(MODEL, RoutingSpec("zipf", 1.0, seed=3), 4)
+    plain = placed(shares, 32, 0).sum(axis=2).max(axis=1)
+    evened = placed(shares, 32, 32).sum(axis=2).max(axis=1)
+    assert (evened < plain).all()
+    assert evened.mean() < 1.2 / 32
+
+
+def test_layers_draw_their_own_popularity_from_the_seed() -> None:
+    first = popularity(MODEL, RoutingSpec("zipf", 1.0, seed=1), 3)
+    assert (first == popularity(MODEL, RoutingSpec("zipf", 1.0, seed=1), 3)).all()
+    assert (first[0] != first[1]).any()
+    assert (first != popularity(MODEL, RoutingSpec("zipf", 1.0, seed=2), 3)).any()
+
+
+CARDS = [QWEN, DEEPSEEK, "openai/gpt-oss-120b", "stepfun-ai/step3", "zai-org/GLM-5-FP8"]
+
+
+@pytest.mark.parametrize("model", CARDS)
+def test_steps_of_models_with_experts_grow_with_batch_and_context(model: str) -> None:
+    cost = make(model, parallel=ParallelSpec(tp=8))
+    for seqs in (1, 7, 64, 300):
+        assert decode_ns(cost, seqs + 1, (seqs + 1) * 900) >= decode_ns(cost, seqs, seqs * 900)
+        assert decode_ns(cost, seqs, seqs * 5000) > decode_ns(cost, seqs, seqs * 900)
+    short, longer = [Chunk(500, 0)], [Chunk(4000, 0)]
+    assert cost.mixed(8, 8000, longer) > cost.mixed(8, 8000, short)
+    assert cost.mixed(8, 8000, [Chunk(500, 9000)]) > cost.mixed(8, 8000, short)
+
+
+def test_a_window_bounds_what_long_contexts_cost() -> None:
+    windowed = make("openai/gpt-oss-120b", parallel=ParallelSpec(tp=4))
+    card = replace(windowed.spec.model, sliding_layers=0)
+    full = build_step_cost(replace(windowed.spec, model=card), load_kernels("h800"))
+    for_windowed = decode_ns(windowed, 64, 64 * 9000) - decode_ns(windowed, 64, 64 * 3000)
+    for_full = decode_ns(full, 64, 64 * 9000) - decode_ns(full, 64, 64 * 3000)
+    assert for_windowed == pytest.approx(for_full / 2, rel=0.01)
+    prompt = [Chunk(8000, 8000)]
+    assert windowed.mixed(0, 0, prompt) < full.mixed(0, 0, prompt)
+
+
+def test_sharing_experts_among_attention_ranks_costs_their_communication() -> None:
+    wide = ParallelSpec(dp=32, ep=32, dispatch="deepep_low_latency")
+    slow = ParallelSpec(dp=32, ep=32, dispatch="allgather")
+    fast_ns = decode_ns(make(DEEPSEEK, parallel=wide), 64, 64 * 2000)
+    slow_ns = decode_ns(make(DEEPSEEK, parallel=slow), 64, 64 * 2000)
+    assert 0 < fast_ns < slow_ns
+
+
+def test_experts_of_a_type_nobody_measured_are_named() -> None:
+    with pytest.raises(ValueError, match="no int4 expert kernels for a100; it has bf16"):
+        make("moonshotai/Kimi-K2.5", hardware="a100", parallel=ParallelSpec(tp=8))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (ParallelSpec(tp=2, dp=2, ep=2), r"ep is 2; allowed: 1 or tp x dp \(4\)"),
+        (ParallelSpec(dp=3, ep=3), "128 experts are not divisible by ep=3"),
+        (ParallelSpec(dp=2, ep=2, dispatch="carrier"), "dispatch 'carrier' is not known"),
+    ],
+)
+def test_impossible_expert_parallelism_is_refused(parallel: ParallelSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(QWEN, parallel=parallel)
