@@ -17,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--host", help="address to bind; all interfaces when absent")
     parser.add_argument("--port", type=whole(0), default=9100, metavar="P", help="0: any [9100]")
+    parser.add_argument("--grpc-port", type=whole(0), metavar="P", help="gRPC as well; 0: any")
     parser.add_argument("--ready-file", metavar="F", help="gets the URL once the port answers")
     parser.add_argument("--grace-ms", type=float, default=5.0, help="silence before time moves on")
     parser.add_argument(
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         strict=options.strict,
         baton=options.baton,
     )
-    spec = ClockServerSpec(clock, options.port, options.host, options.ready_file)
+    spec = ClockServerSpec(clock, options.port, options.host, options.ready_file, options.grpc_port)
     log_to_stderr()
     with asyncio.Runner(loop_factory=new_event_loop()) as runner:
         return runner.run(_serve(spec))

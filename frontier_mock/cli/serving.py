@@ -42,6 +42,7 @@ def serve(
         journal_path=sim.journal,
         journal_head=journal_head(cluster),
         clock_server=clock_server,
+        clock_grpc_port=sim.clock_grpc_port,
     )
     return run_cluster(spec)
 

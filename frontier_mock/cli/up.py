@@ -61,6 +61,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--clock-server", metavar="URL", help="share the clock of `frontier-mock clock` (warp)"
     )
+    parser.add_argument(
+        "--clock-grpc-port", type=whole(0), metavar="P", help="serve the clock over gRPC; 0: any"
+    )
     parser.add_argument("--workers", metavar="A..B", help="serve these of the scenario's workers")
     parser.add_argument("--host", help="address to bind; all interfaces when absent")
     parser.add_argument(

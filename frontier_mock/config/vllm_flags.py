@@ -120,6 +120,7 @@ class SimulatorArgs:
     patience_s: float = 1.0
     strict: bool = False
     baton: bool = False
+    clock_grpc_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,16 +240,21 @@ class ClockRoutes:
         return json_answer({"now_ns": self._driver.now_ns()})
 
     def _until(self, body: Body) -> SimTime:
-        until_ns, seconds = body.get("until_ns"), body.get("seconds")
-        if isinstance(until_ns, int) and not isinstance(until_ns, bool):
-            if not -_MAX_NS <= until_ns <= _MAX_NS:
-                raise VerbError(f"until_ns must be within {_MAX_NS} of 0")
-            return until_ns
-        if isinstance(seconds, int | float) and not isinstance(seconds, bool):
-            if not (math.isfinite(seconds) and 0 <= seconds <= _MAX_SECONDS):
-                raise VerbError(f"seconds must be between 0 and {_MAX_SECONDS:g}")
-            return self._driver.now_ns() + from_seconds(seconds)
-        raise VerbError("until_ns (an integer) or seconds (a number) is required")
+        return until_ns_of(body, self._driver.now_ns())
+
+
+def until_ns_of(body: Body, now_ns: SimTime) -> SimTime:
+    """The time that `until_ns` or `seconds` of a verb mean. Raises VerbError."""
+    until_ns, seconds = body.get("until_ns"), body.get("seconds")
+    if isinstance(until_ns, int) and not isinstance(until_ns, bool):
+        if not -_MAX_NS <= until_ns <= _MAX_NS:
+            raise VerbError(f"until_ns must be within {_MAX_NS} of 0")
+        return until_ns
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+        if not (math.isfinite(seconds) and 0 <= seconds <= _MAX_SECONDS):
+            raise VerbError(f"seconds must be between 0 and {_MAX_SECONDS:g}")
+        return now_ns + from_seconds(seconds)
+    raise VerbError("until_ns (an integer) or seconds (a number) is required")
 
 
 def _run(actions: list[Callable[[], None]]) -> None:

@@ -18,6 +18,7 @@ from frontier_mock.serve.connection import Exchange, Http1Server
 from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
 from frontier_mock.serve.sockets import bind, url_of
+from frontier_mock.serve.up import grpc_clock
 from frontier_mock.simtime import to_seconds
 
 logger = logging.getLogger("frontier_mock")
@@ -36,6 +37,7 @@ class ClockServerSpec:
     port: int
     host: str | None = None
     ready_file: str | None = None
+    grpc_port: int | None = None
 
 
 class ClockServer:
@@ -46,6 +48,9 @@ class ClockServer:
         self._spec = spec
         self._socket = bind(spec.host, spec.port)
         self.host = ClockHost(spec.clock)
+        self._grpc = None
+        if spec.grpc_port is not None:
+            self._grpc = grpc_clock(self.host, spec.host, spec.grpc_port)
         self._reports: dict[int, _Report] = {}
         self._links: list[_Link] = []
         self._routes = ClockRoutes(self.host, self._no_report)
@@ -67,11 +72,15 @@ class ClockServer:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._web, sock=self._socket, backlog=_BACKLOG)
         logger.info("Clock on %s", self.url)
+        ready: dict[str, object] = {"url": self.url}
+        if self._grpc is not None:
+            await self._grpc.start()
+            ready["clock_grpc_port"] = self._grpc.port
         path = self._spec.ready_file
         if path is not None:
             try:
                 draft = Path(f"{path}.part")
-                draft.write_text(json.dumps({"url": self.url}) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps(ready) + "\n", encoding="utf-8")
                 draft.replace(path)
             except OSError as error:
                 why = error.strerror
@@ -82,6 +91,8 @@ class ClockServer:
         if self._server is not None:
             self._server.close()
         self._routes.close()
+        if self._grpc is not None:
+            await self._grpc.stop()
         self.host.stop()
         for link in list(self._links):
             link.close()

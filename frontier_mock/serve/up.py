@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
@@ -27,7 +27,7 @@ from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
-from frontier_mock.serve.clock_routes import ClockRoutes
+from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.settings import HttpSettings
@@ -36,6 +36,9 @@ from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.simtime import SimTime, to_seconds
 from frontier_mock.wire.served import ServedModel
+
+if TYPE_CHECKING:
+    from frontier_mock.serve.clock_grpc import GrpcClock
 
 logger = logging.getLogger("frontier_mock")
 uvicorn_logger = logging.getLogger("frontier_mock.uvicorn")
@@ -56,7 +59,7 @@ class ServeSpec:
     `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
     the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
     which says what it was recorded on (`config.journals`). `clock_server` is the URL of the process
-    that keeps the clock, None if this one does.
+    that keeps the clock, None if this one does. `clock_grpc_port` serves it over gRPC as well.
     """
 
     cluster: ClusterSpec
@@ -70,6 +73,7 @@ class ServeSpec:
     journal_path: str | None = None
     journal_head: str = ""
     clock_server: str | None = None
+    clock_grpc_port: int | None = None
 
 
 class _Loop(Protocol):
@@ -143,6 +147,11 @@ class ClusterServer:
         if self._follower is not None:
             self._follower.report = self._report
             self._clock_routes = FollowedClock(self._follower, self.driver)
+        self.grpc: GrpcClock | None = None
+        if spec.clock_grpc_port is not None:
+            if spec.clock_server is not None:
+                raise ConfigError("clock-grpc-port: the clock is served by its clock-server alone")
+            self.grpc = grpc_clock(self.driver, spec.host, spec.clock_grpc_port)
         self._servers: list[asyncio.Server] = []
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
@@ -158,6 +167,8 @@ class ClusterServer:
         self.driver.start()
         if self._follower is not None:
             await self._follower.join(self.driver)
+        if self.grpc is not None:
+            await self.grpc.start()
         parts = zip(self._spec.served, self.metrics, self._sockets, strict=True)
         for number, (served, metrics, sock) in enumerate(parts):
             app = self.app(number, served, metrics)
@@ -192,6 +203,8 @@ class ClusterServer:
                         await asyncio.sleep(_DRAIN_POLL_S)
         driver.settle()
         self._clock_routes.close()
+        if self.grpc is not None:
+            await self.grpc.stop()
         if self._follower is not None:
             await self._follower.leave()
         await asyncio.gather(*(web.shutdown(_CLOSE_TIMEOUT_S) for web in self.webs))
@@ -224,7 +237,10 @@ class ClusterServer:
             return
         names = [worker.name for worker in self._spec.cluster.workers]
         pairs = zip(names, self.urls, strict=True)
-        text = json.dumps({"workers": [{"name": name, "url": url} for name, url in pairs]})
+        ready: dict[str, object] = {"workers": [{"name": name, "url": url} for name, url in pairs]}
+        if self.grpc is not None:
+            ready["clock_grpc_port"] = self.grpc.port
+        text = json.dumps(ready)
         try:
             # Written beside and renamed, so that whoever waits for the file never reads half of it.
             draft = Path(f"{path}.part")
@@ -255,6 +271,17 @@ class ClusterServer:
         else:
             logger.info("%s", driver.drift.verdict())
         logger.info("digest: %s", self.cluster.log.digest())
+
+
+def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":
+    """The clock's gRPC port. Raises ConfigError if grpc is not installed."""
+    try:
+        from frontier_mock.serve.clock_grpc import GrpcClock
+    except ImportError as error:
+        raise ConfigError(
+            f"clock-grpc-port: {error}; needs pip install 'frontier-mock[grpc]'"
+        ) from None
+    return GrpcClock(clockwork, host, port)
 
 
 _DRAIN_POLL_S = 0.02
