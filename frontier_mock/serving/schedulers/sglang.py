@@ -28,28 +28,24 @@ section 8. `classic` rules from 0.5.5 and 0.5.9.
 """
 
 from heapq import heappop, heappush
-from typing import Final
-
-import numpy as np
 
 from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
-from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.sglang_admission import (
-    CLIP_MAX_NEW_TOKENS,
     Admission,
     Verdict,
 )
+from frontier_mock.serving.schedulers.sglang_batch import RunningBatch
+from frontier_mock.serving.schedulers.sglang_holdings import Holdings
 from frontier_mock.serving.schedulers.sglang_policy import WaitingOrder
 from frontier_mock.serving.schedulers.sglang_ratio import RETRACT_DECODE_STEPS, NewTokenRatio
+from frontier_mock.serving.schedulers.sglang_retraction import keep_order, preemptible
 from frontier_mock.serving.sequence import DECODE, DONE, FRONTEND, PREFILL, WAITING, Sequence
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.steps import PREFILL_STEP
 from frontier_mock.simtime import SimTime
-
-_UNSHARED: Final = 1 << 63
 
 
 class SglangScheduler:
@@ -71,10 +67,11 @@ class SglangScheduler:
         self._foresees = spec.enable_overlap and not spec.classic
         self._mixed = spec.enable_mixed_chunk and spec.chunked_prefill_size > 0
         self._preempts = spec.enable_priority_scheduling and not spec.disable_priority_preemption
-        self._low_first = 1 if spec.schedule_low_priority_values_first else -1
         self._ratio = NewTokenRatio(spec.schedule_conservativeness)
-        self._order = WaitingOrder(spec, kv, self._content_keys)
-        self.running: dict[int, Sequence] = {}
+        self._holdings = Holdings(kv, not spec.classic)
+        self._order = WaitingOrder(spec, kv, self._holdings.content_keys)
+        self._batch = RunningBatch(spec.page_size)
+        self.running = self._batch.members
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
         self._joining: list[Sequence] = []
@@ -83,20 +80,12 @@ class SglangScheduler:
         self._leaving: dict[int, list[Sequence]] = {}
         self._marked: list[Sequence] = []
         self._ends: list[tuple[int, int, int, Sequence]] = []
-        self._phase_counts = [0] * spec.page_size
         self._full = False
-        self._owed_fixed = 0
-        self._num_fixed = 0
-        self._owed_open = 0
-        self._num_open = 0
-        self._long: dict[int, Sequence] = {}
         self._entered = 0
         self._last_place = 0
         self._first_place = 0
         self._pushes = 0
         self._prefill_steps = 0
-        self.num_decodes = 0
-        self.kv_offset = 0
         self.last_scheduled = 0
         self.seen_step = 0
         self.blocked = False
@@ -154,64 +143,11 @@ class SglangScheduler:
 
     # The running batch -----------------------------------------------------------------------
 
-    def _count(self, seq: Sequence) -> None:
-        seq.counted = True
-        self.num_decodes += 1
-        self.kv_offset += seq.offset
-        self._phase_counts[seq.offset % self._page] += 1
-
-    def _uncount(self, seq: Sequence) -> None:
-        seq.counted = False
-        self.num_decodes -= 1
-        self.kv_offset -= seq.offset
-        self._phase_counts[seq.offset % self._page] -= 1
-
-    def _owe(self, seq: Sequence, sign: int) -> None:
-        """Enter what `seq` may still produce, or take it out: the sum less one token per tick."""
-        owed = seq.max_new - seq.base + seq.first_step - 1
-        if seq.fixed_length:
-            self._owed_fixed += sign * owed
-            self._num_fixed += sign
-        else:
-            self._owed_open += sign * owed
-            self._num_open += sign
-
-    def _promised(self, done: int) -> float:
-        """Output that running requests may still produce, by the new-token ratio, in tokens."""
-        ratio = self._ratio.current
-        fixed = self._owed_fixed - self._num_fixed * done
-        open_ended = self._owed_open - self._num_open * done
-        for seq in self._long.values():
-            excess = seq.max_new - seq.base + seq.first_step - 1 - done - CLIP_MAX_NEW_TOKENS
-            if excess > 0:
-                if seq.fixed_length:
-                    fixed -= excess
-                else:
-                    open_ended -= excess
-        return fixed + open_ended * ratio
-
-    def _join(self, seq: Sequence, step: int) -> None:
-        """Merge a computed prompt into the running batch for tick `step` and later."""
-        self.running[seq.rid] = seq
-        self._owe(seq, 1)
-        if seq.max_new - seq.base > CLIP_MAX_NEW_TOKENS:
-            self._long[seq.rid] = seq
-        if not self._foresees or seq.stops_early or seq.finish_step >= step:
-            self._count(seq)
-
-    def _part(self, seq: Sequence) -> None:
-        """Take a sequence out of the running batch, before its output so far is closed."""
-        del self.running[seq.rid]
-        self._owe(seq, -1)
-        self._long.pop(seq.rid, None)
-        if seq.counted:
-            self._uncount(seq)
-
     def _roll(self, step: int) -> None:
         """Bring the running batch from the step decided last to the one about to be decided."""
         for seq in self._leaving.pop(step - 1, ()):
             if seq.counted and seq.finish_step == step - 1:
-                self._uncount(seq)
+                self._batch.uncount(seq)
         joining = self._joining
         if not joining:
             return
@@ -226,7 +162,9 @@ class SglangScheduler:
         for seq in joining:
             if seq.state == DECODE:
                 seq.place = place
-                self._join(seq, step)
+                # One whose last token is in flight already has no tick left, if that is foreseen.
+                counted = not self._foresees or seq.stops_early or seq.finish_step >= step
+                self._batch.join(seq, counted)
             place += 1
         joining.clear()
 
@@ -267,7 +205,7 @@ class SglangScheduler:
                 self._end(seq)
                 finished.append(seq)
             elif seq.finish_step > step or not executed.ticks:
-                self._checkpoint(seq, seq.goal)
+                self._holdings.checkpoint(seq, seq.goal)
         if executed.ticks and self._ends and self._ends[0][0] <= step:
             finished += self._pop_finished(step)
         return finished
@@ -277,11 +215,7 @@ class SglangScheduler:
         seq.spans.append((number, 1))
         seq.base += 1
         if seq.rid in self.running:
-            # One token less is owed; had it not joined yet, that would be entered when it does.
-            if seq.fixed_length:
-                self._owed_fixed -= 1
-            else:
-                self._owed_open -= 1
+            self._batch.produced_first(seq)
 
     def _pop_finished(self, step: int) -> list[Sequence]:
         ended = []
@@ -301,10 +235,10 @@ class SglangScheduler:
         """A sequence is over: its prompt and output go to the tree, the rest is freed."""
         context = self._context(seq)
         if seq.rid in self.running:
-            self._part(seq)
+            self._batch.part(seq)
         seq.close_span(seq.finish_step)
-        self._checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
-        self._release(seq, context)
+        self._holdings.checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
+        self._holdings.release(seq, context)
         seq.state = DONE
         self._full = False
         self.blocked = False
@@ -323,7 +257,7 @@ class SglangScheduler:
         if seq.state == WAITING:
             self._waiting.remove(seq)
         elif seq.state == PREFILL:
-            self._release(seq, seq.computed)
+            self._holdings.release(seq, seq.computed)
             self._chunked = None
         if seq.state != FRONTEND:
             self.blocked = False
@@ -344,65 +278,6 @@ class SglangScheduler:
         self._marked.clear()
         self.blocked = False
 
-    # Pages -----------------------------------------------------------------------------------
-
-    def _checkpoint(self, seq: Sequence, tokens: int) -> None:
-        """Enter the full pages of the first `tokens` tokens in the tree and lock them."""
-        pages = tokens // self._page
-        if not pages or not self.kv.enabled:
-            return
-        prompt_pages = 0 if self.spec.classic else seq.prompt_tokens // self._page
-        if pages > seq.held_blocks:
-            seq.held_blocks = pages
-        seq.node = self.kv.checkpoint(
-            seq.node or self.kv.root,
-            seq.protected,
-            self._keys_between(seq, seq.protected, pages),
-            prompt_pages,
-            seq.inserted,
-            seq.priority,
-        )
-        seq.protected = pages
-        seq.inserted = max(seq.inserted, pages)
-
-    def _release(self, seq: Sequence, context: int) -> None:
-        """Give back everything `seq` holds but the tree does not own, and its lock."""
-        held = max(seq.held_blocks, -(-context // self._page))
-        self.kv.give(held - seq.protected)
-        if seq.node is not None:
-            self.kv.unlock(seq.node)
-        seq.node = None
-        seq.held_blocks = seq.protected = seq.inserted = 0
-
-    def _content_keys(self, seq: Sequence, num_pages: int) -> bytes:
-        """Keys of the first `num_pages` pages, or more."""
-        keys = seq.keys
-        if not keys:
-            keys = seq.keys = seq.submit.prompt.block_keys(self._page)
-        have = len(keys) // KEY_BYTES
-        return keys if num_pages <= have else keys + self._output_keys(seq, 0, num_pages - have)
-
-    def _keys_between(self, seq: Sequence, first: int, last: int) -> bytes:
-        """Keys of pages `first` to `last`."""
-        keys = seq.keys
-        have = len(keys) // KEY_BYTES
-        if last <= have:
-            return keys[first * KEY_BYTES : last * KEY_BYTES]
-        if first >= have:
-            return self._output_keys(seq, first - have, last - have)
-        return keys[first * KEY_BYTES :] + self._output_keys(seq, 0, last - have)
-
-    @staticmethod
-    def _output_keys(seq: Sequence, first: int, last: int) -> bytes:
-        """Keys after the prompt's last full page; what nobody can ask for gets keys of its own."""
-        given = seq.submit.output_keys
-        have = len(given) // KEY_BYTES
-        if last <= have:
-            return given[first * KEY_BYTES : last * KEY_BYTES]
-        start = _UNSHARED + (seq.rid << 24)
-        own = np.arange(start + max(first, have), start + last, dtype=np.uint64).tobytes()
-        return given[first * KEY_BYTES :] + own if first < have else own
-
     # One step --------------------------------------------------------------------------------
 
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
@@ -413,7 +288,7 @@ class SglangScheduler:
         if self._had_chunk:
             self._full = self._had_chunk = False
             if self._chunked is not None:
-                self._checkpoint(self._chunked, self._chunked.computed)
+                self._holdings.checkpoint(self._chunked, self._chunked.computed)
         if self._leaving or self._joining:
             self._roll(step)
         if self._preempts or not self.running:
@@ -445,7 +320,7 @@ class SglangScheduler:
             return None
         self._order.arrange(waiting)
         mixed = len(self.running) if self._mixed else 0
-        batch = Admission(self.kv, spec, self._promised(done), mixed)
+        batch = Admission(self.kv, spec, self._batch.promised(done, self._ratio.current), mixed)
         if chunked is not None:
             if not batch.resume(chunked):
                 self._chunked = None
@@ -484,7 +359,7 @@ class SglangScheduler:
                 return batch.add_of_fixed_length(seq, running, self._ratio.current)
             return batch.add(seq, kv.root, 0)
         limit = (seq.goal - 1) // self._page
-        node, pages = kv.match(self._content_keys(seq, limit), limit)
+        node, pages = kv.match(self._holdings.content_keys(seq, limit), limit)
         seq.node, seq.computed = node, pages * self._page
         return batch.add(seq, node, seq.computed)
 
@@ -510,8 +385,8 @@ class SglangScheduler:
         kv.make_room(tokens if page == 1 else -(-tokens // page) + len(chunks))
         kv.take(pages)
         decodes = 0
-        if self._mixed and self.num_decodes:
-            if len(self.running) > self.num_decodes:
+        if self._mixed and self._batch.num_decodes:
+            if len(self.running) > self._batch.num_decodes:
                 self._full = False
             decodes = self._take_tick(step)
         self._join_in_front = decodes > 0
@@ -520,7 +395,7 @@ class SglangScheduler:
         firsts = [seq for seq, _ in batch.grants if seq.computed == seq.goal]
         for seq in firsts:
             self._start_output(seq, step, number)
-        offset = self.kv_offset if decodes else 0
+        offset = self._batch.kv_offset if decodes else 0
         return Step(number, decodes, offset, tuple(chunks), tuple(firsts), int(decodes > 0))
 
     def _admit(self, seq: Sequence, t_ns: SimTime) -> None:
@@ -555,45 +430,44 @@ class SglangScheduler:
 
     def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Tick `step` of the running batch, or None if it is empty or has to wait."""
-        ending = len(self.running) - self.num_decodes
+        ending = len(self.running) - self._batch.num_decodes
         if ending:
             self._full = False
-        if not self.num_decodes:
+        if not self._batch.num_decodes:
             return None
-        if self._phase_counts[(1 - step) % self._page] > self.kv.num_free:
+        if self._batch.pages_of(step) > self.kv.num_free:
             if ending:
                 return None
             self._retract(step, t_ns, done)
-            if not self.num_decodes:
+            if not self._batch.num_decodes:
                 return None
         else:
             self._ratio.decay(1)
         decodes = self._take_tick(step)
         assert decodes, "a tick after retraction has its pages"
-        return Step(step, decodes, self.kv_offset, (), ())
+        return Step(step, decodes, self._batch.kv_offset, (), ())
 
     def _take_tick(self, step: int) -> int:
         """Allocate the pages of tick `step`; returns its decodes, 0 if there are too few pages."""
-        need = self._phase_counts[(1 - step) % self._page]
+        need = self._batch.pages_of(step)
         if need > self.kv.num_free:
             return 0
-        self.kv.make_room(self.num_decodes)
+        self.kv.make_room(self._batch.num_decodes)
         self.kv.take(need)
         self.last_scheduled = step
-        return self.num_decodes
+        return self._batch.num_decodes
 
     # Retraction ------------------------------------------------------------------------------
 
     def _retract(self, step: int, t_ns: SimTime, done: int) -> None:
         """Take requests out of the batch until tick `step` has the pages it needs."""
-        kept = sorted(self.running.values(), key=lambda seq: seq.place)
-        kept.sort(key=lambda seq: self._keep_key(seq, done), reverse=True)
+        kept = keep_order(self.running.values(), self.spec, done)
         retracted: list[Sequence] = []
         # A chunked request that found no page is waiting for everybody.
         least = 0 if self._chunked is not None else 1
         while len(kept) > least:
             if retracted:
-                need = self._phase_counts[(1 - step) % self._page]
+                need = self._batch.pages_of(step)
                 self.kv.make_room(need)
                 if need <= self.kv.num_available:
                     break
@@ -607,18 +481,12 @@ class SglangScheduler:
             self._requeue(seq, t_ns)
         self._full = False
 
-    def _keep_key(self, seq: Sequence, done: int) -> tuple[int, int, int]:
-        """Larger means rather kept: by priority if told so, most output, shortest prompt."""
-        by_priority = self.spec.retraction_policy == "priority"
-        rank = -self._low_first * seq.priority if by_priority else 0
-        return rank, seq.produced_by(done), -seq.prompt_tokens
-
     def _evict_running(self, seq: Sequence, t_ns: SimTime, done: int) -> None:
         """Free what a running request holds and forget what is in flight for it."""
         context = self._context(seq)
-        self._part(seq)
+        self._batch.part(seq)
         seq.close_span(min(done, seq.finish_step))
-        self._release(seq, context)
+        self._holdings.release(seq, context)
         seq.prefill = seq.finish_step = seq.computed = 0
         seq.goal = seq.prompt_tokens + seq.base
         seq.preemptions += 1
@@ -634,23 +502,9 @@ class SglangScheduler:
         done: int,
     ) -> bool:
         """Make place for `seq` by retracting running requests of much lower priority."""
-        sign = self._low_first
         ratio = self._ratio.current
-        missing = seq.goal - seq.computed + min(seq.max_new, CLIP_MAX_NEW_TOKENS) - batch.rem_total
-        victims: list[tuple[Sequence, float]] = []
-        threshold = self.spec.priority_scheduling_preemption_threshold
-        for other in sorted(
-            self.running.values(), key=lambda other: (-sign * other.priority, -other.entered)
-        ):
-            if -sign * (seq.priority - other.priority) <= threshold:
-                break
-            left = min(other.max_new - other.produced_by(done), CLIP_MAX_NEW_TOKENS)
-            owed = left * (1.0 if other.fixed_length else ratio)
-            victims.append((other, owed))
-            missing -= owed
-            if missing <= 0:
-                break
-        if not victims or missing > 0:
+        victims = preemptible(seq, self.running.values(), self.spec, batch, ratio, done)
+        if not victims:
             return False
         batch.total_offset -= sum(owed for _, owed in victims)
         for other, _ in sorted(victims, key=lambda pair: pair[0].place):
@@ -664,22 +518,7 @@ class SglangScheduler:
 
     def coast_limit(self, limit: int) -> int:
         """Largest tick <= `limit` through which decodes alone certainly find their pages."""
-        free = self.kv.num_free
-        first = self.last_scheduled + 1
-        count = limit - first + 1
-        n = self.num_decodes
-        page = self._page
-        if count <= 0 or n * -(-count // page) <= free:
-            return limit
-        cycles = free // n
-        step = first + cycles * page
-        left = free - cycles * n
-        while step <= limit:
-            left -= self._phase_counts[(1 - step) % page]
-            if left < 0:
-                break
-            step += 1
-        return min(step - 1, limit)
+        return self._batch.last_within(self.last_scheduled + 1, limit, self.kv.num_free)
 
     def coast(self, step: int) -> None:
         """Schedule every tick up to `step`, none of which changes the set of decodes."""
@@ -687,14 +526,10 @@ class SglangScheduler:
         count = step - first + 1
         if count <= 0:
             return
-        page = self._page
-        cycles, rest = divmod(count, page)
-        need = cycles * self.num_decodes
-        for s in range(first, first + rest):
-            need += self._phase_counts[(1 - s) % page]
+        batch = self._batch
+        need = batch.pages_of_run(first, step)
         # Room is made tick by tick for a page per decode; the last tick's demand covers the others.
-        last = self._phase_counts[(1 - step) % page]
-        self.kv.make_room(need - last + self.num_decodes)
+        self.kv.make_room(need - batch.pages_of(step) + batch.num_decodes)
         if need:
             self.kv.take(need)
         self._ratio.decay(count)
