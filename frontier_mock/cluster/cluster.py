@@ -5,6 +5,7 @@ these (design.md section 1). Internal events due at t always precede a command s
 deliveries from front ends precede wake-ups of the same nanosecond.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 
 import numpy as np
@@ -82,6 +83,15 @@ class Cluster:
         """Output tokens that sequence `rid` has produced by now. Raises KeyError once it ended."""
         seq = self._live[rid]
         return seq.produced_by(self.workers[seq.worker].step_ended_by(self.now_ns))
+
+    def token_counter(self, worker: int) -> Callable[[int], int]:
+        """`tokens` for sequences of one worker, whose last step is looked up but once.
+
+        Valid until the engine moves.
+        """
+        live = self._live
+        step = self.workers[worker].step_ended_by(self.now_ns)
+        return lambda rid: live[rid].produced_by(step)
 
     def token_times_ns(self, rid: int) -> NDArray[np.int64]:
         """When each token produced so far ended its step. Raises KeyError once it ended."""

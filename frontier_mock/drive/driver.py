@@ -21,12 +21,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from frontier_mock.core.commands import AUTO_WORKER, Abort, Command, Submit
-from frontier_mock.core.events import Event, EventLog, Finished, FirstToken, Rejected, Scheduled
+from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.events import Event
+from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.pace import ClockSpec, Pace
+from frontier_mock.drive.protocol import (
+    Engine,
+    Folder,
+    LateError,
+    ShutdownError,
+    Subscriber,
+    Ticket,
+)
 from frontier_mock.drive.timekeeper import Feed, Move, Resume, StallError, Timekeeper
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime, from_ms, from_seconds
@@ -35,147 +43,6 @@ logger = logging.getLogger("frontier_mock")
 
 _MOVES_PER_PUMP = 256
 """Warp: decisions taken before sockets are polled again."""
-
-_EVENTS_BATCH = 4096
-"""Events hashed, and forgotten, in one go."""
-
-
-class LateError(RuntimeError):
-    """`on_late="abort"`: a delivery was later than the user allows."""
-
-
-class ShutdownError(RuntimeError):
-    """The engine is gone, or going, before the request had reached it."""
-
-
-class Engine(Protocol):
-    """What the driver needs of `cluster.build.Cluster`."""
-
-    now_ns: SimTime
-    log: EventLog
-
-    def next_time(self) -> SimTime | None:
-        """Next internal event; None when idle."""
-        ...
-
-    def next_boundary(self, worker: int) -> SimTime | None:
-        """End of the step that `worker` executes now."""
-        ...
-
-    def advance_to(self, t_ns: SimTime) -> None:
-        """Process every internal event up to `t_ns`."""
-        ...
-
-    def feed(self, t_ns: SimTime, command: Command) -> int:
-        """Apply one command; the rid of a Submit."""
-        ...
-
-    def tokens(self, rid: int) -> int:
-        """Output tokens of a sequence so far."""
-        ...
-
-
-class Folder(Protocol):
-    """A fold over one worker's events, such as its metrics."""
-
-    def fold(self, event: Event) -> None:
-        """Take one event into account."""
-        ...
-
-    def request(self, rids: Sequence[int]) -> None:
-        """These sequences, fed just now, are the choices of one request."""
-        ...
-
-
-class Subscriber(Protocol):
-    """Who waits for a request. Called by the driver only, never concurrently."""
-
-    @property
-    def stream_interval(self) -> int:
-        """Tokens per delta after the first; 0 for a response that is not streamed."""
-        ...
-
-    def started(self, ticket: "Ticket") -> None:
-        """The request is in the engine, not refused on arrival."""
-        ...
-
-    def tokens(self, position: int, first: int, last: int) -> bool:
-        """Output tokens [first, last) of a sequence exist. False: not now, ask again later."""
-        ...
-
-    def ended(self, ticket: "Ticket", flight: "Flight", reason: str) -> None:
-        """One sequence ended, its totals are in `flight`; `deliver` follows the last one."""
-        ...
-
-    def deliver(self, ticket: "Ticket") -> None:
-        """Every sequence ended and the actor has been resumed: write the last bytes."""
-        ...
-
-    def failed(self, error: BaseException) -> None:
-        """There will be no further call: the driver is dead or this subscriber failed."""
-        ...
-
-
-class Flight:
-    """One sequence on its way through the engine."""
-
-    __slots__ = (
-        "cached_tokens",
-        "finish_ns",
-        "first_token_ns",
-        "output_tokens",
-        "position",
-        "rid",
-        "sent",
-        "ticket",
-        "worker",
-    )
-
-    def __init__(self, rid: int, worker: int, position: int, ticket: "Ticket") -> None:
-        self.rid = rid
-        self.worker = worker
-        self.position = position
-        self.ticket = ticket
-        self.sent = 0
-        self.cached_tokens = 0
-        self.output_tokens = 0
-        self.first_token_ns: SimTime = -1
-        self.finish_ns: SimTime = -1
-
-
-class Ticket:
-    """One request: its sequences, its subscriber, and the actor whose lease it carries."""
-
-    __slots__ = (
-        "actor",
-        "arrival_ns",
-        "choices",
-        "closed",
-        "flights",
-        "open",
-        "rejected",
-        "submits",
-        "subscriber",
-    )
-
-    def __init__(
-        self,
-        submits: Sequence[Submit],
-        subscriber: Subscriber,
-        actor: str | None,
-        choices: int,
-        stamp: SimTime,
-    ) -> None:
-        self.submits = submits
-        self.choices = choices
-        self.subscriber = subscriber
-        self.actor = actor
-        self.arrival_ns = stamp
-        self.flights: list[Flight] = []
-        self.open = len(submits)
-        self.rejected = ""
-        self.closed = False
-
 
 Item = tuple[Ticket, bool]
 """What waits in the inbox: a request, and whether it enters (True) or is aborted (False)."""
@@ -187,9 +54,8 @@ Action = Callable[[], None]
 class Driver:
     """See the theory of operation at the top of this module.
 
-    `keep_events` is how many events stay in the engine's log for a report; when there are more,
-    they are all let go, and from then on as soon as they are folded (`forgot_events`). `on_drop`
-    sees them before. `keeper` stands in for a Timekeeper that is elsewhere (`drive.following`).
+    `keep_events` and `on_drop` are the `Delivery`'s. `keeper` stands in for a Timekeeper that is
+    elsewhere (`drive.following`).
     """
 
     def __init__(
@@ -222,19 +88,8 @@ class Driver:
         self._abort_late_ns = int(clock.late_ms_max * NS_PER_MS * clock.scale)
         self._wall_ns = wall_ns
         self._journal = journal
-        self._keep_events = keep_events
-        self._on_drop = on_drop
-        self._digested = 0
-        self.forgot_events = False
-        self._folders = folders
-        self._folds = [folder.fold for folder in folders]
-        self._log = engine.log
-        self._cursor = 0
-        self._flights: dict[int, Flight] = {}
-        self._live: list[dict[int, Flight]] = [{} for _ in folders]
-        self._streaming: dict[int, SimTime | None] = {}
+        self.delivery = Delivery(engine, folders, self, keep_events, on_drop)
         self._inbox: list[tuple[SimTime, Item]] = []
-        self._fresh: dict[Ticket, None] = {}
         self._due: SimTime | None = None
         self._due_known = False
         self._engine_due: SimTime | None = None
@@ -297,7 +152,7 @@ class Driver:
         ticket.closed = True
         del self.in_flight[ticket]
         self.keeper.disconnect(ticket.actor)
-        self._withdraw(ticket)
+        self.withdraw(ticket)
 
     def poke(self) -> None:
         """The Timekeeper was told something: decide again soon."""
@@ -317,7 +172,12 @@ class Driver:
     @property
     def num_events(self) -> int:
         """Events that have ever happened in the engine."""
-        return len(self._log)
+        return len(self.engine.log)
+
+    @property
+    def forgot_events(self) -> bool:
+        """Whether the engine's log no longer begins at the beginning."""
+        return self.delivery.forgot_events
 
     def next_due(self) -> SimTime | None:
         """The engine's next internal event; None when idle."""
@@ -330,7 +190,8 @@ class Driver:
     def running_tokens(self, worker: int) -> int:
         """Output tokens so far of the sequences that are in flight on a worker."""
         tokens = self.engine.tokens
-        return sum(tokens(f.rid) for f in self._flights.values() if f.worker == worker)
+        flights = self.delivery.flights.values()
+        return sum(tokens(flight.rid) for flight in flights if flight.worker == worker)
 
     def catch_up(self) -> None:
         """Bring the engine to the present, for a reader of its state (paced clocks only)."""
@@ -345,17 +206,17 @@ class Driver:
         self.accepting = False
         for ticket in list(self.in_flight):
             if not ticket.flights:
-                self._drop(ticket, ShutdownError("the server is shutting down"))
+                self.drop(ticket, ShutdownError("the server is shutting down"))
             for flight in ticket.flights:
                 if flight.finish_ns < 0:
                     self._feed(self.engine.now_ns, Abort(flight.rid))
-        self._dispatch()
+        self.delivery.dispatch()
         while self.error is None and self.in_flight:
             due = self.engine.next_time()
             if due is None:
                 break
             self.engine.advance_to(due)
-            self._dispatch()
+            self.delivery.dispatch()
         self._resume(self.keeper.elapse(self.engine.now_ns))
 
     def stop(self) -> None:
@@ -389,33 +250,19 @@ class Driver:
         ticket, enters = item
         if not enters:
             for flight in ticket.flights:
-                if self._flights.pop(flight.rid, None) is not None:
+                if self.delivery.flights.pop(flight.rid, None) is not None:
                     self._feed(stamp, Abort(flight.rid))
+            ticket.flights.clear()
             return
         if ticket.closed:
             # Gave up before its instant was fed: it never was in the engine.
             return
         # Known for certain only now if another process keeps the clock.
         ticket.arrival_ns = stamp
-        streams = ticket.subscriber.stream_interval > 0
-        for position, submit in enumerate(ticket.submits):
-            rid = self._feed(stamp, submit)
-            worker = submit.worker
-            if worker == AUTO_WORKER:
-                # The cluster's router chose; what it said last is about this sequence.
-                worker = self._log.events[-1].worker
-            flight = Flight(rid, worker, position, ticket)
-            self._flights[rid] = flight
-            ticket.flights.append(flight)
-            if streams:
-                self._live[worker][rid] = flight
-        if streams:
-            self._fresh[ticket] = None
-        if ticket.choices > 1:
-            rids = [flight.rid for flight in ticket.flights]
-            for first in range(0, len(rids), ticket.choices):
-                group = self._folders[ticket.flights[first].worker]
-                group.request(rids[first : first + ticket.choices])
+        delivery = self.delivery
+        for submit in ticket.submits:
+            delivery.entered(ticket, submit, self._feed(stamp, submit))
+        delivery.entered_whole(ticket)
 
     # The pump
 
@@ -456,7 +303,7 @@ class Driver:
             self._late(now - due)
         self.engine.advance_to(now)
         self._due_known = False
-        self._deliver(now)
+        self.delivery.deliver(now)
         self._resume(self.keeper.elapse(now))
 
     def _late(self, lateness_ns: SimTime) -> None:
@@ -489,14 +336,14 @@ class Driver:
             if isinstance(decision, Move):
                 engine.advance_to(keeper.now_ns)
                 self._due_known = False
-                self._deliver(keeper.now_ns)
+                self.delivery.deliver(keeper.now_ns)
             elif isinstance(decision, Resume):
                 self._resume(decision.tokens)
             elif isinstance(decision, Feed):
                 now = keeper.now_ns
                 for item in decision.items:
                     self._apply(now, item)
-                self._deliver(now)
+                self.delivery.deliver(now)
             else:
                 self._wait(decision.until_wall_ns)
                 return
@@ -534,149 +381,23 @@ class Driver:
         """The next moment at which a subscriber, or the engine itself, has something to do."""
         if self._due_known:
             return self._engine_due
-        engine = self.engine
-        due = engine.next_time()
-        streaming = self._streaming
-        for worker in streaming:
-            boundary = engine.next_boundary(worker)
-            streaming[worker] = boundary
-            if boundary is not None and (due is None or boundary < due):
-                due = boundary
+        due = self.engine.next_time()
+        boundary = self.delivery.next_boundary()
+        if boundary is not None and (due is None or boundary < due):
+            due = boundary
         self._engine_due = due
         self._due_known = True
         return due
 
-    # What happened
+    # What follows for requests, as `Delivery` finds out
 
-    def _deliver(self, now: SimTime) -> None:
-        """Tell the subscribers everything up to `now`: ends first, then deltas."""
-        self._dispatch()
-        if self._fresh:
-            self._start_fresh()
-        streaming = self._streaming
-        if streaming:
-            for worker, boundary in list(streaming.items()):
-                if boundary is None or boundary <= now:
-                    self._stream(worker)
-
-    def _start_fresh(self) -> None:
-        for ticket in list(self._fresh):
-            self._start(ticket)
-
-    def _start(self, ticket: Ticket) -> None:
-        """Tell a stream that it is in, unless it was refused on arrival."""
-        del self._fresh[ticket]
-        if ticket.closed:
-            return
-        for flight in ticket.flights:
-            self._streaming.setdefault(flight.worker, None)
-        try:
-            ticket.subscriber.started(ticket)
-        except Exception as error:
-            self._drop(ticket, error)
-
-    def _stream(self, worker: int) -> None:
-        live = self._live[worker]
-        if not live:
-            self._streaming.pop(worker, None)
-            return
-        tokens = self.engine.tokens
-        failed: list[tuple[Ticket, BaseException]] = []
-        for flight in live.values():
-            count = tokens(flight.rid)
-            sent = flight.sent
-            if count == sent:
-                continue
-            subscriber = flight.ticket.subscriber
-            if sent and count - sent < subscriber.stream_interval:
-                continue
-            try:
-                if subscriber.tokens(flight.position, sent, count):
-                    flight.sent = count
-            except Exception as error:
-                failed.append((flight.ticket, error))
-        for ticket, failure in failed:
-            self._drop(ticket, failure)
-
-    def _dispatch(self) -> None:
-        events = self._log.events
-        end = len(events)
-        if self._cursor == end:
-            return
-        flights = self._flights
-        folds = self._folds
-        for event in events[self._cursor : end] if self._cursor else events:
-            folds[event.worker](event)
-            if isinstance(event, Finished):
-                self._end(event.t_ns, event.rid, event.reason, event.output_tokens)
-            elif isinstance(event, FirstToken):
-                flight = flights.get(event.rid)
-                if flight is not None:
-                    flight.first_token_ns = event.t_ns
-            elif isinstance(event, Scheduled):
-                flight = flights.get(event.rid)
-                if flight is not None and not event.resumed:
-                    flight.cached_tokens = event.cached_tokens
-            elif isinstance(event, Rejected):
-                self._refuse(event.rid, event.reason)
-        self._cursor = end
-        if end - self._digested >= _EVENTS_BATCH:
-            self._digest(end)
-
-    def _digest(self, end: int) -> None:
-        """Take folded events into the digest, and let go of them once there are too many."""
-        if end <= self._keep_events:
-            self._log.digest()
-            self._digested = end
-        else:
-            if self._on_drop is not None:
-                self._on_drop(self._log.events)
-            self._log.drop(end)
-            self._keep_events = self._cursor = self._digested = 0
-            self.forgot_events = True
-
-    def _end(self, t_ns: SimTime, rid: int, reason: str, output_tokens: int) -> None:
-        flight = self._flights.pop(rid, None)
-        if flight is None:
-            return
-        ticket = flight.ticket
-        if ticket in self._fresh:
-            # A late pump may see a stream begin and end at once; the beginning still comes first.
-            self._start(ticket)
-        if ticket.closed:
-            return
-        self._live[flight.worker].pop(rid, None)
-        flight.finish_ns = t_ns
-        flight.output_tokens = output_tokens
-        ticket.open -= 1
-        try:
-            ticket.subscriber.ended(ticket, flight, reason)
-        except Exception as error:
-            self._drop(ticket, error)
-            return
-        if ticket.open == 0:
-            self._complete(ticket)
-
-    def _refuse(self, rid: int, reason: str) -> None:
-        """One sequence refused is the request refused: what of it got in comes out again."""
-        flight = self._flights.pop(rid, None)
-        if flight is None or flight.ticket.closed:
-            return
-        ticket = flight.ticket
-        ticket.rejected = reason
-        self._live[flight.worker].pop(rid, None)
-        if len(ticket.flights) > 1:
-            self._withdraw(ticket)
-        self._complete(ticket)
-
-    def _withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, ticket: Ticket) -> None:
         """Nobody waits any more for what this request still has in the engine."""
-        for flight in ticket.flights:
-            self._live[flight.worker].pop(flight.rid, None)
+        self.delivery.silence(ticket)
         if self.error is None:
             self._post(self._stamp(), ticket, False)
 
-    def _complete(self, ticket: Ticket) -> None:
+    def complete(self, ticket: Ticket) -> None:
         """Every sequence has ended; the last bytes leave when the actor may resume."""
         ticket.closed = True
         del self.in_flight[ticket]
@@ -693,14 +414,15 @@ class Driver:
         except Exception as error:
             ticket.subscriber.failed(error)
             logger.error("a response could not be delivered: %r", error)
-        # Tickets and flights point at each other; apart they need no garbage collector.
-        ticket.flights.clear()
+        if not (ticket.rejected and len(ticket.flights) > 1):
+            # Tickets and flights point at each other; apart they need no garbage collector.
+            ticket.flights.clear()
 
     def _resume(self, actions: list[Action]) -> None:
         for action in actions:
             action()
 
-    def _drop(self, ticket: Ticket, error: BaseException) -> None:
+    def drop(self, ticket: Ticket, error: BaseException) -> None:
         """A subscriber failed: its request ends, the clock goes on."""
         if ticket.closed:
             return

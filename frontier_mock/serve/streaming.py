@@ -7,7 +7,7 @@ straight into the connection: no queue, no task and no wake-up per chunk.
 import time
 from collections.abc import Sequence
 
-from frontier_mock.drive.driver import Flight, Ticket
+from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.wire.errors import ApiError, engine_dead, internal_error, queue_full

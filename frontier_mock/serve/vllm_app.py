@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from frontier_mock.drive.driver import Driver, ShutdownError
+from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.clock_metrics import render_clock_metrics

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from frontier_mock.cluster.cluster import Cluster
-from frontier_mock.core.commands import Command, Submit
+from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Event
-from frontier_mock.drive.driver import Driver, Flight, LateError, ShutdownError, Ticket
+from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.protocol import Flight, LateError, ShutdownError, Ticket
 from frontier_mock.drive.timekeeper import StallError
 from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import SimTime
@@ -197,6 +198,20 @@ async def test_refused_on_arrival_is_never_started() -> None:
     tickets = [await reader.done for reader in readers]
     assert [t.rejected for t in tickets] == ["", "queue_full", "queue_full", "queue_full"]
     assert [r.begun for r in readers] == [True, False, False, False]
+    run.driver.stop()
+
+
+async def test_choice_refused_on_arrival_takes_the_others_out_of_the_engine() -> None:
+    run = Run(WARP, max_num_queued_reqs=2)
+    refused = Reader()
+    run.driver.submit([submit(1, 50), submit(2, 50), submit(3, 50)], refused)
+    assert (await refused.done).rejected == "queue_full"
+    later = Reader()
+    run.driver.submit([submit(4)], later)
+    await later.done
+    aborts = [command.rid for _, command in run.journal if isinstance(command, Abort)]
+    assert sorted(aborts) == [0, 1]
+    assert not run.driver.delivery.flights
     run.driver.stop()
 
 

@@ -289,7 +289,7 @@ async def test_report_says_when_it_no_longer_holds_the_log() -> None:
         assert report["log_complete"] is True
         assert report["requests"]["completed"] == 1
         assert report["scenario"] == "live"
-        server.driver.forgot_events = True
+        server.driver.delivery.forgot_events = True
         report = await (await client.get("/sim/report")).json()
         assert report["log_complete"] is False
         assert report["digest"] == server.cluster.log.digest()
