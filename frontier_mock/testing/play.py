@@ -9,6 +9,7 @@ from frontier_mock.core.commands import Submit
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.simtime import to_seconds
 from frontier_mock.workload.build import output_stream
+from frontier_mock.workload.prompts import StreamPrompt
 from frontier_mock.workload.source import Item, Source, Timed
 
 Ask = Callable[[Submit, str], Awaitable[str]]
@@ -57,12 +58,21 @@ class _Play:
             await asyncio.sleep(due_s - self._loop.time())
         submit, item = timed.submit, timed.item
         with speaking_as(f"{item.seq:0{self._width}d}"):
-            text = await self._ask(submit, render_prompt(submit, self._spoken))
+            text = await self._ask(submit, self._prompt(submit))
         if self._source.feeds_back:
             self._spoken[output_stream(item.seq)] = text
         if not self._ended:
             self._loop.call_when_idle(self._release)
         self._ended.append(item)
+
+    def _prompt(self, submit: Submit) -> str:
+        """The prompt's text. Inputs are made once, not again in every later turn."""
+        prompt, spoken = submit.prompt, self._spoken
+        if self._source.feeds_back and isinstance(prompt, StreamPrompt):
+            for piece in prompt.pieces:
+                if piece.stream not in spoken:
+                    spoken[piece.stream] = StreamPrompt(prompt.salt, (piece,)).text({})
+        return render_prompt(submit, spoken)
 
     def _release(self) -> None:
         """Tell the source what ended at this instant, in its own order."""
