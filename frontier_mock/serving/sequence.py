@@ -111,3 +111,12 @@ class Sequence:
             self.spans.append((first, count))
             self.base += count
         self.first_step = 0
+
+    def drop_tokens_after(self, step: int) -> None:
+        """Take back tokens of ended stretches that come after `step`: nobody will see them."""
+        while self.spans and sum(self.spans[-1]) - 1 > step:
+            first, count = self.spans.pop()
+            kept = max(step - first + 1, 0)
+            self.base -= count - kept
+            if kept:
+                self.spans.append((first, kept))

@@ -373,6 +373,16 @@ def test_an_abort_comes_before_the_output_of_the_step_it_fell_into() -> None:
     assert story.finished == [(4, 0, "abort", 3), (8, 1, "length", 6)]
 
 
+def test_an_abort_drops_the_token_in_flight_of_a_preempted_sequence() -> None:
+    # Sequence 2 is preempted at 2 ms while the step that ends at 3 ms computes its first token.
+    asks = Ask(0, 16, 30), Ask(0.5, 16, 20), Ask(0.6, 16, 8)
+    story = play(spec(blocks=5, async_scheduling=True), *asks, Leave(2.5, 2))
+    assert story.preempted[0] == (2, 2)
+    assert story.finished[0] == (3, 2, "abort", 0)
+    story = play(spec(blocks=5, async_scheduling=True), *asks, Leave(3.5, 2))
+    assert story.finished[0] == (4, 2, "abort", 1)
+
+
 def test_an_abort_in_the_last_step_wins_over_the_finish() -> None:
     story = play(spec(async_scheduling=True), Ask(0, 10, 4), Leave(3.5, 0))
     assert story.finished == [(4, 0, "abort", 3)]

@@ -210,6 +210,8 @@ class VllmScheduler:
                 heapify(self._heap)
             else:
                 self._fcfs.remove(seq)
+            # If it was preempted, its last token may still be in flight.
+            seq.drop_tokens_after(step)
         if seq.state in (DECODE, DRAINING):
             seq.close_span(min(step, seq.finish_step))
         if seq.state != FRONTEND:
