@@ -437,6 +437,7 @@ class Driver:
             ticket.closed = True
             ticket.subscriber.failed(error)
         self.in_flight.clear()
+        self._resume(self.keeper.abandon())
         self._cancel_timer()
         self.died.set()
 
@@ -458,4 +459,4 @@ def _nothing() -> None:
 
 def _is_verdict(error: BaseException) -> bool:
     """Whether the error is one that the user asked for (strict, on-late) and not our bug."""
-    return isinstance(error, LateError | StallError)
+    return isinstance(error, LateError | StallError | ShutdownError)

@@ -245,9 +245,8 @@ class ClockHost:
         logger.error("the clock stopped: %s", error)
         for member in self.members:
             member.send(["fail", str(error)])
-        for session in sorted({actor.session for actor in self.keeper.actors.values()}):
-            for action in self.keeper.close(session):
-                action()
+        for action in self.keeper.abandon():
+            action()
         if self._timer is not None:
             self._timer.cancel()
         self.died.set()

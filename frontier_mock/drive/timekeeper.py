@@ -271,6 +271,13 @@ class Timekeeper(Generic[TokenT, ItemT]):
         names = [a.name for a in self.actors.values() if a.session == session]
         return [token for name in names for token in self._forget(name)]
 
+    def abandon(self) -> list[TokenT]:
+        """The run is over: forget every actor. Returns the tokens of all who wait for time."""
+        tokens = [token for name in list(self.actors) for token in self._forget(name)]
+        tokens += [token for _, name, _, token in self._sleepers if not name]
+        self._sleepers.clear()
+        return tokens
+
     # Messages
 
     def arriving(self) -> None:

@@ -110,6 +110,8 @@ class ClockRoutes:
 
     def _register(self, exchange: Exchange) -> Answer | None:
         driver = self._driver
+        if driver.error is not None:
+            return self._now()
         self._sessions += 1
         session = self._sessions
         try:
@@ -224,6 +226,8 @@ class ClockRoutes:
 
     def _verb(self, act: Callable[[Body, Exchange], Answer | None]) -> Handler:
         def handle(exchange: Exchange) -> Answer | None:
+            if self._driver.error is not None:
+                return self._now()
             try:
                 answer = act(_body(exchange), exchange)
             except ValueError as error:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from frontier_mock.config.errors import ConfigError, shown
-from frontier_mock.drive.driver import Action, Driver, Item
+from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.following import FollowingKeeper, Message
+from frontier_mock.drive.protocol import Action, Item, ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
@@ -17,7 +18,7 @@ _JOIN_LIMIT_S = 30.0
 _GOODBYE_LIMIT_S = 5.0
 
 
-class HostLostError(RuntimeError):
+class HostLostError(ShutdownError):
     """The process that keeps the clock is gone, or has stopped it; the message says which."""
 
 

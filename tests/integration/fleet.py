@@ -166,12 +166,15 @@ def shared_fleet(
 
 
 @contextmanager
-def router(name: str, policy: str, urls: Sequence[str], log: Path) -> Iterator[str]:
+def router(
+    name: str, policy: str, urls: Sequence[str], log: Path, port: int | None = None
+) -> Iterator[str]:
     """An unmodified router from PyPI in front of `urls`; its URL once it has taken all of them."""
     module, argv = ROUTERS[name]
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{name} is not installed: pip install 'frontier-mock[integration]'")
-    port, metrics = free_ports(2)
+    free, metrics = free_ports(2)
+    port = port or free
     argv = [*argv, "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
     argv += ["--policy", policy, "--worker-urls", *urls]
     with process(name, argv, log) as running:
@@ -227,7 +230,11 @@ async def play(
     workers = cast(dict[str, str], report["workers_digest"])
     return Played(
         exchanges,
-        sum(one.answer.arrival_ns - start_ns != one.due_ns for one in exchanges),
+        sum(
+            one.answer.arrival_ns - start_ns != one.due_ns
+            for one in exchanges
+            if one.answer.status == 200
+        ),
         [one.answer.message for one in exchanges if one.answer.status != 200],
         (max(one.answer.finish_ns for one in exchanges) - start_ns) / 1e9,
         wall_s,
