@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from frontier_mock.config.errors import ConfigError, shown
-from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.driver import Action, Driver, Item
 from frontier_mock.drive.following import FollowingKeeper, Message
-from frontier_mock.drive.protocol import Action, Item, ShutdownError
+from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
