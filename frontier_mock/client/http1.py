@@ -9,7 +9,7 @@ arrive, before any task switch, so that a stream's times are those of its bytes.
 import asyncio
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 _MAX_HEAD_BYTES = 1 << 16
@@ -174,8 +174,8 @@ class _Connection(asyncio.Protocol):
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the interface of asyncio.Transport without being one.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         parser, answer = self._parser, self._answer

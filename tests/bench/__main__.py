@@ -10,8 +10,14 @@ from tests.bench.figures import Figure, bare_heap_s, bare_loop_s
 from tests.bench.in_process import in_process_figures
 from tests.bench.offline import offline_figures
 from tests.bench.server import server_figures
+from tests.bench.virtual_time import virtual_time_figures
 
-GROUPS = {"offline": offline_figures, "server": server_figures, "in_process": in_process_figures}
+GROUPS = {
+    "offline": offline_figures,
+    "server": server_figures,
+    "virtual_time": virtual_time_figures,
+    "in_process": in_process_figures,
+}
 
 
 def main() -> int:

@@ -174,3 +174,24 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
 async def test_nobody_listening_is_an_os_error(unused_tcp_port: int) -> None:
     with pytest.raises(OSError, match=str(unused_tcp_port)):
         await HttpClient(f"127.0.0.1:{unused_tcp_port}").request("GET", "/")
+
+
+def test_works_on_a_loop_whose_transports_are_not_asyncios() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def ask() -> Response:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(LENGTH)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            http = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            reply = await http.request("GET", "/")
+            http.close()
+            return reply
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask()).body == b"hello"
