@@ -109,6 +109,7 @@ def model_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
         eos_token_id=keys.integer("eos_token_id", 0),
         source=f"config.json at {name}",
         qk_norm=kind.startswith("qwen3") or bool(config.get("use_qk_norm", False)),
+        qk_norm_wide=kind == "minimax_m2",
         qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias", False)),
         checkpoint_weights=_weights(name, config),
         experts=experts,

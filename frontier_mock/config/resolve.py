@@ -15,7 +15,7 @@ from frontier_mock.config.profiles import load_engine, load_hardware, load_kerne
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
 from frontier_mock.config.sglang_flags import SglangArgs
-from frontier_mock.config.vllm_flags import FP8_KV_TYPES, SHAPE_KEYS, VllmArgs
+from frontier_mock.config.vllm_flags import FP8_KV_TYPES, PACKED_QUANTIZATION, SHAPE_KEYS, VllmArgs
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
@@ -127,7 +127,7 @@ def resolve_worker(
     max_num_seqs, max_num_batched_tokens = _batch_limits(args, hardware, engine, max_model_len)
     graphs = _capture_sizes(args, max_num_seqs, max_num_batched_tokens)
     utilization = args.gpu_memory_utilization
-    parallel = ParallelSpec(tp=args.tensor_parallel_size)
+    parallel = _parallel(args, model)
 
     def plan(longest: int) -> MemoryPlan:
         return plan_kv_cache(
@@ -255,8 +255,18 @@ def _build_cost(step: StepSpec) -> StepCost:
 
 
 def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
-    weights = "fp8" if args.quantization is not None else model.checkpoint_weights
+    """What the checkpoint holds, unless --quantization turns bf16 into something smaller."""
+    weights = model.checkpoint_weights
+    if args.quantization is not None and weights == "bf16":
+        weights = PACKED_QUANTIZATION.get(args.quantization, "fp8")
     return PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
+
+
+def _parallel(args: VllmArgs, model: ModelSpec) -> ParallelSpec:
+    """vLLM ignores --enable-expert-parallel where there are no experts."""
+    tp = args.tensor_parallel_size
+    spread = args.enable_expert_parallel and model.experts is not None
+    return ParallelSpec(tp=tp, ep=tp if spread else 1)
 
 
 def _shaped(model: ModelSpec, args: VllmArgs) -> ModelSpec:

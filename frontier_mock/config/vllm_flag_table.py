@@ -25,7 +25,7 @@ ENGINE_FLAGS = """
 --code-revision | text | - |
 --tokenizer-revision | text | - |
 --max-model-len | len | - | longest prompt plus output; auto or -1 shrinks it to what memory holds
---quantization -q | text | - | fp8 and its shorthands: weights of one byte
+--quantization -q | text | - | fp8 and its shorthands: weights of one byte; awq, gptq and their marlin forms: int4; mxfp4
 --quantization-config | json | - |
 --allow-deprecated-quantization | switch | False |
 --enforce-eager | switch | False | no CUDA graphs: every step pays its launches
@@ -103,7 +103,7 @@ ENGINE_FLAGS = """
 --data-parallel-external-lb -dpe | switch | False |
 --data-parallel-multi-port-external-lb -dpm | flag | False |
 --enable-hc-sp | switch | False |
---enable-expert-parallel -ep | switch | False |
+--enable-expert-parallel -ep | switch | False | whole experts on each GPU instead of a share of each
 --enable-batch-sharded-sampling | switch | - |
 --enable-ep-weight-filter | switch | False |
 --all2all-backend | text | allgather_reducescatter |

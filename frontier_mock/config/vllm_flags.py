@@ -20,6 +20,15 @@ FLOAT16_TYPES = ("auto", "half", "float16", "bfloat16")
 FP8_QUANTIZATION = ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel")
 """--quantization values simulated as fp8 weights."""
 
+PACKED_QUANTIZATION = {
+    "awq": "int4",
+    "awq_marlin": "int4",
+    "gptq": "int4",
+    "gptq_marlin": "int4",
+    "mxfp4": "mxfp4",
+}
+"""--quantization values of checkpoints with packed weights, and what those are simulated as."""
+
 FP8_KV_TYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 """--kv-cache-dtype values simulated as a one-byte KV cache."""
 
@@ -60,6 +69,7 @@ class VllmArgs:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     block_size: int = 16
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
@@ -265,7 +275,7 @@ def _whole(key: str, value: object) -> int:
 def _check(values: Mapping[str, Any]) -> None:
     """Refuse what would give wrong figures in silence: values vLLM has and we do not simulate."""
     _allow(values, "dtype", FLOAT16_TYPES)
-    _allow(values, "quantization", FP8_QUANTIZATION)
+    _allow(values, "quantization", (*FP8_QUANTIZATION, *PACKED_QUANTIZATION))
     _allow(values, "kv_cache_dtype", (*BF16_KV_TYPES, *FP8_KV_TYPES))
     for name in ("pipeline_parallel_size", "data_parallel_size"):
         if values.get(name, 1) != 1:

@@ -43,6 +43,9 @@ nodes beyond."""
 _NORMAL_NOTIFY_US: Final = 25.0
 """Counting tokens before they move: 15 to 40 us (cost_model.md section 1.8, an inference)."""
 
+COMMUNICATION_SMS: Final = 20
+"""SMs that DeepEP's normal kernels and NCCL keep busy (cost_model.md section 1.8: 20 to 24)."""
+
 _NIC_EFFICIENCY: Final = 0.9
 _NVLINK_ALLTOALL: Final = 0.75
 _COLLECTIVE_START_US: Final = 15.0

@@ -11,12 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from frontier_mock.cost.gemm import WEIGHT_BYTES
 from frontier_mock.cost.specs import ExpertsSpec, HardwareSpec, RoutingSpec
 from frontier_mock.cost.tables import ExpertFit, ExpertTable, Floats
 from frontier_mock.rng import stream
-
-WEIGHT_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 0.52, "mxfp4": 0.53125}
-"""Bytes per weight, scales included: int4 has one of two bytes per 128, mxfp4 one byte per 32."""
 
 _ZIPF_BALANCED: Final = 0.45
 _ZIPF_UNBALANCED: Final = 1.0

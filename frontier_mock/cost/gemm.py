@@ -12,6 +12,12 @@ import numpy as np
 from frontier_mock.cost.specs import HardwareSpec
 from frontier_mock.cost.tables import Floats, GemmFit, GemmTable
 
+WEIGHT_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 0.52, "mxfp4": 0.53125}
+"""Bytes per weight, scales included: int4 has one of two bytes per 128, mxfp4 one byte per 32."""
+
+PACKED: Final = ("int4", "mxfp4")
+"""Weight types that are multiplied as bf16."""
+
 OUTPUT_BYTES: Final = 2
 """Activations leave every linear layer in bf16, whatever the weights are."""
 
@@ -33,7 +39,7 @@ _SPLIT_K_COST: Final = 1.1
 def equation_us(fit: GemmFit, hw: HardwareSpec, weights: str, m: Floats, n: int, k: int) -> Floats:
     """Microseconds of M x K times K x N for each M, by the equation alone."""
     width, peak = _width_and_peak(hw, weights)
-    moved = m * (k * width) + float(n) * k * width + m * (n * OUTPUT_BYTES)
+    moved = m * (k * _input_bytes(weights)) + float(n) * k * width + m * (n * OUTPUT_BYTES)
     memory_us = moved / (fit.memory * hw.hbm_bytes_per_s) * 1e6
     feed = k / (k + fit.k_half)
     compute_us = np.full_like(m, np.inf)
@@ -52,7 +58,7 @@ def equation_us(fit: GemmFit, hw: HardwareSpec, weights: str, m: Floats, n: int,
 def floor_us(hw: HardwareSpec, weights: str, m: Floats, n: int, k: int) -> Floats:
     """Microseconds below which no machine with this peak and bandwidth can go."""
     width, peak = _width_and_peak(hw, weights)
-    moved = float(n) * k * width + m * ((k + n) * OUTPUT_BYTES if weights == "bf16" else k + 2 * n)
+    moved = float(n) * k * width + m * (k * _input_bytes(weights) + n * OUTPUT_BYTES)
     return np.maximum(moved / hw.hbm_bytes_per_s, 2.0 * m * n * k / peak) * 1e6
 
 
@@ -84,8 +90,21 @@ def _locate(axis: Floats, size: int) -> tuple[int, float]:
     return index, float(np.clip(fraction, 0.0, 1.0))
 
 
-def _width_and_peak(hw: HardwareSpec, weights: str) -> tuple[int, float]:
-    """Bytes per weight (and per activation), and the peak the kernel is measured against."""
-    if weights == "fp8":
-        return 1, hw.peak_fp8_flops
-    return 2, hw.peak_bf16_flops
+def packed_table(bf16: GemmTable) -> GemmTable:
+    """Weights of four bits, unpacked on the way to bf16 tensor cores (Marlin): not measured.
+
+    The bf16 equation with fewer bytes and no correction.
+    """
+    none = np.empty(0)
+    return GemmTable(bf16.fit, none, none, none, np.empty((0, 0, 0), dtype=np.float32))
+
+
+def _width_and_peak(hw: HardwareSpec, weights: str) -> tuple[float, float]:
+    """Bytes per weight, scales of packed ones included, and the peak of the kernel."""
+    peak = hw.peak_fp8_flops if weights.startswith("fp8") else hw.peak_bf16_flops
+    return WEIGHT_BYTES[weights], peak
+
+
+def _input_bytes(weights: str) -> int:
+    """Bytes per element of the activations that go in."""
+    return 1 if weights.startswith("fp8") else 2

@@ -15,7 +15,12 @@ from frontier_mock.cost.specs import HardwareSpec, LatentSpec
 
 _DECODE_LAUNCH_US: Final = 12.5
 _DECODE_COMPUTE: Final = 0.55
-"""Of bf16 peak with 128 heads: 0.52 to 0.57 on H100 (SGLang's FA3)."""
+"""Of H100's bf16 peak with 128 heads: 0.52 to 0.57 (SGLang's FA3)."""
+
+_REFERENCE_SM_FLOPS: Final = 989e12 / 132
+_TENSOR_PEAK: Final = 0.9
+"""What tensor cores reach alone. The rest of the time is the softmax between them, which an SM does
+at the same rate on a GPU with slower tensor cores (H20)."""
 
 _DECODE_MEMORY: Final = 0.9
 _HEADS_PER_TILE: Final = 64
@@ -23,7 +28,7 @@ _HEADS_PER_TILE: Final = 64
 
 _PREFILL_LAUNCH_US: Final = 12.0
 _PREFILL_COMPUTE: Final = 0.63
-"""Of bf16 peak at 192 query and 128 value columns, 4k to 16k tokens on H800 (row B43)."""
+"""Of H800's bf16 peak at 192 query and 128 value columns, 4k to 16k tokens (row B43)."""
 
 _EXPAND_COMPUTE: Final = 0.7
 _TILE: Final = 128
@@ -47,12 +52,12 @@ class LatentPrice:
         peak, bandwidth = hw.peak_bf16_flops, hw.hbm_bytes_per_s
         rows = -(-heads.query // _HEADS_PER_TILE) * _HEADS_PER_TILE
         flops = 2.0 * rows * (2 * latent.kv_rank + latent.rope_size)
-        computed = flops / (_DECODE_COMPUTE * peak)
+        computed = flops / _sustained_flops(hw, _DECODE_COMPUTE)
         read = heads.bytes_per_token / (_DECODE_MEMORY * bandwidth)
         self._token_us = max(computed, read) * 1e6
         self._heads = heads.query
         wide = latent.nope_size + latent.rope_size + latent.value_size
-        self._pair_us = 2e6 * heads.query * wide / (_PREFILL_COMPUTE * peak)
+        self._pair_us = 2e6 * heads.query * wide / _sustained_flops(hw, _PREFILL_COMPUTE)
         expanded = 2.0 * heads.query * latent.kv_rank * (latent.nope_size + latent.value_size)
         self._expand_us = expanded / (_EXPAND_COMPUTE * peak) * 1e6
         self._limit = latent.index_top_k
@@ -82,3 +87,10 @@ class LatentPrice:
                 pairs = min(pairs, rows * float(self._limit))
             total += pairs * self._pair_us + past * self._expand_us
         return total
+
+
+def _sustained_flops(hw: HardwareSpec, fraction: float) -> float:
+    """FLOP/s of a kernel that reaches `fraction` of H100's peak, on this GPU."""
+    softmax = (1.0 / fraction - 1.0 / _TENSOR_PEAK) / _REFERENCE_SM_FLOPS
+    per_sm = hw.peak_bf16_flops / hw.sm_count
+    return hw.sm_count / (1.0 / (_TENSOR_PEAK * per_sm) + softmax)

@@ -13,7 +13,7 @@ import numpy as np
 
 from frontier_mock.cost.attention import Heads
 from frontier_mock.cost.collectives import curve_us, straggling
-from frontier_mock.cost.gemm import gemm_us
+from frontier_mock.cost.gemm import PACKED, gemm_us, packed_table
 from frontier_mock.cost.specs import ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables
 
@@ -21,15 +21,13 @@ ACTIVATION_BYTES: Final = 2
 
 _QUANT_BYTES: Final = 3
 """Bytes moved to turn one bf16 activation into fp8. Only attention's output needs a kernel of its
-own for that; the other three are fused by the compiler into the norm or activation before."""
+own for that; the other three are fused by the compiler into the norm or activation before. Tables
+of block-fp8 layers include theirs."""
 
 _SAMPLER_US: Final = 60.0
 """Fixed GPU time of the sampler (cost_model.md section 1.6)."""
 
 _SAMPLER_BYTES_PER_LOGIT: Final = 16
-
-EXPERTS_ONLY: Final = ("int4", "mxfp4")
-"""Weight types that leave everything but the experts in bf16, where there are experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,11 @@ class Shard:
 
 
 def linear_weights(model: ModelSpec, precision: PrecisionSpec) -> str:
-    """The weight type of everything that is not a routed expert."""
-    if model.experts is not None and precision.weights in EXPERTS_ONLY:
+    """The weight type of everything that is not a routed expert.
+
+    Four-bit checkpoints of models with experts keep all but the experts in bf16.
+    """
+    if model.experts is not None and precision.weights in PACKED:
         return "bf16"
     return precision.weights
 
@@ -163,10 +164,14 @@ def attention_layer_us(
     total = np.zeros_like(tokens)
     for n, k in shard.projections:
         total += linear_us(spec, tables, weights, tokens, n, k)
-    if weights.startswith("fp8"):
+    if weights == "fp8":
         total += elementwise_us(spec, tables, tokens * (shard.attention_columns * _QUANT_BYTES))
     for columns in _attention_columns(spec.model, shard):
         total += elementwise_us(spec, tables, tokens * (columns * ACTIVATION_BYTES))
+    if spec.model.qk_norm_wide and spec.parallel.tp > 1:
+        # Its variance is a sum over all heads, so over all ranks: in fp32, queries' and keys'.
+        variance = curve_us(tables.all_reduce[spec.parallel.tp], tokens * 8.0)
+        total = total + variance + 2.0 * tables.elementwise_us
     return reduced_us(spec, tables, tokens, total)
 
 
@@ -204,8 +209,9 @@ def linear_us(
     hw = spec.hardware
     kernel = weights if weights in tables.gemm else weights.partition("_")[0]
     peak = hw.peak_fp8_flops if kernel.startswith("fp8") else hw.peak_bf16_flops
-    alone = gemm_us(tables.gemm[kernel], hw, kernel, tokens, n, k)
-    sustained = tables.sustained[kernel.partition("_")[0]]
+    table = packed_table(tables.gemm["bf16"]) if weights in PACKED else tables.gemm[kernel]
+    alone = gemm_us(table, hw, kernel, tokens, n, k)
+    sustained = tables.sustained["fp8" if kernel.startswith("fp8") else "bf16"]
     return np.maximum(alone, tokens * (2e6 * n * k / (peak * sustained)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from frontier_mock.cost.experts import WEIGHT_BYTES
+from frontier_mock.cost.gemm import WEIGHT_BYTES
 from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, linear_weights, shard_model
 from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
 

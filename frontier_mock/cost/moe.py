@@ -3,7 +3,6 @@
 import numpy as np
 
 from frontier_mock.cost.collectives import straggling
-from frontier_mock.cost.dispatch import moved_us
 from frontier_mock.cost.experts import (
     ExpertLoad,
     ExpertShape,
@@ -60,10 +59,12 @@ def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
     """The kernel that runs these experts. Raises ValueError when nothing like it was measured."""
     collection = spec.engine.expert_kernels
     measured = tables.experts.get(collection) or tables.experts["vllm-0.24"]
-    weights = spec.precision.weights
-    if spec.parallel.ep > 1 and f"{weights}_ep" in measured:
+    weights, parallel = spec.precision.weights, spec.parallel
+    if parallel.dp > 1 and weights in tables.experts.get(parallel.dispatch, {}):
+        return tables.experts[parallel.dispatch][weights]
+    if parallel.ep > 1 and f"{weights}_ep" in measured:
         return measured[f"{weights}_ep"]
-    for name in (weights, weights.partition("_")[0]):
+    for name in (weights, weights.partition("_")[0], f"{weights}_block"):
         if name in measured:
             return measured[name]
     allowed = ", ".join(sorted(name for name in measured if not name.endswith("_ep")))
@@ -120,7 +121,7 @@ def expert_layer_us(
     tokens: Floats,
     global_tokens: Floats,
 ) -> Floats:
-    """Microseconds of the expert half of a layer.
+    """Microseconds of the expert half of a layer; moving tokens between ranks is not in it.
 
     `tokens` are those of one rank of attention, `global_tokens` those of all `dp` of them.
     """
@@ -136,6 +137,5 @@ def expert_layer_us(
     parallel = spec.parallel
     if parallel.dp == 1:
         return reduced_us(spec, tables, tokens, total + routed)
-    waited = (total + routed) * straggling(parallel.tp * parallel.dp)
-    made: Floats = waited + moved_us(spec, tables, tokens, global_tokens)
-    return made
+    waited: Floats = (total + routed) * straggling(parallel.tp * parallel.dp)
+    return waited

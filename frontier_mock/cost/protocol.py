@@ -24,6 +24,14 @@ class Chunk(NamedTuple):
     past: int
 
 
+class RankBatch(NamedTuple):
+    """What one rank of attention does in a step it shares with others; all zero when idle."""
+
+    num_decodes: int
+    kv_tokens: int
+    chunks: Sequence[Chunk] = ()
+
+
 class StepCost(Protocol):
     """Prices steps for one worker; a pure function of its arguments."""
 

@@ -65,7 +65,8 @@ class LatentSpec:
 class ModelSpec:
     """Shape of a decoder, as in its config.json.
 
-    `qk_norm` is a norm on queries and keys per head (Qwen3), `qkv_bias` a bias on that projection
+    `qk_norm` is a norm on queries and keys (Qwen3), with `qk_norm_wide` over all heads together
+    (MiniMax-M2) and not one by one, `qkv_bias` a bias on that projection
     (Qwen2). `checkpoint_weights` is what the checkpoint of this name holds: "bf16", "fp8" (one
     scale a tensor), "fp8_block", "int4" or "mxfp4". `experts` is None for dense models, `latent`
     for grouped-query attention. `q_rank` is the width through which queries are projected (MLA,
@@ -85,6 +86,7 @@ class ModelSpec:
     eos_token_id: int
     source: str
     qk_norm: bool = False
+    qk_norm_wide: bool = False
     qkv_bias: bool = False
     checkpoint_weights: str = "bf16"
     experts: ExpertsSpec | None = None

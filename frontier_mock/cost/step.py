@@ -23,7 +23,8 @@ import numpy as np
 from frontier_mock.cost.attention import PrefillPrice, decode_us
 from frontier_mock.cost.collectives import straggling
 from frontier_mock.cost.cuda_graphs import padded_size
-from frontier_mock.cost.dispatch import DISPATCHES, stage_us
+from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us, stage_us
+from frontier_mock.cost.gemm import PACKED
 from frontier_mock.cost.latent import LatentPrice
 from frontier_mock.cost.layers import (
     attention_layer_us,
@@ -34,7 +35,7 @@ from frontier_mock.cost.layers import (
     shard_model,
 )
 from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
-from frontier_mock.cost.protocol import Chunk, DecodeLine
+from frontier_mock.cost.protocol import Chunk, DecodeLine, RankBatch
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables
 
@@ -77,8 +78,8 @@ def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
         allowed = ", ".join(DISPATCHES)
         raise ValueError(f"dispatch {parallel.dispatch!r} is not known; allowed: {allowed}")
     weights = linear_weights(model, precision)
-    if weights not in tables.gemm and weights.partition("_")[0] not in tables.gemm:
-        allowed = ", ".join(sorted(tables.gemm))
+    if not {weights, weights.partition("_")[0]} & {*tables.gemm, *PACKED}:
+        allowed = ", ".join(sorted({*tables.gemm, *PACKED}))
         raise ValueError(f"no {weights} kernels for {tables.name}; it has {allowed}")
     if model.experts is not None:
         expert_table(spec, tables)
@@ -111,6 +112,7 @@ class TabledStepCost:
         "_head_ns",
         "_latent",
         "_lines",
+        "_moved_ns",
         "_prefill",
         "_shard",
         "_sliding_layers",
@@ -147,6 +149,7 @@ class TabledStepCost:
         self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
         self._eager_ns = _eager_launch_us(spec) * 1e3
         self._token_ns: list[float] = []
+        self._moved_ns: list[float] = []
         self._head_ns: list[float] = []
         self._lines: dict[int, tuple[list[int], list[DecodeLine]]] = {}
         self._beside: dict[int, tuple[list[int], list[DecodeLine]]] = {}
@@ -168,10 +171,41 @@ class TabledStepCost:
         for chunk in chunks:
             tokens += chunk[0]
         rows = num_decodes + len(chunks)
-        gpu_ns = self._fixed_ns(tokens, rows) + self._prefill_ns(chunks)
+        attention_ns = self._prefill_ns(chunks)
         if num_decodes:
-            gpu_ns += self._decode_beside_ns(num_decodes, decode_kv_tokens)
+            attention_ns += self._decode_beside_ns(num_decodes, decode_kv_tokens)
+        gpu_ns = self._fixed_ns(tokens, rows) + attention_ns
+        if self.spec.parallel.overlap:
+            gpu_ns = min(gpu_ns, self._overlapped_ns(tokens, attention_ns) + self._rows_ns(rows))
         return round(self._with_cpu(gpu_ns, rows))
+
+    def lockstep(self, batches: Sequence[RankBatch]) -> int:
+        """Nanoseconds of one step of all `dp` ranks of attention, idle ones among them.
+
+        Ranks wait for each other at every expert layer: attention counts for the slowest, linear
+        layers for the rank with most tokens (vLLM pads the others to it when it replays a graph),
+        and experts see everybody's tokens. An idle rank takes part with a batch of one.
+        """
+        attention_ns, most, rows, total = 0.0, 1, 1, 0
+        for batch in batches:
+            tokens = batch.num_decodes + sum(chunk[0] for chunk in batch.chunks)
+            own_ns = self._prefill_ns(batch.chunks) if batch.chunks else 0.0
+            if batch.num_decodes and batch.chunks:
+                own_ns += self._decode_beside_ns(batch.num_decodes, batch.kv_tokens)
+            elif batch.num_decodes:
+                xs, ys = self._attention_ns(batch.num_decodes)
+                own_ns = float(np.interp(batch.kv_tokens, xs, ys))
+            attention_ns = max(attention_ns, own_ns)
+            most = max(most, tokens)
+            rows = max(rows, batch.num_decodes + len(batch.chunks))
+            total += max(tokens, 1)
+        padded = padded_size(self.spec.cudagraph_sizes, most)
+        if padded:
+            most, total = padded, padded * len(batches)
+        one = np.array([float(most)]), np.array([float(total)])
+        fixed_ns = float((self._forward_us(*one) + self._moved_us(*one))[0]) * 1e3
+        fixed_ns = fixed_ns + _GRAPH_REPLAY_US * 1e3 if padded else max(fixed_ns, self._eager_ns)
+        return round(self._with_cpu(fixed_ns + attention_ns + self._rows_ns(rows), rows))
 
     def _prefill_ns(self, chunks: Sequence[Chunk]) -> float:
         """All layers' attention over prompt chunks; under a window a past is cut to it."""
@@ -218,10 +252,42 @@ class TabledStepCost:
         fixed_ns = self._fixed_ns(num_seqs, num_seqs)
         xs, attention = self._attention_ns(num_seqs)
         cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
+        ys = [y + fixed_ns for y in attention]
+        if self.spec.parallel.overlap:
+            head_ns = self._rows_ns(num_seqs) + _GRAPH_REPLAY_US * 1e3
+            halves = [self._overlapped_ns(num_seqs, y) + head_ns for y in attention]
+            ys = [min(pair) for pair in zip(ys, halves, strict=True)]
         if not self.spec.async_scheduling:
-            return _lines(xs, [y + fixed_ns + cpu_ns for y in attention])
-        xs, ys = _raise_to(xs, [y + fixed_ns for y in attention], cpu_ns)
+            return _lines(xs, [y + cpu_ns for y in ys])
+        xs, ys = _raise_to(xs, ys, cpu_ns)
         return _lines(xs, [y + engine.async_gap_s * 1e9 for y in ys])
+
+    def attention_half_us(self, num_seqs: int, kv_tokens: int) -> float:
+        """The attention half of one layer while decoding, projections and norm included."""
+        tokens = np.array([float(num_seqs)])
+        linear = attention_layer_us(self.spec, self._tables, self._shard, tokens)
+        xs, ys = self._attention_ns(num_seqs)
+        last = (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
+        beyond = max(0.0, kv_tokens - xs[-1]) * last
+        layers = self.spec.model.num_layers * 1e3
+        return float(linear[0]) + (float(np.interp(kv_tokens, xs, ys)) + beyond) / layers
+
+    def _overlapped_ns(self, tokens: int, attention_ns: float) -> float:
+        """A step in two halves, each computing while the other's tokens move (section 1.11).
+
+        Either computing hides all moving, or one half's computing and moving follow each other.
+        Kernels that move tokens take SMs from the others, but not the low-latency ones.
+        """
+        while tokens >= len(self._token_ns):
+            self._extend_tokens()
+        half = (tokens + 1) // 2
+        slower = 1.0
+        if self.spec.parallel.dispatch != "deepep_low_latency":
+            sms = self.spec.hardware.sm_count
+            slower = sms / (sms - COMMUNICATION_SMS)
+        moved_ns = self._moved_ns[half]
+        computed_ns = 2.0 * (self._token_ns[half] - moved_ns) * slower + attention_ns
+        return max(computed_ns, 0.5 * computed_ns + moved_ns)
 
     def _fixed_ns(self, tokens: int, rows: int) -> float:
         """GPU time that depends on token and row counts alone, launch limits included."""
@@ -249,7 +315,10 @@ class TabledStepCost:
         """Tabulate the next block; a running maximum keeps measured noise monotone."""
         start = len(self._token_ns)
         tokens = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
-        total = self._forward_us(tokens, tokens * self.spec.parallel.dp) * 1e3
+        everybody = tokens * self.spec.parallel.dp
+        moved = self._moved_us(tokens, everybody) * 1e3
+        self._moved_ns += moved.tolist()
+        total = self._forward_us(tokens, everybody) * 1e3 + moved
         if start:
             total[0] = max(total[0], self._token_ns[-1])
         self._token_ns += np.maximum.accumulate(total).tolist()
@@ -269,6 +338,15 @@ class TabledStepCost:
         if pp > 1:
             total = total + (pp - 1) * stage_us(spec, tokens)
         return np.asarray(total, dtype=np.float64)
+
+    def _moved_us(self, tokens: Floats, global_tokens: Floats) -> Floats:
+        """All layers' dispatch and combine between ranks of attention."""
+        spec = self.spec
+        if spec.parallel.dp == 1:
+            return np.zeros_like(tokens)
+        layers = spec.model.expert_layers * self._stretch
+        made: Floats = layers * moved_us(spec, self._tables, tokens, global_tokens)
+        return made
 
     def _extend_rows(self) -> None:
         start = len(self._head_ns)

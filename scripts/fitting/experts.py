@@ -40,6 +40,8 @@ class ExpertSource:
     kernel: str = ""
     ep: bool | None = None
     skew: float | None = None
+    file: str = "moe_perf"
+    even: str = "balanced"
 
     @property
     def key(self) -> str:
@@ -60,6 +62,7 @@ def sources(gpu: str) -> tuple[ExpertSource, ...]:
     if gpu == "rtx_pro_6000_server":
         return (*made, ExpertSource("vllm-0.24", "int4", new, "int4_wo"))
     old, sglang = "h100_sxm/moe/vllm/0.19.0", f"{gpu}/moe/sglang/0.5.14"
+    deepep = "h100_sxm/moe/sglang/0.5.10"
     return (
         *made,
         ExpertSource("vllm-0.24", "fp8_block", new, "fp8_block", "triton", False),
@@ -74,6 +77,15 @@ def sources(gpu: str) -> tuple[ExpertSource, ...]:
         ExpertSource("sglang", "fp8_block", sglang, "fp8_block"),
         ExpertSource("sglang", "mxfp4", sglang, "w4a16_mxfp4", "fused_moe_triton"),
         ExpertSource("sglang", "int4", sglang, "int4_wo"),
+        *(
+            ExpertSource(
+                f"deepep_{mode}", "fp8_block", deepep, "fp8_block", file=file, even="uniform"
+            )
+            for mode, file in (
+                ("normal", "wideep_context_moe_perf"),
+                ("low_latency", "wideep_generation_moe_perf"),
+            )
+        ),
     )
 
 
@@ -88,7 +100,7 @@ class Points:
 
 def points(data_dir: Path, source: ExpertSource, distribution: str) -> Points:
     """The rows of one kernel under one distribution of tokens over experts."""
-    table = pq.read_table(data_dir / source.folder / "moe_perf.parquet").to_pydict()
+    table = pq.read_table(data_dir / source.folder / f"{source.file}.parquet").to_pydict()
     cells: dict[ExpertShape, dict[int, list[float]]] = {}
     for i, latency in enumerate(table["latency"]):
         ep = table["moe_ep_size"][i]
@@ -189,7 +201,7 @@ class Fitted:
 
 def fit_experts(hw: HardwareSpec, source: ExpertSource, data_dir: Path) -> Fitted:
     """Equation and Gaussian process; its reach is the one that predicts left-out shapes best."""
-    distribution = "balanced" if source.skew is None else f"power_law_{source.skew}"
+    distribution = source.even if source.skew is None else f"power_law_{source.skew}"
     given = points(data_dir, source, distribution)
     fit = fit_equation(hw, source, given)
     on = loads(given, fit.block_rows, source.skew)

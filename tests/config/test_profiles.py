@@ -38,7 +38,7 @@ def test_every_profile_loads() -> None:
         tables = load_kernels(hardware.kernels)
         assert hardware.source
         assert tables.all_reduce.keys() == tables.all_gather.keys()
-        assert set(tables.sustained) >= set(tables.gemm)
+        assert set(tables.sustained) >= set(tables.gemm) - {"fp8_block"}
     assert {"h800", "h100", "h200"} <= set(known_hardware())
     assert len(known_models()) >= 25
     for name in known_models():

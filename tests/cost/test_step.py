@@ -158,7 +158,7 @@ def test_h800_differs_from_h100_only_in_collectives() -> None:
     ("tp", "weights", "kv", "message"),
     [
         (3, "fp8", "bf16", "no all-reduce over tp=3 for h800: tp is 1, 2, 4, 8"),
-        (4, "int4", "bf16", "no int4 kernels for h800; it has bf16, fp8"),
+        (4, "int3", "bf16", "no int3 kernels for h800; it has bf16, fp8, fp8_block, int4, mxfp4"),
         (4, "fp8", "int8", "no int8 KV cache for h800; it has bf16, fp8"),
     ],
 )
