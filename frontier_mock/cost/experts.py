@@ -23,6 +23,9 @@ balanced by biases, about 1.0 for others."""
 
 _ACTIVATION_BYTES: Final = 2.0
 
+_TENSOR_PEAK: Final = 0.9
+"""What tensor cores reach alone (H20's grouped GEMM: 0.83 to 0.90, cost_model.md row B24)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertShape:
@@ -124,7 +127,8 @@ def equation_us(
     per_expert = 3.0 * shape.hidden * shape.inner
     memory_us = load.active * (per_expert * WEIGHT_BYTES[weights] / (fit.memory * bandwidth) * 1e6)
     feed = shape.inner / (shape.inner + fit.k_half)
-    compute_us = load.padded * (2e6 * per_expert / (_peak(hw, weights) * fit.compute * feed))
+    reached = _reached(fit, hw, weights)
+    compute_us = load.padded * (2e6 * per_expert / (peak_flops(hw, weights) * reached * feed))
     moved = load.rows * ((2 * shape.hidden + 4 * shape.inner) * 2 * _ACTIVATION_BYTES)
     routed = load.tokens * (shape.top_k * fit.route_us / 1e3)
     both: Floats = (memory_us**fit.blend + compute_us**fit.blend) ** (1.0 / fit.blend)
@@ -141,7 +145,7 @@ def floor_us(hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoa
     """Microseconds below which no machine with this peak and bandwidth can go."""
     per_expert = 3.0 * shape.hidden * shape.inner
     read = load.active * per_expert * WEIGHT_BYTES[weights] / hw.hbm_bytes_per_s
-    computed = load.rows * 2.0 * per_expert / _peak(hw, weights)
+    computed = load.rows * 2.0 * per_expert / peak_flops(hw, weights)
     slowest: Floats = np.maximum(read, computed) * 1e6
     return slowest
 
@@ -174,5 +178,13 @@ def shape_point(shape: ExpertShape) -> Floats:
     return point
 
 
-def _peak(hw: HardwareSpec, weights: str) -> float:
+def _reached(fit: ExpertFit, hw: HardwareSpec, weights: str) -> float:
+    """Fraction of peak on this GPU: slower tensor cores wait less for everything else (H20)."""
+    alone = min(1.0 / _TENSOR_PEAK, 1.0 / fit.compute)
+    slower = peak_flops(hw, weights) / hw.sm_count / fit.sm_flops
+    return 1.0 / (alone + (1.0 / fit.compute - alone) * slower)
+
+
+def peak_flops(hw: HardwareSpec, weights: str) -> float:
+    """FLOP/s that these weights are multiplied at."""
     return hw.peak_fp8_flops if weights.startswith("fp8") else hw.peak_bf16_flops

@@ -103,7 +103,8 @@ class ExpertFit:
     fractions of peak, `k_half` the inner size at which the tensor cores are half as well fed,
     `blend` the exponent that joins the two, `traffic` the fraction of bandwidth at which rows move
     between kernels, `route_us` the cost of sorting 1,000 routed rows. `block_rows` is how many rows
-    of an expert the kernel works on at a time.
+    of an expert the kernel works on at a time. `sm_flops` is the measured GPU's peak per SM for
+    these weights: what keeps a kernel below peak costs an SM the same time on another GPU.
     """
 
     launch_us: float
@@ -115,6 +116,7 @@ class ExpertFit:
     route_us: float
     k_half: float
     block_rows: int
+    sm_flops: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from frontier_mock.cost.experts import (
     balanced_load,
     equation_us,
     experts_us,
+    peak_flops,
     shape_point,
 )
 from frontier_mock.cost.specs import HardwareSpec
@@ -173,11 +174,12 @@ def fit_equation(hw: HardwareSpec, source: ExpertSource, given: Points) -> Exper
     known = ~np.isnan(given.us)
     target = np.log(given.us[known])
     best: tuple[float, ExpertFit] | None = None
+    sm_flops = peak_flops(hw, source.weights) / hw.sm_count
     for block in BLOCKS:
         on = loads(given, block, source.skew)
 
         def error(x: np.ndarray, block: int = block, on: list[ExpertLoad] = on) -> np.ndarray:
-            fit = ExpertFit(*np.exp(x), block)
+            fit = ExpertFit(*np.exp(x), block, sm_flops)
             return np.log(equation_grid(fit, hw, source.weights, given, on)[known]) - target
 
         bounds = (np.log(LOW), np.log(HIGH))
@@ -185,7 +187,7 @@ def fit_equation(hw: HardwareSpec, source: ExpertSource, given: Points) -> Exper
         constants = (float(f"{v:.4g}") for v in np.exp(solved.x))
         off = float(np.abs(np.expm1(solved.fun)).mean())
         if best is None or off < best[0]:
-            best = off, ExpertFit(*constants, block)
+            best = off, ExpertFit(*constants, block, sm_flops)
     assert best is not None
     return best[1]
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontier_mock.config.profiles import load_hardware, load_kernels
+from frontier_mock.config.profiles import load_hardware, load_kernels, load_model
 from frontier_mock.cost.attention import Heads, decode_row
+from frontier_mock.cost.experts import ExpertShape, balanced_load, experts_us
 from frontier_mock.cost.gemm import gemm_us
+from frontier_mock.cost.latent import LatentPrice
 
 KERNELS = Path(__file__).parents[2].parent / "shared" / "data" / "kernels"
 INFERSIM = KERNELS / "infersim" / "bench_data" / "mha" / "decode" / "h800"
@@ -74,3 +76,44 @@ def test_linear_layers_on_h800() -> None:
     assert len(errors) >= 100
     assert np.mean(np.abs(errors)) < 0.06
     assert abs(np.median(errors)) < 0.03
+
+
+def infersim(kind: str, gpu: str, file: str = "data.csv") -> Path:
+    return KERNELS / "infersim" / "bench_data" / kind / gpu / file
+
+
+@pytest.mark.parametrize(("gpu", "mape", "bias"), [("h800", 0.12, 0.06), ("h20", 0.13, 0.08)])
+def test_latent_decode_attention(gpu: str, mape: float, bias: float) -> None:
+    """H20 took no part in the constants: it is reached by its peak per SM alone."""
+    hw, latent = load_hardware(gpu), load_model("deepseek-ai/DeepSeek-V3").latent
+    assert latent is not None
+    price = LatentPrice(latent, hw, Heads(128, 1, 192, 2, 576))
+    errors = []
+    for row in rows(infersim("mla/decode", gpu, "128-512-64.csv")):
+        seqs, context = int(row["batch_size"]), int(row["kv_len"])
+        ours = float(np.interp(seqs * context, *price.decode_us(seqs)))
+        errors.append(ours / float(row["latency_us"]) - 1.0)
+    assert len(errors) >= 40
+    assert np.mean(np.abs(errors)) < mape
+    assert abs(np.median(errors)) < bias
+
+
+def test_masked_expert_gemms_on_h800() -> None:
+    """DeepGEMM's masked kernel for decodes, with the up and the down projection of a layer."""
+    hw = load_hardware("h800")
+    table = load_kernels(hw.kernels).experts["deepep_low_latency"]["fp8_block"]
+    errors = []
+    for row in rows(infersim("grouped_gemm/decode", "h800")):
+        ranks = int(row["num_gpus"])
+        if ranks < 4:
+            continue  # the table starts at four
+        names = ("hidden_size", "intermediate_size", "topk", "num_experts")
+        hidden, inner, top_k, experts = (int(row[name]) for name in names)
+        shape = ExpertShape(hidden, inner, top_k, experts, ranks)
+        tokens = np.array([float(row["batch_size_per_gpu"]) * ranks])
+        load = balanced_load(shape, table.fit.block_rows, tokens)
+        ours = float(experts_us(table, hw, "fp8_block", shape, load)[0])
+        errors.append(ours / (float(row["up_proj_us"]) + float(row["down_proj_us"])) - 1.0)
+    assert len(errors) >= 40
+    assert np.mean(np.abs(errors)) < 0.12
+    assert abs(np.median(errors)) < 0.05
