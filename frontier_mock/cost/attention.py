@@ -30,6 +30,14 @@ from frontier_mock.cost.tables import (
 _TILE: Final = 128
 """Rows of packed queries, and keys, that the prefill kernel works on at a time."""
 
+_SM_BYTES_PER_S: Final = {2: 35.7e9, 1: 26.0e9}
+"""Cache bytes that one SM works off, by bytes per element. H200's tables end at 4.71 and 3.43 TB/s
+over 132 SMs (cost_model.md section 1.3); a GPU with much bandwidth and few SMs (H20) is bound by
+it."""
+
+_DECODE_COMPUTE: Final = 0.45
+"""Of bf16 peak with 64 and 128 query heads per KV head on H20 (InferSim)."""
+
 _COLD_STREAM: Final = 0.95
 """Fraction of bandwidth that bounds a decode whose cache is not in L2 (see `decode_us`)."""
 
@@ -69,10 +77,22 @@ def decode_row(
     row = launch + (row - launch) * (table.bandwidth / hw.hbm_bytes_per_s)
     contexts = table.contexts
     width = 2 * heads.size * heads.kv_bytes
+    through_sms = tiles * _through_sms_us(hw, heads)
+    row = np.maximum(row, launch + contexts * through_sms)
     per_context = tiles * width / (table.stream * hw.hbm_bytes_per_s) * 1e6
+    per_context = max(per_context, through_sms)
     far = contexts[-1] * 2.0
     row = np.append(row, row[-1] + per_context * (far - contexts[-1]))
     return np.append(contexts, far) * num_seqs, row
+
+
+def _through_sms_us(hw: HardwareSpec, heads: Heads) -> float:
+    """Microseconds that all SMs together spend on one context token of one KV head, however fast
+    it arrives: moving it through, or computing it for each of many query heads."""
+    width = 2 * heads.size * heads.kv_bytes
+    moved = width / (hw.sm_count * _SM_BYTES_PER_S[heads.kv_bytes])
+    flops = 4.0 * heads.query / heads.kv * heads.size
+    return max(moved, flops / (_DECODE_COMPUTE * hw.peak_bf16_flops)) * 1e6
 
 
 def decode_us(

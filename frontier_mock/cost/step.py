@@ -61,6 +61,10 @@ and its scheduler; two of them are behind Python."""
 
 _PYTHON_OPS: Final = 2
 
+_EXPERT_KERNELS: Final = 8
+"""What a layer with experts launches more: router, top-k, sorting, two grouped GEMMs instead of two
+linear layers, quantisation between them and the sum. An inference from vLLM's code."""
+
 
 def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
     """Price steps by `tables`.
@@ -418,7 +422,9 @@ def _eager_launch_us(spec: StepSpec) -> float:
     if not spec.cudagraph_sizes:
         python_ops, bare_kernels = python_ops + bare_kernels, 0
     per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
-    return spec.model.num_layers * per_layer
+    each = _LAUNCH_US if spec.cudagraph_sizes else _PYTHON_LAUNCH_US
+    experts_us = spec.model.expert_layers * (_EXPERT_KERNELS * each)
+    return spec.model.num_layers * per_layer + experts_us
 
 
 def _of_size(by_size: Mapping[int, _Table], size: int) -> _Table:

@@ -117,3 +117,27 @@ def test_masked_expert_gemms_on_h800() -> None:
     assert len(errors) >= 40
     assert np.mean(np.abs(errors)) < 0.12
     assert abs(np.median(errors)) < 0.05
+
+
+def test_decode_attention_on_h20() -> None:
+    """H20 has few SMs for its bandwidth. Its 64 and 128 query heads per KV head set one constant;
+    the others took no part."""
+    hw = load_hardware("h20")
+    tables = load_kernels(hw.kernels).decode
+    errors = []
+    for path in sorted((KERNELS / "infersim/bench_data/mha/decode/h20").glob("*.csv")):
+        query, kv, size = (int(part) for part in path.stem.split("-"))
+        if query // kv > 16:
+            continue
+        for row in rows(path):
+            cache, measured = row["kv_dtype"], float(row.get("latency_us") or 0.0)
+            if measured < 45.0 or cache not in tables:
+                continue
+            heads = Heads(query=query, kv=kv, size=size, kv_bytes=1 if cache == "fp8" else 2)
+            seqs = int(row["batch_size"])
+            kv_tokens, us = decode_row(tables[cache][size], hw, heads, seqs)
+            ours = float(np.interp(seqs * int(row["kv_len"]), kv_tokens, us))
+            errors.append(ours / measured - 1.0)
+    assert len(errors) >= 150
+    assert np.mean(np.abs(errors)) < 0.12
+    assert abs(np.median(errors)) < 0.06
