@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 
 from frontier_mock.cli.options import command_parser, whole
+from frontier_mock.config.errors import ConfigError
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.clock_server import ClockServer, ClockServerSpec
 from frontier_mock.serve.up import log_to_stderr, new_event_loop
@@ -45,7 +46,12 @@ async def _serve(spec: ClockServerSpec) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await server.start()
+    try:
+        await server.start()
+    except ConfigError:
+        # uvloop does not close while somebody listens.
+        await server.stop()
+        raise
     waits = [asyncio.create_task(stop.wait()), asyncio.create_task(server.host.died.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

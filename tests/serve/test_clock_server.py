@@ -1,0 +1,94 @@
+"""The port of a shared clock: who may join, and what is said to who may not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from frontier_mock.client.http1 import HttpClient
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.serve.clock_server import ClockServer, ClockServerSpec
+from frontier_mock.serve.up import ClusterServer
+from tests.serve.live import WARP, live, serve_spec
+
+
+@pytest.fixture
+async def clock() -> AsyncIterator[ClockServer]:
+    server = ClockServer(ClockServerSpec(WARP, 0, "127.0.0.1"))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def post(clock: ClockServer, body: str, headers: str = "") -> tuple[int, dict[str, str]]:
+    http = HttpClient(clock.url)
+    reply = await http.request("POST", "/sim/clock/join", body.encode(), headers)
+    http.close()
+    return reply.status, json.loads(reply.body)
+
+
+async def test_join_needs_the_upgrade_and_a_body(clock: ClockServer) -> None:
+    status, said = await post(clock, '{"name": "x", "workers": ["w0"]}')
+    assert (status, said) == (426, {"error": "upgrade: only fmock-clock/1 is spoken here"})
+    for body in ("", "[]", '{"name": 1, "workers": ["w0"]}', '{"name": "x", "workers": [1]}'):
+        status, _ = await post(clock, body, "upgrade: fmock-clock/1\r\n")
+        assert status == 400
+    assert not clock.host.members
+
+
+async def test_worker_can_be_served_once_only(clock: ClockServer) -> None:
+    spec = replace(serve_spec(WARP), clock_server=clock.url)
+    async with live(spec) as first:
+        assert [str(member).endswith("(workers w0)") for member in clock.host.members] == [True]
+        second = ClusterServer(spec)
+        with pytest.raises(ConfigError, match="worker w0 is already served by engine process"):
+            await second.start()
+        await second.stop()
+        assert first.driver.error is None
+    while clock.host.members:
+        await asyncio.sleep(0)
+    assert clock.host.error is None
+
+
+async def test_verbs_of_a_follower_are_elsewhere(clock: ClockServer) -> None:
+    async with live(replace(serve_spec(WARP), clock_server=clock.url)) as server:
+        http = HttpClient(server.urls[0])
+        reply = await http.request("POST", "/sim/clock/sleep", b"{}")
+        assert (reply.status, json.loads(reply.body)["clock_server"]) == (421, clock.url)
+        state = json.loads((await http.request("GET", "/sim/clock")).body)
+        assert state["clock_server"] == clock.url
+        http.close()
+
+
+async def test_request_without_a_lease_is_a_guess_of_the_host(clock: ClockServer) -> None:
+    async with live(replace(serve_spec(WARP), clock_server=clock.url)) as server:
+        http = HttpClient(server.urls[0])
+        body = b'{"model": "mock", "prompt": "hi", "max_tokens": 3, "ignore_eos": true}'
+        reply = await http.request("POST", "/v1/completions", body)
+        assert reply.status == 200
+        http.close()
+        assert clock.host.keeper.guesses > 0
+        assert clock.host.now_ns() == int(reply.headers["x-frontier-finish-ns"])
+
+
+async def test_line_that_makes_no_sense_ends_the_run(clock: ClockServer) -> None:
+    port = int(clock.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"name": "x", "workers": ["w0"]}'
+    writer.write(
+        b"POST /sim/clock/join HTTP/1.1\r\nhost: x\r\nupgrade: fmock-clock/1\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+    writer.write(b'{"not": "a list"}\n')
+    await clock.host.died.wait()
+    assert "engine process x (workers w0) is gone: it said something" in str(clock.host.error)
+    writer.close()
+
+
+async def test_port_in_use_is_a_configuration_error(clock: ClockServer) -> None:
+    port = int(clock.url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"port: cannot listen on 127.0.0.1:{port}"):
+        ClockServer(ClockServerSpec(WARP, port, "127.0.0.1"))
