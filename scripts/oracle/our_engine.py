@@ -1,0 +1,116 @@
+"""frontier_mock's worker on the same case, stepping one step at a time."""
+
+from cases import STEP_NS, Arrival, Case
+from record import Chunk, Run, StepRecord, content_key
+
+from frontier_mock.core.commands import Submit
+from frontier_mock.core.events import EventLog, Finished, Preempted, Scheduled
+from frontier_mock.core.prompt import KEY_BYTES, KeyedPrompt
+from frontier_mock.cost.protocol import DecodeLine
+from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.prefix_tree import Extent
+from frontier_mock.serving.sequence import Sequence
+from frontier_mock.serving.worker import Worker
+
+
+class FixedCost:
+    """Every step takes STEP_NS."""
+
+    def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
+        return DecodeLine(float(STEP_NS), 0.0, 1 << 60)
+
+    def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: object) -> int:
+        return STEP_NS
+
+
+def submit_of(item: Arrival, block: int) -> Submit:
+    """The Submit that the wire layer would make of this arrival."""
+    tokens = item.prompt + item.output
+    keys = b"".join(
+        content_key(tuple(tokens[i : i + block])) for i in range(0, len(tokens) - block + 1, block)
+    )
+    cut = len(item.prompt) // block * KEY_BYTES
+    return Submit(
+        prompt=KeyedPrompt(len(item.prompt), block, keys[:cut]),
+        output_tokens=len(item.output),
+        max_tokens=item.max_tokens,
+        finish_reason="stop" if item.stops else "length",
+        priority=item.priority,
+        output_keys=keys[cut:],
+    )
+
+
+def play(case: Case, single_step: bool = True) -> Run:
+    """Run the case to its end."""
+    run = Run()
+    log = EventLog()
+    worker = Worker(0, case.spec, FixedCost(), log, single_step)
+    scheduler = worker.scheduler
+    decide = scheduler.schedule
+
+    def recording(step: int, t_ns: int):
+        decided = decide(step, t_ns)
+        if decided is not None:
+            chunks = tuple(Chunk(seq.rid, *chunk) for seq, chunk in scheduler._grants)
+            assert [chunk[1:] for chunk in chunks] == [tuple(c) for c in decided.chunks]
+            run.steps.append(
+                StepRecord(t_ns, decided.num_decodes, decided.kv_tokens, chunks, worker.kv.num_free)
+            )
+        return decided
+
+    scheduler.schedule = recording
+    sequences: list[Sequence] = []
+    for item in case.inputs:
+        advance(worker, item.t_ns)
+        if isinstance(item, Arrival):
+            seq = Sequence(len(sequences), submit_of(item, case.spec.block_size), 0)
+            sequences.append(seq)
+            worker.in_frontend += 1
+            worker.deliver(seq, item.t_ns)
+            advance(worker, item.t_ns)
+        elif item.rid < len(sequences):
+            worker.abort(sequences[item.rid], item.t_ns)
+    advance(worker, None)
+    for event in log.events:
+        if isinstance(event, Scheduled):
+            run.admissions.append((event.t_ns, event.rid, event.cached_tokens, event.resumed))
+        elif isinstance(event, Preempted):
+            run.preemptions.append((event.t_ns, event.rid))
+        elif isinstance(event, Finished):
+            run.finishes.append((event.t_ns, event.rid, event.reason))
+            times = worker.timeline.token_times_ns(event.spans).tolist()
+            if times:
+                run.token_times[event.rid] = times
+    worker.kv.check()
+    run.final_queue = eviction_order(worker.kv)
+    return run.settle()
+
+
+def advance(worker: Worker, t_ns: int | None) -> None:
+    """Cross every boundary up to `t_ns`, or all of them."""
+    while worker.wake_ns is not None and (t_ns is None or worker.wake_ns <= t_ns):
+        worker.wake(worker.wake_ns)
+
+
+def eviction_order(cache: KvCache) -> list[bytes | None]:
+    """Every free block in the order in which it will be taken: the prefix it caches, or None."""
+    order: list[bytes | None] = []
+    extent = cache.queue.ends.next
+    while extent is not cache.queue.ends:
+        if extent.keys:
+            path = path_of(cache, extent)
+            first = len(path) - extent.count * KEY_BYTES
+            order.extend(path[:end] for end in range(len(path), first, -KEY_BYTES))
+        else:
+            order.extend([None] * extent.count)
+        extent = extent.next
+    return order
+
+
+def path_of(cache: KvCache, extent: Extent) -> bytes:
+    """The keys from the root down to the end of `extent`."""
+    path = b""
+    while extent is not cache.root:
+        path = extent.keys[: extent.count * KEY_BYTES] + path
+        extent = extent.parent
+    return path
