@@ -108,7 +108,7 @@ class Cluster:
         self._next_rid = rid + 1
         index = command.worker
         if index == AUTO_WORKER:
-            index = self._router.choose(command.prompt)
+            index = self._router.choose(command.prompt, self.now_ns)
         worker = self.workers[index]
         spec = worker.spec
         now = self.now_ns

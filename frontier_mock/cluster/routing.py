@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from frontier_mock.core.prompt import Prompt
 from frontier_mock.rng import draw_u64
 from frontier_mock.serving.worker import Worker
+from frontier_mock.simtime import SimTime
 
 POLICIES = ("round_robin", "random", "least_loaded", "power_of_two", "prefix_aware")
 """Allowed values of the scenario key `cluster.router.policy`."""
@@ -24,8 +25,8 @@ class Router:
         self._workers = workers
         self._count = 0
 
-    def choose(self, prompt: Prompt) -> int:
-        """Index of the worker that gets `prompt`."""
+    def choose(self, prompt: Prompt, now_ns: SimTime) -> int:
+        """Index of the worker that gets `prompt`, which arrives at `now_ns`."""
         count = self._count
         self._count = count + 1
         n = len(self._workers)
@@ -41,13 +42,13 @@ class Router:
             return min(first, second, key=lambda i: (self._load(i), i))
         if self._policy == "least_loaded":
             return min(range(n), key=lambda i: (self._load(i), i))
-        return self._prefix_aware(prompt)
+        return self._prefix_aware(prompt, now_ns)
 
     def _load(self, index: int) -> int:
         worker = self._workers[index]
         return worker.in_frontend + worker.scheduler.num_live
 
-    def _prefix_aware(self, prompt: Prompt) -> int:
+    def _prefix_aware(self, prompt: Prompt, now_ns: SimTime) -> int:
         """Longest cached prefix first, least loaded where the gap is large or nothing is cached."""
         n = len(self._workers)
         loads = [self._load(i) for i in range(n)]
@@ -55,6 +56,7 @@ class Router:
             return min(range(n), key=lambda i: (loads[i], i))
         hits = []
         for worker in self._workers:
+            worker.settle(now_ns)
             block = worker.spec.block_size
             keys = prompt.block_keys(block)
             match = worker.kv.lookup(keys, (prompt.num_tokens - 1) // block)

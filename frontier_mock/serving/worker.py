@@ -139,9 +139,17 @@ class Worker:
         step = self.timeline.first_tail_step_ending_at_or_after(t_ns + 1)
         return self.timeline.tail_boundary_ns(max(step, self._step + 1))
 
+    def settle(self, t_ns: SimTime) -> None:
+        """Bring scheduler and cache to where they stand at `t_ns`, the present, mid-run too.
+
+        Whoever looks into them from outside must call this first: a run of steps books the blocks
+        it takes only when somebody needs to know.
+        """
+        self._reach(t_ns + 1)
+
     def gauges(self, t_ns: SimTime) -> Gauges:
         """State at `t_ns`, the present."""
-        self._reach(t_ns + 1)
+        self.settle(t_ns)
         step = self.step_ended_by(t_ns)
         scheduler = self.scheduler
         free, total = self.kv.num_free, self.kv.num_blocks

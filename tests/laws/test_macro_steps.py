@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Finished, FirstToken, Rejected
 from frontier_mock.core.journal import from_lines, to_line
@@ -90,8 +91,11 @@ def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> 
     timed = data.draw(commands(scheduler.block_size))
     workers = data.draw(st.integers(1, 2))
     frontend_s = data.draw(st.sampled_from([0.0, 0.0004]))
-    macro = toy_cluster(scheduler, workers=workers, frontend_s=frontend_s)
-    single = toy_cluster(scheduler, workers=workers, frontend_s=frontend_s, single_step=True)
+    policy = data.draw(st.sampled_from(POLICIES))
+    macro = toy_cluster(scheduler, workers=workers, frontend_s=frontend_s, policy=policy)
+    single = toy_cluster(
+        scheduler, workers=workers, frontend_s=frontend_s, policy=policy, single_step=True
+    )
     play(macro, timed)
     play(single, timed, check=True)
     assert macro.log.events == single.log.events
@@ -144,9 +148,10 @@ def test_nothing_is_lost_and_no_block_leaks(data: st.DataObject) -> None:
 def test_looking_changes_nothing_and_the_journal_repeats_the_run(data: st.DataObject) -> None:
     scheduler = data.draw(schedulers())
     timed = data.draw(commands(scheduler.block_size))
-    plain = toy_cluster(scheduler)
+    policy = data.draw(st.sampled_from(POLICIES))
+    plain = toy_cluster(scheduler, workers=2, policy=policy)
     play(plain, timed)
-    watched = toy_cluster(scheduler)
+    watched = toy_cluster(scheduler, workers=2, policy=policy)
     for t_ns, command in timed:
         while (boundary := watched.next_boundary(0)) is not None and boundary < t_ns:
             watched.advance_to(boundary)
@@ -156,5 +161,5 @@ def test_looking_changes_nothing_and_the_journal_repeats_the_run(data: st.DataOb
     play(watched, [])
     assert watched.log.digest() == plain.log.digest()
     lines = [to_line(t_ns, command, scheduler.block_size) for t_ns, command in timed]
-    again = toy_cluster(replace(scheduler))
+    again = toy_cluster(replace(scheduler), workers=2, policy=policy)
     assert replay(again, from_lines(lines)) == plain.log.digest()
