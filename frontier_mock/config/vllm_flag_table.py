@@ -25,7 +25,7 @@ ENGINE_FLAGS = """
 --code-revision | text | - |
 --tokenizer-revision | text | - |
 --max-model-len | len | - | longest prompt plus output; auto or -1 shrinks it to what memory holds
---quantization -q | text | - | fp8 and its shorthands: weights of one byte; awq, gptq and their marlin forms: int4; mxfp4
+--quantization -q | text | - | fp8 and its shorthands; awq, gptq and marlin (four bits); mxfp4
 --quantization-config | json | - |
 --allow-deprecated-quantization | switch | False |
 --enforce-eager | switch | False | no CUDA graphs: every step pays its launches

@@ -149,7 +149,10 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
         (["m", "-tp", "0"], "argument --tensor-parallel-size/-tp: 0 is not allowed; must be >= 1"),
         (["m", "--scheduling-policy", "lifo"], "argument --scheduling-policy: invalid choice"),
         (["m", "--dtype", "float32"], "argument --dtype: 'float32' is not simulated; allowed"),
-        (["m", "-q", "bitblas"], "argument --quantization: 'bitblas' is not simulated; allowed: fp8"),
+        (
+            ["m", "-q", "bitblas"],
+            "argument --quantization: 'bitblas' is not simulated; allowed: fp8",
+        ),
         (["m", "--kv-cache-dtype", "nvfp4"], "argument --kv-cache-dtype: 'nvfp4' is not simulated"),
         (["m", "-pp", "2"], "argument --pipeline-parallel-size: 2 is not simulated; only 1 is"),
         (["m", "-dp", "2"], "argument --data-parallel-size: 2 is not simulated; only 1 is"),
