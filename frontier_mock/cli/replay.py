@@ -28,7 +28,10 @@ CLOCK_LIMIT_S = 10.0
 
 
 def run(argv: Sequence[str]) -> int:
-    """Replay, print the report, write the files asked for. Raises ConfigError."""
+    """Replay, print the report, write the files asked for; 1 if nothing was completed.
+
+    Raises ConfigError.
+    """
     options = _options(argv)
     scenario = load_scenario(options.scenario)
     if options.seed is not None:
@@ -57,6 +60,9 @@ def run(argv: Sequence[str]) -> int:
         print(f"frontier-mock: error: {error}", file=sys.stderr)
         return 1
     publish(report, rows, options)
+    if not report.result["requests"]["completed"]:
+        print("frontier-mock: error: no request was completed", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -288,6 +288,9 @@ def _check(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"argument {option}: {shown(value)} is not in {low}..{high}")
     if values.get("enable_auto_tool_choice") and not values.get("tool_call_parser"):
         raise ConfigError("argument --enable-auto-tool-choice: requires --tool-call-parser")
+    names = values.get("served_model_name")
+    if names is not None and not all(names):
+        raise ConfigError("argument --served-model-name: '' is no name; give at least one letter")
     sizes = values.get("cudagraph_capture_sizes")
     if sizes is not None and (not sizes or min(sizes) < 1):
         raise ConfigError(

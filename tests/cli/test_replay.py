@@ -72,6 +72,13 @@ def test_a_clock_that_is_not_the_one_asked_for(
     assert "/nowhere/sim/clock does not answer" in capsys.readouterr().err
 
 
+def test_a_replay_in_which_nothing_was_completed_has_failed(
+    scenario: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", scenario, "--url", url, "--model", "nobody", "--requests", "3"]) == 1
+    assert "no request was completed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "argv", "code", "said"),
     [

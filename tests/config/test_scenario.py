@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, library_names, load_scenario, parse_scenario
+from frontier_mock.config.traces import load_trace
 from frontier_mock.config.workloads import TraceSearch, trace_search
 from frontier_mock.cost.specs import ParallelSpec
 from frontier_mock.report.specs import SloSpec
@@ -363,3 +364,13 @@ def outcome(text: str) -> str:
         return type(parsed(text)).__name__
     except ConfigError as error:
         return str(error)
+
+
+def test_bytes_that_are_no_text_spoil_one_trace_line_only(tmp_path: Path) -> None:
+    row = b'{"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [0]}\n'
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(row + b"\xff\xfe\n" + row)
+    rows = load_trace(TraceSpec(str(path)), seed=0)
+    assert rows is not None
+    assert len(rows.rows) == 2
+    assert [skipped.line for skipped in rows.census.skipped] == [2]

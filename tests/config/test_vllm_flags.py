@@ -235,3 +235,8 @@ def outcome(argv: list[str]) -> str:
         return repr(parse_engine_args(argv))
     except ConfigError as error:
         return str(error)
+
+
+def test_an_empty_served_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--served-model-name: '' is no name"):
+        parse_engine_args(["--served-model-name", ""])
