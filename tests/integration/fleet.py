@@ -3,6 +3,7 @@
 The agents are closed loops with leases, played by the load generator in the test's own process.
 """
 
+import asyncio
 import importlib.util
 import json
 import subprocess
@@ -205,6 +206,14 @@ class SpreadEndpoint:
     async def generate(self, submit: Submit, actor: str | None, spoken: dict[int, str]) -> Answer:
         assert actor is not None
         return await self.parts[int(actor) % len(self.parts)].generate(submit, actor, spoken)
+
+
+async def wait_for_play(http: HttpClient) -> None:
+    """Until the agents' pacer holds time; before that a watcher's sleep would pass without them."""
+    actors: list[dict[str, object]] = []
+    while PACER not in [actor["name"] for actor in actors]:
+        await asyncio.sleep(0)
+        actors = cast(list[dict[str, object]], (await read_json(http, "/sim/clock"))["actors"])
 
 
 async def play(

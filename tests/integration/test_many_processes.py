@@ -7,7 +7,7 @@ import pytest
 
 from frontier_mock.client.clock import ClockClient, ClockError
 from frontier_mock.client.http1 import HttpClient
-from tests.integration.fleet import fleet, play, shared_fleet, write_scenario
+from tests.integration.fleet import fleet, play, shared_fleet, wait_for_play, write_scenario
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,8 @@ async def test_a_killed_engine_process_ends_the_run_and_is_named(tmp_path: Path)
     with shared_fleet(scenario, tmp_path, ["w0..w1", "w2..w3"]) as shared:
         run = asyncio.create_task(play(scenario, shared.urls, shared.clock_url))
         http = HttpClient(shared.clock_url)
-        async with ClockClient(http, ["watcher"]) as clock:
+        async with ClockClient(http, ["watcher"]) as clock, asyncio.timeout(60):
+            await wait_for_play(http)
             await clock.sleep("watcher", 2_000_000_000)
             shared.engines[1].kill()
             # Whoever asks the clock for something is told; those whose request was in the other

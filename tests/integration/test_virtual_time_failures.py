@@ -15,7 +15,15 @@ from frontier_mock.client.clock import ClockClient, ClockError, read_json
 from frontier_mock.client.endpoint import Answer, Endpoint, EndpointSpec
 from frontier_mock.client.http1 import HttpClient
 from frontier_mock.core.events import Finished
-from tests.integration.fleet import MODEL, digest_of_journal, fleet, play, router, write_scenario
+from tests.integration.fleet import (
+    MODEL,
+    digest_of_journal,
+    fleet,
+    play,
+    router,
+    wait_for_play,
+    write_scenario,
+)
 from tests.serve.live import WARP, live, serve_spec
 
 pytestmark = pytest.mark.integration
@@ -174,6 +182,7 @@ async def test_router_restarted_in_the_middle(tmp_path: Path) -> None:
         async with ClockClient(http, ["watcher"]) as clock, asyncio.timeout(2 * LIMIT_S):
             with router("vllm-router", "round_robin", served.urls, log) as url:
                 run = asyncio.create_task(play(scenario, [url], served.clock_url))
+                await wait_for_play(http)
                 await clock.sleep("watcher", 5_000_000_000)
             # Dead now, and with it what it was relaying. Time goes on for three seconds without it.
             await clock.sleep("watcher", 8_000_000_000)
