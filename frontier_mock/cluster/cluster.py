@@ -64,7 +64,7 @@ class Cluster:
             if rank == RANK_DELIVER:
                 seq = live[key]
                 worker = workers[seq.worker]
-                worker.deliver(seq, at_ns)
+                worker.deliver(seq, at_ns, self._frontend_ns[seq.worker] == (0, 0))
             else:
                 worker = workers[key]
                 worker.wake(at_ns)

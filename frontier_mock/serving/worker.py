@@ -77,8 +77,12 @@ class Worker:
 
     # What others ask for ---------------------------------------------------------------------
 
-    def deliver(self, seq: Sequence, t_ns: SimTime) -> None:
-        """The front end hands over a sequence; internal events at `t_ns` may still follow."""
+    def deliver(self, seq: Sequence, t_ns: SimTime, at_once: bool = False) -> None:
+        """The front end hands over a sequence; a boundary at `t_ns` may still follow.
+
+        `at_once`: the front end takes no time, so the command itself was fed at `t_ns`, after every
+        boundary of that instant.
+        """
         self.in_frontend -= 1
         if seq.state == DONE:
             return
@@ -88,7 +92,7 @@ class Worker:
             scheduler.enqueue(seq)
             self.wake_ns = t_ns
             return
-        step = self._reach(t_ns)
+        step = self._reach(t_ns + at_once)
         scheduler.enqueue(seq)
         if not scheduler.blocked:
             self._cut(step)
