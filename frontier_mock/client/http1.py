@@ -8,9 +8,10 @@ arrive, before any task switch, so that a stream's times are those of its bytes.
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
+
+import httptools
 
 _MAX_HEAD_BYTES = 1 << 16
 _IDLE_S = 4.0
@@ -31,136 +32,105 @@ class Response(NamedTuple):
     body: bytes
 
 
-class _State(Enum):
-    HEAD = 0
-    LENGTH = 1
-    CHUNK_SIZE = 2
-    CHUNK_DATA = 3
-    CHUNK_END = 4
-    TRAILER = 5
-    UNTIL_CLOSE = 6
-    DONE = 7
-
-
 class ResponseParser:
-    """Parses one response, however it is cut into pieces."""
+    """Parses one response, however it is cut into pieces. `on_...` are called by httptools."""
 
-    __slots__ = ("_buffer", "_left", "_on_data", "_parts", "_state", "headers", "status")
+    __slots__ = (
+        "_complete",
+        "_failure",
+        "_head_bytes",
+        "_in_head",
+        "_keeps_alive",
+        "_on_data",
+        "_parser",
+        "_parts",
+        "_surplus",
+        "headers",
+        "status",
+    )
 
     def __init__(self, on_data: OnData | None = None) -> None:
         """`on_data` gets the body of a 200 piece by piece; other bodies are always kept."""
         self._on_data = on_data
-        self._buffer = b""
+        self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
-        self._state = _State.HEAD
-        self._left = 0
+        self._in_head = True
+        self._head_bytes = 0
+        self._complete = False
+        self._surplus = False
+        self._keeps_alive = False
+        self._failure: Exception | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
 
     def feed(self, data: bytes) -> bool:
         """Take more bytes; True once the response is complete. Raises HttpError."""
-        buffer = self._buffer + data if self._buffer else data
-        state = self._state
-        while state is not _State.DONE:
-            if state is _State.HEAD:
-                end = buffer.find(b"\r\n\r\n")
-                if end < 0:
-                    if len(buffer) > _MAX_HEAD_BYTES:
-                        raise HttpError("response headers are too long")
-                    break
-                state = self._read_head(buffer[:end])
-                buffer = buffer[end + 4 :]
-            elif state is _State.LENGTH or state is _State.CHUNK_DATA:
-                if not buffer:
-                    break
-                piece = buffer[: self._left]
-                buffer = buffer[self._left :]
-                self._left -= len(piece)
-                self._take(piece)
-                if self._left == 0:
-                    state = _State.DONE if state is _State.LENGTH else _State.CHUNK_END
-            elif state is _State.UNTIL_CLOSE:
-                if buffer:
-                    self._take(buffer)
-                    buffer = b""
-                break
-            else:
-                line, found, rest = buffer.partition(b"\r\n")
-                if not found:
-                    if len(buffer) > _MAX_HEAD_BYTES:
-                        raise HttpError("a chunk's head is too long")
-                    break
-                buffer = rest
-                state = self._read_line(state, line)
-        if state is _State.DONE and buffer:
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise HttpError("the server switched to another protocol") from None
+        except httptools.HttpParserCallbackError as error:
+            raise self._failure or HttpError(str(error)) from None
+        except httptools.HttpParserError as error:
+            what = f"{error} in {data[:40]!r}"
+            if self._complete:
+                what = "bytes after the end of the response"
+            raise HttpError(f"not an HTTP/1.1 response: {what}") from None
+        if self._surplus:
             raise HttpError("bytes after the end of the response")
-        self._state = state
-        self._buffer = buffer
-        return state is _State.DONE
+        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
+            raise HttpError("response headers are too long")
+        return self._complete
 
     def end(self) -> bool:
-        """The connection is closed; True if that is how this response ends."""
-        return self._state is _State.UNTIL_CLOSE
+        """The connection was closed; True if that was the end of the body."""
+        headers = self.headers
+        open_ended = not self._in_head and not self._complete and "content-length" not in headers
+        return open_ended and "transfer-encoding" not in headers
 
     def response(self) -> Response:
-        """The response, once complete."""
+        """What was received."""
         return Response(self.status, self.headers, b"".join(self._parts))
 
     def keeps_alive(self) -> bool:
         """Whether the connection can carry another request."""
-        return (
-            self._state is _State.DONE
-            and self.headers.get("connection", "keep-alive").lower() != "close"
-        )
+        return self._complete and self._keeps_alive
 
-    def _take(self, piece: bytes) -> None:
-        if self._on_data is not None and self.status == 200:
-            self._on_data(piece)
-        else:
-            self._parts.append(piece)
+    def on_message_begin(self) -> None:
+        """A response begins; with the first one complete, one too many."""
+        self._surplus = self._complete
+        self.headers = {}
 
-    def _read_head(self, head: bytes) -> _State:
-        lines = head.decode("latin-1").split("\r\n")
-        version, _, rest = lines[0].partition(" ")
-        code = rest[:3]
-        if not version.startswith("HTTP/1.") or not code.isdigit():
-            raise HttpError(f"not an HTTP/1.1 response: {lines[0][:60]!r}")
-        self.status = int(code)
-        headers = {}
-        for line in lines[1:]:
-            name, colon, value = line.partition(":")
-            if not colon:
-                raise HttpError(f"not a header: {line[:60]!r}")
-            headers[name.lower()] = value.strip()
-        self.headers = headers
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is forgotten."""
+        if self._in_head:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip()
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        self.status = self._parser.get_status_code()
+        self._in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self._on_data is None or self.status != 200:
+            self._parts.append(body)
+            return
+        try:
+            self._on_data(body)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def on_message_complete(self) -> None:
+        """The response is complete, unless it was a provisional one."""
         if self.status < 200:
-            return _State.HEAD
-        if self.status in (204, 304):
-            return _State.DONE
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            return _State.CHUNK_SIZE
-        length = headers.get("content-length")
-        if length is None:
-            return _State.UNTIL_CLOSE
-        if not length.isdigit():
-            raise HttpError(f"content-length is {length[:20]!r}")
-        self._left = int(length)
-        return _State.LENGTH if self._left else _State.DONE
-
-    def _read_line(self, state: _State, line: bytes) -> _State:
-        if state is _State.CHUNK_SIZE:
-            try:
-                self._left = int(line.partition(b";")[0], 16)
-            except ValueError:
-                raise HttpError(f"not a chunk size: {line[:20]!r}") from None
-            if self._left < 0:
-                raise HttpError(f"not a chunk size: {line[:20]!r}")
-            return _State.CHUNK_DATA if self._left else _State.TRAILER
-        if state is _State.CHUNK_END:
-            if line:
-                raise HttpError("a chunk is longer than it says")
-            return _State.CHUNK_SIZE
-        return _State.TRAILER if line else _State.DONE
+            self._in_head = True
+            return
+        self._complete = True
+        self._keeps_alive = self._parser.should_keep_alive()
 
 
 class _Connection(asyncio.Protocol):

@@ -12,15 +12,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from frontier_mock.serve.answers import CONTINUE, INVALID, LAST_CHUNK, Answer, Heads, chunk
-from frontier_mock.serve.http1 import (
-    MAX_HEAD_BYTES,
-    BadRequestError,
-    ChunkedBody,
-    Request,
-    SizedBody,
-    body_of,
-    parse_head,
-)
+from frontier_mock.serve.http1 import BadRequestError, Request, RequestReader
 
 logger = logging.getLogger("frontier_mock")
 
@@ -131,11 +123,12 @@ class Connection(asyncio.Protocol):
     """One TCP connection."""
 
     __slots__ = (
-        "_body",
-        "_buffer",
+        "_broken",
         "_exchange",
         "_incoming",
         "_owner",
+        "_paused",
+        "_reader",
         "_transport",
         "app",
         "closing",
@@ -150,9 +143,10 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = time.monotonic()
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
+        self._reader = RequestReader()
+        self._broken = False
+        self._paused = False
         self._incoming: Request | None = None
-        self._body: SizedBody | ChunkedBody | None = None
         self._exchange: Exchange | None = None
 
     # What asyncio says
@@ -176,9 +170,19 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        self._buffer += data
+        if self._broken:
+            return
+        try:
+            self._reader.feed(data)
+        except BadRequestError as error:
+            self._break(error)
         if self._exchange is None:
-            self._parse()
+            self._go_on()
+        if self._exchange is not None and self._reader.ready and not self._paused:
+            # Pipelined: what is here is enough for now.
+            self._paused = True
+            if self._transport is not None:
+                self._transport.pause_reading()
 
     # What an exchange says
 
@@ -198,8 +202,10 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = time.monotonic()
         if close or self.closing:
             self.close()
-        elif self._buffer:
-            asyncio.get_running_loop().call_soon(self._parse)
+            return
+        reader = self._reader
+        if self._broken or self._paused or reader.ready or reader.partial or reader.held:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def hand_over(self, protocol: asyncio.Protocol, head: bytes) -> None:
         """Leave the transport, and what has been read ahead, to `protocol`."""
@@ -211,8 +217,8 @@ class Connection(asyncio.Protocol):
         transport.write(head)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        if self._buffer:
-            protocol.data_received(bytes(self._buffer))
+        if self._reader.held:
+            protocol.data_received(self._reader.held)
 
     @property
     def busy(self) -> bool:
@@ -229,46 +235,41 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _parse(self) -> None:
-        if self._exchange is not None or self._transport is None or self._transport.is_closing():
+    def _break(self, error: BadRequestError) -> None:
+        """What is not HTTP/1 ends the connection, once what came before it is answered."""
+        self._broken = True
+        logger.debug("not HTTP/1: %s", error)
+
+    def _go_on(self) -> None:
+        """Serve the next complete request, or note that one is on its way."""
+        transport, reader = self._transport, self._reader
+        if self._exchange is not None or transport is None or transport.is_closing():
             return
-        try:
-            request = self._next_request()
-        except BadRequestError as error:
-            logger.debug("not HTTP/1: %s", error)
-            self.write(INVALID)
-            self.close()
-            return
-        if request is not None:
+        if reader.offered and not reader.ready:
+            try:
+                reader.decline()
+            except BadRequestError as error:
+                self._break(error)
+        if reader.ready:
+            request = reader.ready.popleft()
+            if self._incoming is not None:
+                self._incoming = None
+                self.app.received(request)
             self._exchange = Exchange(request, self)
             self.app.handle(self._exchange)
-
-    def _next_request(self) -> Request | None:
-        buffer = self._buffer
-        request, body = self._incoming, self._body
-        if request is None or body is None:
-            end = buffer.find(b"\r\n\r\n")
-            if end < 0:
-                if len(buffer) > MAX_HEAD_BYTES:
-                    raise BadRequestError("endless head")
-                return None
-            request = parse_head(buffer[:end].decode("latin-1").lstrip("\r\n"))
-            del buffer[: end + 4]
-            body = body_of(request)
-            if not body.take(buffer):
-                self._incoming, self._body = request, body
-                self.app.arriving(request)
-                if request.headers.get("expect", "").lower() == "100-continue":
+        elif self._broken:
+            self.write(INVALID)
+            self.close()
+        else:
+            partial = reader.partial
+            if partial is not None and self._incoming is None:
+                self._incoming = partial
+                self.app.arriving(partial)
+                if reader.take_expectation():
                     self.write(CONTINUE)
-                return None
-            request.body = body.content
-            return request
-        if not body.take(buffer):
-            return None
-        self._incoming = self._body = None
-        request.body = body.content
-        self.app.received(request)
-        return request
+            if self._paused:
+                self._paused = False
+                transport.resume_reading()
 
 
 class Http1Server:

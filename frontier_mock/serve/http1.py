@@ -1,17 +1,17 @@
-"""HTTP/1.1 requests from bytes, sans I/O: heads and bodies as RFC 9112 frames them.
+"""HTTP/1.1 requests from bytes, sans I/O: llhttp through httptools, as in uvicorn.
 
-Only what a server behind routers and SDKs meets: no upgrades (an offer of h2c is ignored, as
-uvicorn ignores it), no content codings (nor has vLLM), folded headers and ambiguous framing are
-refused. A parsed request costs a fifth of what aiohttp's request object does.
+llhttp decides what is a request; this module keeps what the application looks at. What llhttp
+refuses, uvicorn refuses as well: ambiguous framing, folded headers, unknown methods. An offer of
+h2c is ignored, as uvicorn ignores it.
 """
 
+from collections import deque
 from urllib.parse import parse_qs, unquote
+
+import httptools
 
 MAX_HEAD_BYTES = 4 << 20
 """vLLM's --h11-max-incomplete-event-size."""
-
-_MAX_CHUNK_LINE_BYTES = 4096
-_VERSIONS = {"HTTP/1.1": 1, "HTTP/1.0": 0}
 
 
 class BadRequestError(ValueError):
@@ -26,17 +26,14 @@ class Request:
     def __init__(self, method: str, target: str, minor: int, headers: dict[str, str]) -> None:
         """`minor` is 1 for HTTP/1.1, 0 for HTTP/1.0."""
         self.method = method
+        if target[0] != "/":
+            target = _origin_form(target)
         path, _, self.query_string = target.partition("?")
         self.path = unquote(path) if "%" in path else path
         self.minor = minor
         self.headers = headers
         self.body = b""
-        connection = headers.get("connection")
-        if connection is None:
-            self.keep_alive = minor == 1
-        else:
-            options = connection.lower()
-            self.keep_alive = "close" not in options if minor else "keep-alive" in options
+        self.keep_alive = minor == 1
 
     def query(self, name: str) -> str | None:
         """First value of a query parameter."""
@@ -44,121 +41,141 @@ class Request:
         return values[0] if values else None
 
 
-def parse_head(head: str) -> Request:
-    """A request from its request line and header lines, without the blank line that ends them.
-
-    Raises BadRequestError.
-    """
-    first, *lines = head.split("\r\n")
-    parts = first.split(" ")
-    if len(parts) != 3:
-        raise BadRequestError("malformed request line")
-    method, target, version = parts
-    minor = _VERSIONS.get(version)
-    if minor is None or not method.isalpha() or not target:
-        raise BadRequestError("malformed request line")
-    if target[0] != "/":
-        target = _origin_form(target)
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name[0] in " \t" or name[-1] in " \t" or "\n" in line:
-            raise BadRequestError("malformed header line")
-        name = name.lower()
-        value = value.strip(" \t")
-        known = headers.get(name)
-        headers[name] = value if known is None else f"{known}, {value}"
-    return Request(method, target, minor, headers)
-
-
 def _origin_form(target: str) -> str:
     """The path of an absolute-form target; `*` stays as it is."""
-    scheme, found, rest = target.partition("://")
+    _, found, rest = target.partition("://")
     if not found:
         return target
-    if scheme.lower() not in ("http", "https"):
-        raise BadRequestError("unknown scheme")
     slash = rest.find("/")
     return rest[slash:] if slash >= 0 else "/"
 
 
-class SizedBody:
-    """A body of known length."""
+class RequestReader:
+    """Requests of one connection, however its bytes are cut.
 
-    __slots__ = ("_size", "content")
+    `ready` are the complete ones, oldest first; `partial` is one whose head is here and whose body
+    is not. `offered`: the last of them offers another protocol, which what follows would be in; it
+    is `held` until the offer is declined. Methods named `on_...` are called by httptools.
+    """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.content = b""
-
-    def take(self, buffer: bytearray) -> bool:
-        """Take what belongs to the body from the front of `buffer`; True once complete."""
-        size = self._size
-        if len(buffer) < size:
-            return False
-        self.content = bytes(buffer[:size])
-        del buffer[:size]
-        return True
-
-
-class ChunkedBody:
-    """A body in chunks; extensions and trailers are read and forgotten."""
-
-    __slots__ = ("_in_trailer", "_left", "_parts", "content")
+    __slots__ = (
+        "_continued",
+        "_expecting",
+        "_head_bytes",
+        "_headers",
+        "_in_head",
+        "_parser",
+        "_parts",
+        "_target",
+        "held",
+        "offered",
+        "partial",
+        "ready",
+    )
 
     def __init__(self) -> None:
+        self.ready: deque[Request] = deque()
+        self.partial: Request | None = None
+        self.offered = False
+        self.held = b""
+        self._continued: Request | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
-        self._left = -1
-        self._in_trailer = False
-        self.content = b""
+        self._in_head = True
+        self._head_bytes = 0
+        self._expecting = False
 
-    def take(self, buffer: bytearray) -> bool:
-        """As `SizedBody.take`. Raises BadRequestError for bytes that are no chunk."""
-        while True:
-            if self._left >= 0:
-                if len(buffer) < self._left + 2:
-                    return False
-                if buffer[self._left : self._left + 2] != b"\r\n":
-                    raise BadRequestError("a chunk is longer than it says")
-                self._parts.append(bytes(buffer[: self._left]))
-                del buffer[: self._left + 2]
-                self._left = -1
-            end = buffer.find(b"\r\n")
-            if end < 0:
-                if len(buffer) > _MAX_CHUNK_LINE_BYTES:
-                    raise BadRequestError("endless chunk header")
-                return False
-            line = bytes(buffer[:end])
-            del buffer[: end + 2]
-            if self._in_trailer:
-                if not line:
-                    self.content = b"".join(self._parts)
-                    return True
-                continue
-            self._left = _chunk_size(line)
-            if self._left == 0:
-                self._in_trailer = True
-                self._left = -1
+    def feed(self, data: bytes) -> None:
+        """Take more bytes. Raises BadRequestError; requests before the bad bytes are `ready`."""
+        if self.offered:
+            self.held += data
+            return
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._take_offer(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
+            raise BadRequestError(str(error)) from None
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            raise BadRequestError("endless head")
 
+    def _take_offer(self, rest: bytes) -> None:
+        request = self.ready[-1]
+        for name in ("content-length", "transfer-encoding"):
+            framing = request.headers.get(name)
+            if framing is not None:
+                # httptools stops at the head; uvicorn loses the body. A head that offers nothing
+                # makes llhttp read it.
+                self._continued = self.ready.pop()
+                self._parser = httptools.HttpRequestParser(self)
+                self.feed(f"POST / HTTP/1.1\r\n{name}: {framing}\r\n\r\n".encode("latin-1"))
+                if rest:
+                    self.feed(rest)
+                return
+        self.offered = True
+        self.held = rest
 
-def _chunk_size(line: bytes) -> int:
-    digits = line.partition(b";")[0].strip()
-    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
-        raise BadRequestError("malformed chunk size")
-    return int(digits, 16)
+    def decline(self) -> None:
+        """What is held is HTTP. Raises BadRequestError, as `feed`."""
+        self._parser = httptools.HttpRequestParser(self)
+        self.offered = False
+        held, self.held = self.held, b""
+        if held:
+            self.feed(held)
 
+    def take_expectation(self) -> bool:
+        """Whether the client waits for leave to send the body; it is asked once."""
+        expecting, self._expecting = self._expecting, False
+        return expecting
 
-def body_of(request: Request) -> SizedBody | ChunkedBody:
-    """What follows the head. Raises BadRequestError for framing that could be read two ways."""
-    headers = request.headers
-    coding = headers.get("transfer-encoding")
-    length = headers.get("content-length")
-    if coding is not None:
-        if coding.lower() != "chunked" or length is not None:
-            raise BadRequestError("unsupported framing")
-        return ChunkedBody()
-    if length is None:
-        return SizedBody(0)
-    if not (length.isascii() and length.isdigit() and len(length) < 16):
-        raise BadRequestError("malformed content-length")
-    return SizedBody(int(length))
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._target = b""
+        self._headers = {}
+        self._parts = []
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is forgotten."""
+        if not self._in_head:
+            return
+        key = name.decode("latin-1").lower()
+        text = value.decode("latin-1").strip(" \t")
+        known = self._headers.get(key)
+        self._headers[key] = text if known is None else f"{known}, {text}"
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        self._in_head = False
+        if self._continued is not None:
+            self.partial, self._continued = self._continued, None
+            return
+        parser = self._parser
+        minor = 0 if parser.get_http_version() == "1.0" else 1
+        headers = self._headers
+        target = self._target.decode("latin-1")
+        request = Request(parser.get_method().decode("latin-1"), target, minor, headers)
+        request.keep_alive = parser.should_keep_alive()
+        self.partial = request
+        self._expecting = headers.get("expect", "").lower() == "100-continue"
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        request, self.partial = self.partial, None
+        assert request is not None
+        parts = self._parts
+        request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._expecting = False
+        self._in_head = True
+        self._head_bytes = 0
+        self.ready.append(request)

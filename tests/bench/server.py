@@ -23,7 +23,7 @@ def server_figures() -> list[Figure]:
         figures = [
             Figure("server answers /health after", server.up_s, "s", 1.5, False),
             Figure("resident memory once up", server.rss_mb(), "MB", 150, False),
-            _unary(server),
+            *_unary(server),
         ]
     # Twice real time asks for some 40k chunks a second, near what one core can write; a faster
     # clock would only coalesce tokens.
@@ -77,17 +77,25 @@ def _wait_healthy(port: int, start: float) -> float:
     raise TimeoutError(f"the server did not answer /health within {START_LIMIT_S:g} s")
 
 
-def _request(body: dict[str, object]) -> bytes:
+def _request(route: str, body: dict[str, object]) -> bytes:
     payload = json.dumps(body).encode()
-    return (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n" % len(payload)
-    ) + payload
+    head = (
+        f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n"
+    )
+    return head.encode() + payload
 
 
-def _unary(server: _Server) -> Figure:
-    request = _request({"model": MODEL, "prompt": "Hello there", "max_tokens": 1})
+def _unary(server: _Server) -> Iterator[Figure]:
+    what = {"model": MODEL, "max_tokens": 1}
+    turns = [{"role": "user", "content": "Hello there"}]
+    completion = _request("completions", {**what, "prompt": "Hello there"})
+    chat = _request("chat/completions", {**what, "messages": turns})
+    yield _unary_figure(server, completion, "non-streamed completions")
+    yield _unary_figure(server, chat, "non-streamed chat")
 
+
+def _unary_figure(server: _Server, request: bytes, name: str) -> Figure:
     async def lane(count: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for _ in range(count):
@@ -107,13 +115,13 @@ def _unary(server: _Server) -> Figure:
     cpu_s, wall_s = server.cpu_s() - before, time.perf_counter() - start
     total = 64 * 250
     note = f"{total / wall_s:,.0f} per wall second with the client beside it"
-    return Figure("non-streamed requests", total / cpu_s, "per CPU s", 8000, True, note)
+    return Figure(name, total / cpu_s, "per CPU s", 8000, True, note)
 
 
 def _streams(server: _Server) -> Figure:
     tokens = 512
     body = {"model": MODEL, "prompt": "Hello there", "max_tokens": tokens, "stream": True}
-    request = _request({**body, "ignore_eos": True})
+    request = _request("completions", {**body, "ignore_eos": True})
 
     async def stream() -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 20)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import Connection, Exchange, Http1Server
-from frontier_mock.serve.http1 import BadRequestError, ChunkedBody, Request, body_of, parse_head
+from frontier_mock.serve.http1 import BadRequestError, Request, RequestReader
 
 
 class Echo:
@@ -44,6 +44,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent = b""
         self.closed = False
+        self.paused = False
 
     def write(self, data: bytes) -> None:
         self.sent += data
@@ -53,6 +54,15 @@ class Wire:
 
     def close(self) -> None:
         self.closed = True
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        self.protocol = protocol
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -67,12 +77,13 @@ def connect() -> tuple[Connection, Echo, Wire]:
 
 POST = b"POST /a%20b?x=1&y=%32 HTTP/1.1\r\nHost: h\r\nX-Twice: 1\r\nx-twice: 2\r\n"
 SIZED = POST + b"Content-Length: 5\r\n\r\nhello"
+OFFERED = SIZED.replace(b"Content-", b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-")
 CHUNKED = (
     POST + b"Transfer-Encoding: chunked\r\n\r\n2;ext=1\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: t\r\n\r\n"
 )
 
 
-@pytest.mark.parametrize("message", [SIZED, CHUNKED, b"\r\n" + SIZED])
+@pytest.mark.parametrize("message", [SIZED, CHUNKED, OFFERED, b"\r\n" + SIZED])
 @given(data=st.data())
 def test_request_is_the_same_however_it_is_cut(message: bytes, data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(message)), max_size=6).map(sorted))
@@ -100,6 +111,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time() -> None:
     connection.data_received(SIZED + b"GET /next HTTP/1.1\r\n\r\n" + b"GET /last HTTP/1.1\r\n\r\n")
     for path in ("/a b", "/next", "/last"):
         assert [r.path for r in app.requests][-1] == path
+        assert wire.paused
         app.late.pop().reply(Answer(200, path.encode()))
         await asyncio.sleep(0)
     assert wire.sent.find(b"/a b") < wire.sent.find(b"/next") < wire.sent.find(b"/last")
@@ -174,10 +186,9 @@ def test_answer_to_a_lost_connection_goes_nowhere_and_is_told() -> None:
         b"GET / HTTP/1.1\r\nspaced : v\r\n\r\n",
         b"GET / HTTP/1.1\r\na: b\r\n folded\r\n\r\n",
         b"GET / HTTP/1.1\r\na: b\nc: d\r\n\r\n",
-        b"GET ftp://x/ HTTP/1.1\r\n\r\n",
         b"POST / HTTP/1.1\r\ncontent-length: +5\r\n\r\nhello",
         b"POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
         b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabcd\r\n",
@@ -199,21 +210,66 @@ def test_what_is_not_http_gets_uvicorns_answer(data: bytes) -> None:
     [("http://host:8000/v1/models?x=1", "/v1/models"), ("http://host", "/"), ("*", "*")],
 )
 def test_every_form_of_target(target: str, path: str) -> None:
-    assert parse_head(f"OPTIONS {target} HTTP/1.1").path == path
+    reader = RequestReader()
+    reader.feed(f"OPTIONS {target} HTTP/1.1\r\n\r\n".encode())
+    assert [request.path for request in reader.ready] == [path]
+
+
+async def test_refused_upgrade_leaves_what_follows_to_http() -> None:
+    offer = b"GET /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    connection, app, wire = connect()
+    connection.data_received(offer + offer.replace(b"/a", b"/b") + SIZED[:20])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    connection.data_received(SIZED[20:])
+    await asyncio.sleep(0)
+    assert [request.path for request in app.requests] == ["/a", "/b", "/a b"]
+    assert not wire.closed
+
+
+def test_protocol_that_takes_over_gets_what_was_read_ahead() -> None:
+    class Other(asyncio.Protocol):
+        data = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+
+    connection, app, wire = connect()
+    app.hold = True
+    connection.data_received(b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n\x00not")
+    connection.data_received(b" http")
+    other = Other()
+    app.late[0].hand_over(other, b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    assert other.data == b"\x00not http"
+    assert wire.protocol is other
+
+
+async def test_requests_before_bytes_that_are_none_are_answered() -> None:
+    connection, app, wire = connect()
+    app.hold = True
+    connection.data_received(SIZED + b"\x00\x01\x02")
+    assert not wire.closed
+    app.late[0].reply(Answer(200, b"fine"))
+    await asyncio.sleep(0)
+    assert b"fine" in wire.sent
+    assert wire.sent.endswith(b"Invalid HTTP request received.")
+    assert wire.closed
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8))
 def test_chunks_are_joined(parts: list[bytes]) -> None:
-    buffer = bytearray(b"".join(b"%X\r\n%b\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\nnext")
-    body = ChunkedBody()
-    assert body.take(buffer)
-    assert body.content == b"".join(parts)
-    assert buffer == b"next"
+    body = b"".join(b"%X\r\n%b\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+    reader = RequestReader()
+    reader.feed(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"GET /next HTTP/1.1\r\n\r\n")
+    first, second = reader.ready
+    assert first.body == b"".join(parts)
+    assert second.path == "/next"
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
+@given(st.lists(st.binary(max_size=80), max_size=4))
+def test_any_bytes_are_a_request_or_refused(pieces: list[bytes]) -> None:
+    reader = RequestReader()
     with contextlib.suppress(BadRequestError):
-        request = parse_head(data.decode("latin-1"))
-        assert request.method.isalpha()
-        assert body_of(request).content == b""
+        for piece in (b"GET / HTTP/1.1\r\n", *pieces):
+            reader.feed(piece)
+    assert all(request.method == "GET" or request.path for request in reader.ready)
