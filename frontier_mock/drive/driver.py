@@ -26,6 +26,7 @@ from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Event
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
+from frontier_mock.drive.leases import Feed, Move, Resume, StallError
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.protocol import (
     Engine,
@@ -35,7 +36,7 @@ from frontier_mock.drive.protocol import (
     Subscriber,
     Ticket,
 )
-from frontier_mock.drive.timekeeper import Feed, Move, Resume, StallError, Timekeeper
+from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime, from_ms, from_seconds
 

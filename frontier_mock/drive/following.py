@@ -21,16 +21,8 @@ Nothing can be overtaken: a request's lease is held at the host until its `park`
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from frontier_mock.drive.timekeeper import (
-    Decision,
-    Feed,
-    ItemT,
-    Move,
-    Resume,
-    Timekeeper,
-    TokenT,
-    Wait,
-)
+from frontier_mock.drive.leases import Decision, Feed, ItemT, Move, Resume, TokenT, Wait
+from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.simtime import SimTime
 
 Message = list[object]

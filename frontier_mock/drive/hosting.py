@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.following import Message
+from frontier_mock.drive.leases import Feed, Move, Resume
 from frontier_mock.drive.pace import ClockSpec
-from frontier_mock.drive.timekeeper import Feed, Move, Resume, Timekeeper
+from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.simtime import NS_PER_S, SimTime, from_ms, from_seconds
 
 logger = logging.getLogger("frontier_mock")

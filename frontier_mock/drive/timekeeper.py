@@ -30,124 +30,29 @@ Real time appears only as the `wall_ns` argument of `decide`: any monotonic nano
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from heapq import heappop, heappush
-from typing import Generic, TypeVar
+from typing import Generic
 
+from frontier_mock.drive.leases import (
+    Actor,
+    ActorError,
+    Decision,
+    Feed,
+    Gate,
+    ItemT,
+    Move,
+    Resume,
+    Stall,
+    StallError,
+    State,
+    TokenT,
+    Wait,
+    Waking,
+)
 from frontier_mock.simtime import SimTime
-
-TokenT = TypeVar("TokenT")
-"""What the driver gets back when an actor resumes: whatever it passed in with the verb."""
-
-ItemT = TypeVar("ItemT")
-"""What the driver gets back to feed: a command, or several."""
 
 _STALLS_KEPT = 100
 """How many stalls `stalls` remembers; `stall_count` counts them all."""
-
-
-class ActorError(ValueError):
-    """A clock verb that makes no sense now; the message names the actor and what it is doing."""
-
-
-class StallError(RuntimeError):
-    """Strict mode: leases were held without traffic for longer than the patience."""
-
-
-class State(Enum):
-    """What an actor is doing."""
-
-    HELD = "held"
-    """Outside the engine; time stands still."""
-    PARKED = "parked"
-    """Its request is inside the engine."""
-    SLEEPING = "sleeping"
-    """Waiting for a declared time."""
-    BARRIER = "barrier"
-    """Waiting for the rest of a group."""
-    READY = "ready"
-    """May go on, but has not been told yet (in baton mode: waits for its turn)."""
-    PENDING = "pending"
-    """Created by a sleep's `then_fork`; begins when the parent wakes."""
-
-
-@dataclass(slots=True)
-class Actor:
-    """One lease. `last` is what it was last seen doing, for the stall report."""
-
-    name: str
-    session: int
-    once: bool
-    state: State
-    last: str
-    outstanding: int = 0
-    until_ns: SimTime = 0
-    serial: int = 0
-    children: tuple[str, ...] = ()
-    legs_due: dict[str, int] = field(default_factory=dict)
-    """Messages with this lease that are still on their way, by rendezvous."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stall:
-    """Time stood still at `now_ns` for the whole patience; `holders` are (actor, last call)."""
-
-    now_ns: SimTime
-    holders: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        named = ", ".join(f"{name} (last: {last})" for name, last in self.holders[:8])
-        more = f" and {len(self.holders) - 8} more" if len(self.holders) > 8 else ""
-        return f"clock stalled at {self.now_ns} ns: held by {named}{more}"
-
-
-@dataclass(frozen=True, slots=True)
-class Resume(Generic[TokenT]):
-    """Let these go on, in this order."""
-
-    tokens: list[TokenT]
-
-
-@dataclass(frozen=True, slots=True)
-class Feed(Generic[ItemT]):
-    """Feed these to the engine now, in this order."""
-
-    items: list[ItemT]
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Advance the engine to `t_ns`, dispatch what happened, ask again."""
-
-    t_ns: SimTime
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do until a verb, a message, or `until_wall_ns` (None: no deadline)."""
-
-    until_wall_ns: int | None
-    why: str
-
-
-Decision = Resume[TokenT] | Feed[ItemT] | Move | Wait
-
-
-@dataclass(slots=True)
-class _Ready(Generic[TokenT]):
-    """A resumption that has not been handed out; `actor` is None for those without a lease."""
-
-    name: str
-    serial: int
-    actor: Actor | None
-    token: TokenT
-
-
-@dataclass(slots=True)
-class _Barrier(Generic[TokenT]):
-    size: int
-    waiting: list[tuple[Actor, TokenT]] = field(default_factory=list)
 
 
 class Timekeeper(Generic[TokenT, ItemT]):
@@ -173,10 +78,10 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._strict = strict
         self._baton = baton
         self._held: dict[str, Actor] = {}
-        self._ready: list[_Ready[TokenT]] = []
+        self._ready: list[Waking[TokenT]] = []
         self._inbox: list[tuple[str, int, ItemT]] = []
         self._sleepers: list[tuple[SimTime, str, int, TokenT]] = []
-        self._barriers: dict[str, _Barrier[TokenT]] = {}
+        self._barriers: dict[str, Gate[TokenT]] = {}
         self._inbound = 0
         self._serial = 0
         self._touched = True
@@ -247,7 +152,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         actor = self._outside(name, "barrier")
         if size < 1:
             raise ActorError(f"barrier {group}: size must be at least 1, got {size}")
-        gate = self._barriers.setdefault(group, _Barrier(size))
+        gate = self._barriers.setdefault(group, Gate(size))
         if gate.size != size:
             raise ActorError(f"barrier {group} has size {gate.size}, actor {name} says {size}")
         self._park(actor, State.BARRIER, f"barrier {group}")
@@ -471,7 +376,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
             return [self._start(entry) for entry in ready]
         free = not self._held or self._stalled
         tokens: list[TokenT] = []
-        rest: list[_Ready[TokenT]] = []
+        rest: list[Waking[TokenT]] = []
         for entry in ready:
             leased = entry.actor is not None
             if leased and not free:
@@ -482,7 +387,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._ready = rest
         return tokens
 
-    def _start(self, entry: _Ready[TokenT]) -> TokenT:
+    def _start(self, entry: Waking[TokenT]) -> TokenT:
         actor = entry.actor
         if actor is not None and self.actors.get(actor.name) is actor:
             children, actor.children = actor.children, ()
@@ -532,7 +437,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
 
     def _append_ready(self, name: str, actor: Actor | None, token: TokenT) -> None:
         self._serial += 1
-        self._ready.append(_Ready(name, self._serial, actor, token))
+        self._ready.append(Waking(name, self._serial, actor, token))
 
     def _create(self, name: str, session: int, *, once: bool, state: State, last: str) -> None:
         actor = Actor(name, session, once, state, last)
@@ -601,6 +506,6 @@ def _canonical(entry: tuple[str, int, object]) -> tuple[str, int]:
     return entry[0], entry[1]
 
 
-def _turn(entry: _Ready[TokenT]) -> tuple[str, int]:
+def _turn(entry: Waking[TokenT]) -> tuple[str, int]:
     """Order of the actors that resume at one instant."""
     return entry.name, entry.serial

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.drive.timekeeper import ActorError
+from frontier_mock.drive.leases import ActorError
 from frontier_mock.serve.clock_routes import Clockwork, VerbError, until_ns_of
 from frontier_mock.simtime import SimTime
 from frontier_mock.stubs import virtual_clock_pb2 as pb

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from frontier_mock.drive.drift import Drift
+from frontier_mock.drive.leases import ActorError
 from frontier_mock.drive.pace import ClockSpec
-from frontier_mock.drive.timekeeper import ActorError, Timekeeper
+from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.serve.answers import NDJSON, Answer, json_answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.vllm_app import Handler

@@ -10,9 +10,9 @@ from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Event
 from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.leases import StallError
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import Flight, LateError, ShutdownError, Ticket
-from frontier_mock.drive.timekeeper import StallError
 from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import SimTime
 from tests.engine import prompt, toy_cluster

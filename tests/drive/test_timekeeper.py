@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontier_mock.drive.timekeeper import (
-    ActorError,
-    Feed,
-    Move,
-    Resume,
-    StallError,
-    State,
-    Timekeeper,
-    Wait,
-)
+from frontier_mock.drive.leases import ActorError, Feed, Move, Resume, StallError, State, Wait
+from frontier_mock.drive.timekeeper import Timekeeper
 
 MS = 1_000_000
 
