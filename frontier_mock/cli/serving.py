@@ -80,6 +80,7 @@ def clock_spec(sim: SimulatorArgs) -> ClockSpec:
         on_late=sim.on_late,
         late_ms=sim.late_ms,
         late_ms_max=sim.late_ms_max,
+        precise=sim.precise,
     )
 
 

@@ -76,6 +76,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--on-late", choices=["report", "abort"], help="real, scaled clocks")
     parser.add_argument("--late-ms", type=float, help="real, scaled: count what is later")
     parser.add_argument("--late-ms-max", type=float, help="real, scaled: abort beyond this")
+    parser.add_argument("--precise", action="store_true", help="real, scaled: finer timer (Linux)")
     parser.add_argument("--grace-ms", type=float, help="warp: silence before time moves on")
     parser.add_argument("--patience-s", type=float, help="warp: until held leases have stalled")
     parser.add_argument("--strict", action="store_true", help="warp: a stall ends the run")

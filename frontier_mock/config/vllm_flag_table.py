@@ -349,6 +349,7 @@ SIMULATOR_FLAGS = """
 --sim-on-late | choice:report,abort | report | real, scaled: what a late delivery does
 --sim-late-ms | float>=0 | 5 | real, scaled: a delivery this late is counted
 --sim-late-ms-max | float>=0 | 100 | real, scaled: with abort, a delivery this late ends the run
+--sim-precise | switch | False | real, scaled: wake at the nanosecond of each step (Linux)
 --sim-grace-ms | float>=0 | 5 | warp: silence before time moves past a client without a lease
 --sim-patience-s | float>=0 | 1 | warp: real time until held leases count as stalled
 --sim-strict | switch | False | warp: a stall ends the run

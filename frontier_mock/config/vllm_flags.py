@@ -126,6 +126,7 @@ class SimulatorArgs:
     on_late: str = "report"
     late_ms: float = 5.0
     late_ms_max: float = 100.0
+    precise: bool = False
     grace_ms: float = 5.0
     patience_s: float = 1.0
     strict: bool = False

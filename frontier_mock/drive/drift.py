@@ -4,7 +4,10 @@ from bisect import bisect_left
 
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
-BUCKETS_S = (0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+BUCKETS_S = (
+    *(0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1),
+    *(0.25, 0.5, 1.0, 5.0),
+)
 """Upper bounds of the drift histogram, in virtual seconds."""
 
 

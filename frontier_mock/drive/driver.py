@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Event
+from frontier_mock.drive.alarm import Alarm, FineAlarm, LoopAlarm
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.leases import Feed, Move, Resume, StallError
@@ -44,6 +45,8 @@ logger = logging.getLogger("frontier_mock")
 
 _MOVES_PER_PUMP = 256
 """Warp: decisions taken before sockets are polled again."""
+
+_DISARMED = -1
 
 Item = tuple[Ticket, bool]
 """What waits in the inbox: a request, and whether it enters (True) or is aborted (False)."""
@@ -98,19 +101,26 @@ class Driver:
         self._when_idle: Callable[[Action], asyncio.Handle] | None = None
         self._leap: Callable[[SimTime], bool] = _no_leap
         self._pump_soon: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ns = 0
+        self._alarm: Alarm | None = None
+        self._armed_ns = _DISARMED
         self._started_wall_ns = 0
 
     # Life
 
     def start(self) -> None:
-        """Bind to the running event loop; virtual time 0 is now."""
+        """Bind to the running event loop; virtual time 0 is now.
+
+        Raises OSError for a `precise` clock where there is no timerfd.
+        """
         loop = self._loop = asyncio.get_running_loop()
         if isinstance(loop, VirtualTimeLoop) and not self._warp:
             self._wall_ns = loop.now_ns
             self._when_idle = loop.call_when_idle
             self._leap = loop.leap
+        if self.clock.precise and self._when_idle is None:
+            self._alarm = FineAlarm(loop, self._ring)
+        else:
+            self._alarm = LoopAlarm(loop, self._wall_ns, self._ring)
         self._started_wall_ns = self._wall_ns()
         self._pace = Pace(self._started_wall_ns, self.clock.scale)
 
@@ -222,10 +232,11 @@ class Driver:
 
     def stop(self) -> None:
         """No pump after this."""
-        for handle in (self._pump_soon, self._timer):
-            if handle is not None:
-                handle.cancel()
-        self._pump_soon = self._timer = None
+        if self._pump_soon is not None:
+            self._pump_soon.cancel()
+        if self._alarm is not None:
+            self._alarm.close()
+        self._pump_soon = self._alarm = None
         self._loop = None
 
     # The inbox
@@ -324,10 +335,10 @@ class Driver:
         due = self._next_paced()
         if due is None:
             self._due = None
-            self._cancel_timer()
-        elif due != self._due or self._timer is None:
+            self._disarm()
+        elif due != self._due or self._armed_ns == _DISARMED:
             self._due = due
-            self._set_timer(self._pace.wall_ns(due))
+            self._arm(self._pace.wall_ns(due))
 
     def _pump_warp(self) -> None:
         keeper = self.keeper
@@ -352,31 +363,26 @@ class Driver:
 
     def _wait(self, until_wall_ns: int | None) -> None:
         if until_wall_ns is None:
-            self._cancel_timer()
-        elif self._timer is None or self._timer_ns != until_wall_ns:
-            self._set_timer(until_wall_ns)
+            self._disarm()
+        elif self._armed_ns != until_wall_ns:
+            self._arm(until_wall_ns)
 
-    def _set_timer(self, wall_ns: int) -> None:
-        loop = self._loop
-        if loop is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_ns = wall_ns
-        delay_s = (wall_ns - self._wall_ns()) / NS_PER_S
-        self._timer = loop.call_later(max(delay_s, 0.0), self._ring)
+    def _arm(self, wall_ns: int) -> None:
+        if self._alarm is not None:
+            self._armed_ns = wall_ns
+            self._alarm.set(wall_ns)
 
     def _ring(self) -> None:
-        self._timer = None
+        self._armed_ns = _DISARMED
         if self._when_idle is not None:
             self.poke()
         elif self._pump_soon is None:
             self._pump()
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _disarm(self) -> None:
+        if self._alarm is not None and self._armed_ns != _DISARMED:
+            self._armed_ns = _DISARMED
+            self._alarm.cancel()
 
     def _next_due(self) -> SimTime | None:
         """The next moment at which a subscriber, or the engine itself, has something to do."""
@@ -439,7 +445,7 @@ class Driver:
             ticket.subscriber.failed(error)
         self.in_flight.clear()
         self._resume(self.keeper.abandon())
-        self._cancel_timer()
+        self._disarm()
         self.died.set()
 
 

@@ -1,6 +1,7 @@
 """How virtual time relates to the wall: the clock a user asked for, and the arithmetic of pace."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 from frontier_mock.config.errors import ConfigError, shown
@@ -19,7 +20,8 @@ class ClockSpec:
     first stall; `baton` lets one actor run at a time.
     Real and scaled only: a delivery more than `late_ms` real milliseconds late is counted;
     `on_late="abort"` ends the run at the first one later than `late_ms_max` (ns-3's HardLimit,
-    whose default is also 0.1 s).
+    whose default is also 0.1 s). `precise` wakes for every step at its nanosecond instead of at the
+    event loop's next millisecond (`drive.alarm`); Linux only.
     """
 
     mode: str = "real"
@@ -31,6 +33,7 @@ class ClockSpec:
     on_late: str = "report"
     late_ms: float = 5.0
     late_ms_max: float = 100.0
+    precise: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the key, its value and what is allowed."""
@@ -38,6 +41,8 @@ class ClockSpec:
             raise ConfigError(f"clock: {shown(self.mode)} is not one of real, scaled:N, warp")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"clock: scale {shown(self.scale)} is not a number above 0")
+        if self.precise and not sys.platform.startswith("linux"):
+            raise ConfigError("precise: on is not possible here; allowed: off, or on under Linux")
         if self.on_late not in ("report", "abort"):
             raise ConfigError(f"on-late: {shown(self.on_late)} is not one of report, abort")
         for key in ("grace_ms", "patience_s", "late_ms", "late_ms_max"):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.bench.clock import clock_figures
 from tests.bench.figures import Figure, bare_heap_s, bare_loop_s
 from tests.bench.in_process import in_process_figures
 from tests.bench.offline import offline_figures
@@ -15,6 +16,7 @@ from tests.bench.virtual_time import virtual_time_figures
 GROUPS = {
     "offline": offline_figures,
     "server": server_figures,
+    "clock": clock_figures,
     "virtual_time": virtual_time_figures,
     "in_process": in_process_figures,
 }

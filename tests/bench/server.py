@@ -19,7 +19,7 @@ START_LIMIT_S = 30.0
 
 def server_figures() -> list[Figure]:
     """Start-up, memory, streamed chunks and unary requests per CPU second of the server."""
-    with _server("scaled:100") as server:
+    with running_server("scaled:100") as server:
         figures = [
             Figure("server answers /health after", server.up_s, "s", 1.5, False),
             Figure("resident memory once up", server.rss_mb(), "MB", 150, False),
@@ -27,12 +27,14 @@ def server_figures() -> list[Figure]:
         ]
     # Twice real time asks for some 40k chunks a second, near what one core can write; a faster
     # clock would only coalesce tokens.
-    with _server("scaled:2") as server:
+    with running_server("scaled:2") as server:
         figures.append(_streams(server))
     return figures
 
 
-class _Server:
+class Server:
+    """A `frontier-mock vllm serve` process."""
+
     def __init__(self, process: subprocess.Popen[bytes], port: int, up_s: float) -> None:
         self.port = port
         self.up_s = up_s
@@ -50,16 +52,17 @@ class _Server:
 
 
 @contextmanager
-def _server(clock: str) -> Iterator[_Server]:
+def running_server(clock: str, *flags: str) -> Iterator[Server]:
+    """A server that answers /health, until the end of the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "frontier_mock", "vllm", "serve", MODEL]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--sim-clock", clock]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--sim-clock", clock, *flags]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield _Server(process, port, _wait_healthy(port, start))
+        yield Server(process, port, _wait_healthy(port, start))
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -77,6 +80,11 @@ def _wait_healthy(port: int, start: float) -> float:
     raise TimeoutError(f"the server did not answer /health within {START_LIMIT_S:g} s")
 
 
+def completion_request(body: dict[str, object]) -> bytes:
+    """A whole HTTP request for /v1/completions."""
+    return _request("completions", body)
+
+
 def _request(route: str, body: dict[str, object]) -> bytes:
     payload = json.dumps(body).encode()
     head = (
@@ -86,7 +94,7 @@ def _request(route: str, body: dict[str, object]) -> bytes:
     return head.encode() + payload
 
 
-def _unary(server: _Server) -> Iterator[Figure]:
+def _unary(server: Server) -> Iterator[Figure]:
     what = {"model": MODEL, "max_tokens": 1}
     turns = [{"role": "user", "content": "Hello there"}]
     completion = _request("completions", {**what, "prompt": "Hello there"})
@@ -95,7 +103,7 @@ def _unary(server: _Server) -> Iterator[Figure]:
     yield _unary_figure(server, chat, "non-streamed chat")
 
 
-def _unary_figure(server: _Server, request: bytes, name: str) -> Figure:
+def _unary_figure(server: Server, request: bytes, name: str) -> Figure:
     async def lane(count: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for _ in range(count):
@@ -118,7 +126,7 @@ def _unary_figure(server: _Server, request: bytes, name: str) -> Figure:
     return Figure(name, total / cpu_s, "per CPU s", 8000, True, note)
 
 
-def _streams(server: _Server) -> Figure:
+def _streams(server: Server) -> Figure:
     tokens = 512
     body = {"model": MODEL, "prompt": "Hello there", "max_tokens": tokens, "stream": True}
     request = _request("completions", {**body, "ignore_eos": True})

@@ -1,6 +1,7 @@
 """The driver on a real cluster: modes, subscribers that fail, aborts, and the journal law."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -99,7 +100,11 @@ class Run:
         return cluster.log.digest()
 
 
-@pytest.mark.parametrize("clock", [WARP, FAST, ClockSpec()], ids=["warp", "scaled", "real"])
+@pytest.mark.parametrize(
+    "clock",
+    [WARP, FAST, ClockSpec(), replace(FAST, precise=sys.platform == "linux")],
+    ids=["warp", "scaled", "real", "precise"],
+)
 async def test_every_mode_equals_the_replay_of_its_journal(clock: ClockSpec) -> None:
     run = Run(clock, workers=2)
     readers = [Reader(stream_interval=i % 3) for i in range(12)]

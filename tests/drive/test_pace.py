@@ -74,3 +74,10 @@ def test_drift_counts_what_is_late_in_real_time() -> None:
 
 def test_drift_without_deliveries_says_so() -> None:
     assert "no step" in Drift(late_ms=1.0, scale=1.0).verdict()
+
+
+def test_precise_clock_needs_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not ClockSpec().precise
+    with pytest.raises(ConfigError, match=r"precise: .* under Linux"):
+        ClockSpec(precise=True)
