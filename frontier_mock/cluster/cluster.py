@@ -103,6 +103,20 @@ class Cluster:
             spans.append((seq.first_step, step - seq.first_step + 1))
         return worker.timeline.token_times_ns(spans)
 
+    def trim(self) -> None:
+        """Forget the step boundaries that no unfinished sequence needs, for servers that run long.
+
+        After this `token_times_ns` and reports know nothing of sequences that have finished.
+        """
+        needed_ns = [self.now_ns] * len(self.workers)
+        for seq in self._live.values():
+            first = seq.spans[0][0] if seq.spans else seq.first_step
+            if first and seq.state != DONE:
+                first_ns = self.workers[seq.worker].timeline.boundary_ns(first)
+                needed_ns[seq.worker] = min(needed_ns[seq.worker], first_ns)
+        for worker, since_ns in zip(self.workers, needed_ns, strict=True):
+            worker.timeline.drop_before(worker.timeline.last_step_ended_by(since_ns - 1))
+
     def _submit(self, command: Submit) -> int:
         rid = self._next_rid
         self._next_rid = rid + 1

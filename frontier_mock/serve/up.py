@@ -20,6 +20,7 @@ from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.core.commands import Command, Submit
+from frontier_mock.core.events import Event
 from frontier_mock.core.journal import to_line
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.driver import Driver
@@ -140,7 +141,7 @@ class ClusterServer:
             self.metrics,
             journal=journal,
             keep_events=_EVENTS_KEPT,
-            on_drop=self._digests.dropped,
+            on_drop=self._let_go,
             keeper=None if self._follower is None else self._follower.keeper,
         )
         self._clock_routes: ClockRoutes | FollowedClock = ClockRoutes(self.driver, self._report)
@@ -155,6 +156,13 @@ class ClusterServer:
         self._servers: list[asyncio.Server] = []
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
+
+    def _let_go(self, events: Sequence[Event]) -> None:
+        """The log is about to forget these events: nobody needs the times of their steps then."""
+        self._digests.dropped(events)
+        for metrics in self.metrics:
+            metrics.settle()
+        self.cluster.trim()
 
     @property
     def urls(self) -> list[str]:

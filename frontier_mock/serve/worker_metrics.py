@@ -45,6 +45,10 @@ class WorkerMetrics:
         """These sequences are the choices of one request."""
         self._metrics.request(rids)
 
+    def settle(self) -> None:
+        """Look at the timeline now for everything that has finished: it may be trimmed."""
+        self._fold_gaps()
+
     def render(self, now: SimTime, running_tokens: int) -> bytes:
         """The exposition at `now`; `running_tokens` were produced by unfinished sequences."""
         self._fold_gaps()

@@ -4,7 +4,7 @@ import pytest
 
 from frontier_mock.core.commands import Abort, Submit
 from frontier_mock.core.events import Finished, FirstToken, Queued, Rejected, Scheduled
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec, SglangSchedulerSpec
 from tests.engine import prompt, toy_cluster
 
 SCHEDULER = SchedulerSpec(
@@ -48,6 +48,32 @@ def test_tokens_can_be_watched_as_they_appear() -> None:
             assert len(cluster.token_times_ns(rid)) == seen[-1]
             assert cluster.token_times_ns(rid)[-1] == boundary
     assert seen == list(range(1, 20))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [SCHEDULER, SglangSchedulerSpec(8, 512, num_pages=256, page_size=16)],
+    ids=["vllm", "sglang"],
+)
+def test_trimming_leaves_what_unfinished_sequences_need(
+    scheduler: AnySchedulerSpec,
+) -> None:
+    cluster, untouched = toy_cluster(scheduler), toy_cluster(scheduler)
+    rids = []
+    for i in range(40):
+        t_ns = i * 7_000_000
+        rids.append(cluster.feed(t_ns, submit := Submit(prompt(40, i, 16), 3 + 5 * (i % 9), 50)))
+        untouched.feed(t_ns, submit)
+        cluster.trim()
+        ended = {event.rid for event in cluster.log.events if isinstance(event, Finished)}
+        for rid in rids:
+            if rid not in ended:
+                times_ns = untouched.token_times_ns(rid).tolist()
+                assert cluster.token_times_ns(rid).tolist() == times_ns
+    assert cluster.workers[0].timeline.dropped_steps > 50
+    cluster.advance_to(10**10)
+    untouched.advance_to(10**10)
+    assert cluster.log.digest() == untouched.log.digest()
 
 
 def test_an_abort_takes_effect_before_the_next_boundarys_tokens_and_frees_all() -> None:
