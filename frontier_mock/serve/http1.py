@@ -13,6 +13,9 @@ import httptools
 MAX_HEAD_BYTES = 4 << 20
 """vLLM's --h11-max-incomplete-event-size."""
 
+MAX_HEADERS = 256
+"""vLLM's --h11-max-header-count."""
+
 
 class BadRequestError(ValueError):
     """Bytes that are no HTTP/1 request; the connection cannot go on."""
@@ -64,6 +67,7 @@ class RequestReader:
         "_head_bytes",
         "_headers",
         "_in_head",
+        "_num_headers",
         "_parser",
         "_parts",
         "_target",
@@ -85,6 +89,7 @@ class RequestReader:
         self._parts: list[bytes] = []
         self._in_head = True
         self._head_bytes = 0
+        self._num_headers = 0
         self._expecting = False
 
     def feed(self, data: bytes) -> None:
@@ -135,6 +140,7 @@ class RequestReader:
         """A request begins."""
         self._target = b""
         self._headers = {}
+        self._num_headers = 0
         self._parts = []
 
     def on_url(self, url: bytes) -> None:
@@ -145,6 +151,9 @@ class RequestReader:
         """A header, or a trailer, which is forgotten."""
         if not self._in_head:
             return
+        self._num_headers += 1
+        if self._num_headers > MAX_HEADERS:
+            raise BadRequestError("too many headers")
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1").strip(" \t")
         known = self._headers.get(key)
