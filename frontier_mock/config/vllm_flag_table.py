@@ -288,7 +288,7 @@ FRONTEND_FLAGS = """
 --enable-per-request-metrics | switch | False |
 --enable-server-load-tracking | switch | False | /load counts requests in flight
 --enable-force-include-usage | switch | False | streams carry usage without being asked
---sse-keep-alive-interval | int | 0 |
+--sse-keep-alive-interval | int>=0 | 0 | real seconds of silence after which a stream gets a comment
 --enable-tokenizer-info-endpoint | switch | False |
 --enable-log-outputs | switch | False |
 --enable-log-deltas | switch | True |
@@ -307,14 +307,14 @@ FRONTEND_FLAGS = """
 --dp-supervisor-probe-interval-s | float | 5.0 |
 --dp-supervisor-probe-timeout-s | float | 5.0 |
 --dp-supervisor-probe-failure-threshold | int | 3 |
---uds | text | - |
+--uds | text | - | socket file to listen on instead of host and port
 --uvicorn-log-level | choice:critical,error,warning,info,debug,trace | info |
 --disable-uvicorn-access-log | switch | False |
 --disable-access-log-for-endpoints | text | - |
---allow-credentials | switch | False |
---allowed-origins | json | [] |
---allowed-methods | json | ["*"] |
---allowed-headers | json | ["*"] |
+--allow-credentials | switch | False | cross-origin requests may carry credentials
+--allowed-origins | json | [] | origins that browsers may send requests from
+--allowed-methods | json | ["*"] | methods they may use
+--allowed-headers | json | ["*"] | headers they may send
 --api-key | texts | - | keys accepted on /v1; without it VLLM_API_KEY is one
 --ssl-keyfile | text | - |
 --ssl-certfile | text | - |

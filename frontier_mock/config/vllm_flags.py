@@ -98,6 +98,12 @@ class VllmArgs:
     enable_request_id_headers: bool = False
     enable_force_include_usage: bool = False
     root_path: str = ""
+    sse_keep_alive_interval: int = 0
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    uds: str | None = None
     shutdown_timeout: int = 0
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False
@@ -289,6 +295,12 @@ def _check(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"argument {option}: {shown(value)} is not in {low}..{high}")
     if values.get("enable_auto_tool_choice") and not values.get("tool_call_parser"):
         raise ConfigError("argument --enable-auto-tool-choice: requires --tool-call-parser")
+    for name in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        listed = values.get(name, ())
+        if not isinstance(listed, tuple) or not all(isinstance(item, str) for item in listed):
+            option = "--" + name.replace("_", "-")
+            given = list(listed) if isinstance(listed, tuple) else listed
+            raise ConfigError(f"argument {option}: {shown(given)} is not a JSON list of strings")
     names = values.get("served_model_name")
     if names is not None and not all(names):
         raise ConfigError("argument --served-model-name: '' is no name; give at least one letter")

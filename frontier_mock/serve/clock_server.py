@@ -127,9 +127,12 @@ class ClockServer:
         if answer is not None:
             exchange.reply(answer)
 
-    def answering(self, request: Request, status: int) -> str:
+    def answering(self, exchange: Exchange, status: int) -> str:
         """No headers of our own."""
         return ""
+
+    def answered(self, exchange: Exchange, status: int, body_bytes: int) -> None:
+        """Nothing is counted."""
 
     def arriving(self, request: Request) -> None:
         """Clock verbs hold nothing while they arrive: their actor's lease is held already."""

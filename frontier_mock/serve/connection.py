@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from frontier_mock.serve.answers import CONTINUE, INVALID, LAST_CHUNK, Answer, Heads, chunk
 from frontier_mock.serve.http1 import BadRequestError, Request, RequestReader
+from frontier_mock.simtime import SimTime
 
 logger = logging.getLogger("frontier_mock")
 
@@ -30,8 +31,12 @@ class App(Protocol):
         """A request is complete; answer through the exchange, now or later. Must not raise."""
         ...
 
-    def answering(self, request: Request, status: int) -> str:
+    def answering(self, exchange: "Exchange", status: int) -> str:
         """An answer leaves. Returns header lines that every answer carries."""
+        ...
+
+    def answered(self, exchange: "Exchange", status: int, body_bytes: int) -> None:
+        """An answer is complete; `body_bytes` is 0 if it was not sent whole."""
         ...
 
     def arriving(self, request: Request) -> None:
@@ -44,13 +49,18 @@ class App(Protocol):
 
 
 class Exchange:
-    """One request and the way back to who sent it. Writing to a lost connection does nothing."""
+    """One request and the way back to who sent it. Writing to a lost connection does nothing.
 
-    __slots__ = ("_chunked", "_connection", "on_lost", "request")
+    `began_ns` is for the application to remember when it was handed over, -1 until then.
+    """
+
+    __slots__ = ("_chunked", "_connection", "began_ns", "begun", "on_lost", "request")
 
     def __init__(self, request: Request, connection: "Connection") -> None:
         self.request = request
         self.on_lost: Callable[[], object] | None = None
+        self.began_ns: SimTime = -1
+        self.begun = False
         self._connection: Connection | None = connection
         self._chunked = request.minor == 1
 
@@ -60,10 +70,11 @@ class Exchange:
         if connection is None:
             return
         request = self.request
-        extra = connection.app.answering(request, answer.status)
+        extra = connection.app.answering(self, answer.status)
         close = not request.keep_alive or connection.closing
         head = connection.heads.complete(answer, extra, close=close)
         connection.write(head if request.method == "HEAD" else head + answer.body)
+        connection.app.answered(self, answer.status, len(answer.body))
         self._done(close)
 
     def begin(self, content_type: str, extra: str = "") -> None:
@@ -72,10 +83,11 @@ class Exchange:
         if connection is None:
             return
         request = self.request
-        extra += connection.app.answering(request, 200)
+        extra += connection.app.answering(self, 200)
         close = not (self._chunked and request.keep_alive)
         head = connection.heads.streamed(content_type, extra, chunked=self._chunked, close=close)
         connection.write(head)
+        self.begun = True
 
     def write(self, data: bytes) -> None:
         """One piece of the answer."""
@@ -92,6 +104,7 @@ class Exchange:
             connection.write(chunk(data) + LAST_CHUNK)
         elif data:
             connection.write(data)
+        connection.app.answered(self, 200, 0)
         self._done(not (self._chunked and self.request.keep_alive) or connection.closing)
 
     def hand_over(self, protocol: asyncio.Protocol, head: bytes) -> None:
@@ -106,9 +119,15 @@ class Exchange:
         connection = self._connection
         return connection is not None and connection.unread_bytes() > _READER_BEHIND_BYTES
 
+    def is_lost(self) -> bool:
+        """Whether there is nobody to answer any more."""
+        return self._connection is None
+
     def lost(self) -> None:
         """The connection is gone."""
-        self._connection = None
+        connection, self._connection = self._connection, None
+        if self.begun and connection is not None:
+            connection.app.answered(self, 200, 0)
         if self.on_lost is not None:
             self.on_lost()
 

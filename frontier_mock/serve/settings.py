@@ -8,7 +8,9 @@ class HttpSettings:
     """Names are vLLM's flags (`--api-key`, `--root-path`, ...) with `_` for `-`.
 
     `dev_mode` is VLLM_SERVER_DEV_MODE=1. `shutdown_timeout_s` is how long SIGTERM lets requests in
-    flight go on before they are aborted. `version` is what GET /version says.
+    flight go on before they are aborted. `sse_keep_alive_interval_s` is real: the silence after
+    which a stream gets a comment, 0 for never. `uds` is a socket file to listen on instead of a
+    port. `version` is what GET /version says.
     """
 
     api_key: tuple[str, ...] = ()
@@ -16,5 +18,11 @@ class HttpSettings:
     enable_request_id_headers: bool = False
     enable_server_load_tracking: bool = False
     dev_mode: bool = False
+    sse_keep_alive_interval_s: float = 0.0
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    uds: str | None = None
     shutdown_timeout_s: float = 0.0
     version: str = "0.33.0"

@@ -1,6 +1,7 @@
 """Listening sockets, and what they are called."""
 
 import socket
+from pathlib import Path
 
 from frontier_mock.config.errors import ConfigError
 
@@ -25,8 +26,33 @@ def bind(host: str | None, port: int) -> socket.socket:
     return sock
 
 
+def bind_file(path: str) -> socket.socket:
+    """A listening socket file, in place of one that nobody listens on any more.
+
+    Raises ConfigError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket() and not _answers(path):
+            Path(path).unlink()
+        sock.bind(path)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(f"uds: cannot listen on {path}: {reason}") from None
+    return sock
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(path) == 0
+
+
 def url_of(sock: socket.socket, host: str | None) -> str:
-    """Base URL of what `bind(host, ...)` bound."""
+    """Base URL of what `bind(host, ...)` bound; `unix:PATH` of a socket file."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     address = host or "0.0.0.0"
     shown = f"[{address}]" if ":" in address else address
     return f"http://{shown}:{sock.getsockname()[1]}"

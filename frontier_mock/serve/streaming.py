@@ -4,6 +4,7 @@ Both are subscribers of the Driver (`drive.driver.Subscriber`) and write from in
 straight into the connection: no queue, no task and no wake-up per chunk.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from frontier_mock.serve.connection import Exchange
 from frontier_mock.wire.errors import ApiError, engine_dead, internal_error, queue_full
 from frontier_mock.wire.generation import Generation, Outcome
 from frontier_mock.wire.render import render_response
-from frontier_mock.wire.sse import StreamRenderer, error_frames
+from frontier_mock.wire.sse import KEEP_ALIVE, StreamRenderer, error_frames
 
 
 class Whole:
@@ -122,6 +123,57 @@ class Stream:
             self._exchange.end(self._renderer.error(error))
         else:
             self._exchange.reply(error_answer(error))
+
+
+class KeptAlive(Stream):
+    """A stream that says something whenever it has been silent for `interval_s` real seconds."""
+
+    __slots__ = ("_interval_s", "_loop", "_said_s", "_timer")
+
+    def __init__(self, generation: Generation, exchange: Exchange, interval_s: float) -> None:
+        super().__init__(generation, exchange)
+        self._interval_s = interval_s
+        self._loop = asyncio.get_running_loop()
+        self._said_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def started(self, ticket: Ticket) -> None:
+        """Headers leave, and silence begins."""
+        super().started(ticket)
+        self._said_s = self._loop.time()
+        self._timer = self._loop.call_later(self._interval_s, self._look)
+
+    def tokens(self, position: int, first: int, last: int) -> bool:
+        """As a stream's."""
+        said = super().tokens(position, first, last)
+        if said:
+            self._said_s = self._loop.time()
+        return said
+
+    def deliver(self, ticket: Ticket) -> None:
+        """As a stream's."""
+        self._stop()
+        super().deliver(ticket)
+
+    def failed(self, error: BaseException) -> None:
+        """As a stream's."""
+        self._stop()
+        super().failed(error)
+
+    def _look(self) -> None:
+        """One timer per stream, set anew for what is left of the interval."""
+        if self._exchange.is_lost():
+            return
+        now_s = self._loop.time()
+        if now_s - self._said_s >= self._interval_s:
+            self._exchange.write(KEEP_ALIVE)
+            self._said_s = now_s
+        left_s = self._said_s + self._interval_s - now_s
+        self._timer = self._loop.call_later(left_s, self._look)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def error_answer(error: ApiError) -> Answer:

@@ -32,7 +32,7 @@ from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.settings import HttpSettings
-from frontier_mock.serve.sockets import bind, url_of
+from frontier_mock.serve.sockets import bind, bind_file, url_of
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.simtime import SimTime, to_seconds
@@ -128,10 +128,9 @@ class ClusterServer:
             for worker, served in zip(self.cluster.workers, spec.served, strict=True)
         ]
         with contextlib.ExitStack() as opened:
-            self._sockets = [
-                opened.enter_context(bind(spec.host, worker.port))
-                for worker in spec.cluster.workers
-            ]
+            self._sockets = [opened.enter_context(sock) for sock in _bind_all(spec)]
+            if spec.http.uds is not None:
+                opened.callback(Path(spec.http.uds).unlink, missing_ok=True)
             journal = opened.enter_context(_journal(spec))
             self._opened = opened.pop_all()
         self._digests = WorkerDigests(worker.name for worker in spec.cluster.workers)
@@ -185,7 +184,8 @@ class ClusterServer:
                 # There a client's pool may count real seconds and be silent for virtual hours.
                 web.start()
             self.webs.append(web)
-            self._servers.append(await loop.create_server(web, sock=sock, backlog=_BACKLOG))
+            listen = loop.create_server if self._spec.http.uds is None else loop.create_unix_server
+            self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
             logger.info("Starting vLLM server on %s", url_of(sock, self._spec.host))
         uvicorn_logger.info("Started server process [%d]", os.getpid())
         uvicorn_logger.info("Waiting for application startup.")
@@ -294,6 +294,19 @@ def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock"
 
 _DRAIN_POLL_S = 0.02
 _CLOSE_TIMEOUT_S = 5.0
+
+
+def _bind_all(spec: ServeSpec) -> Iterator[socket.socket]:
+    """One listening socket per worker. Raises ConfigError."""
+    if spec.http.uds is None:
+        for worker in spec.cluster.workers:
+            yield bind(spec.host, worker.port)
+    elif len(spec.cluster.workers) == 1:
+        yield bind_file(spec.http.uds)
+    else:
+        raise ConfigError(
+            f"uds: {spec.http.uds} cannot serve {len(spec.cluster.workers)} workers; allowed: one"
+        )
 
 
 @contextlib.contextmanager

@@ -12,14 +12,16 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from frontier_mock.drive.driver import Driver
-from frontier_mock.drive.protocol import ShutdownError
+from frontier_mock.drive.protocol import ShutdownError, Subscriber
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.cors import Cors
 from frontier_mock.serve.http1 import Request
+from frontier_mock.serve.http_metrics import HttpMetrics
 from frontier_mock.serve.settings import HttpSettings
-from frontier_mock.serve.streaming import Stream, Whole, error_answer
+from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
 from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.completions import parse_completion
@@ -32,7 +34,6 @@ from frontier_mock.wire.errors import (
 )
 from frontier_mock.wire.generation import Generation
 from frontier_mock.wire.models import models_body
-from frontier_mock.wire.prometheus import Counter
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
 
@@ -83,7 +84,13 @@ class VllmApp:
         self._driver = driver
         self._settings = settings
         self._created_s = time.time()
-        self._requests: dict[tuple[str, str, int], int] = {}
+        self._http_metrics = HttpMetrics(self._created_s)
+        self._cors = Cors(
+            settings.allowed_origins,
+            settings.allowed_methods,
+            settings.allowed_headers,
+            settings.allow_credentials,
+        )
         self._keys = [key.encode() for key in settings.api_key]
         self._root = settings.root_path.rstrip("/")
         self._generators = {
@@ -122,8 +129,11 @@ class VllmApp:
         request = exchange.request
         answer: Answer | None
         try:
-            found = self._find(request)
-            answer = found if isinstance(found, Answer) else found(exchange)
+            answer = self._before(request)
+            if answer is None:
+                exchange.began_ns = self._driver.now_ns()
+                found = self._find(request)
+                answer = found if isinstance(found, Answer) else found(exchange)
         except ApiError as error:
             answer = error_answer(error)
         except Exception as error:
@@ -133,16 +143,32 @@ class VllmApp:
         if answer is not None:
             exchange.reply(answer)
 
-    def answering(self, request: Request, status: int) -> str:
-        """Count the answer; the X-Request-Id line if the server was told to send one."""
+    def answering(self, exchange: Exchange, status: int) -> str:
+        """Cross-origin lines, and X-Request-Id if the server was told to send one."""
+        request = exchange.request
+        # Neither a refused key nor a preflight comes as far as cross-origin lines.
+        lines = self._cors.lines(request) if exchange.began_ns >= 0 else ""
+        if not self._settings.enable_request_id_headers:
+            return lines
+        given = request.headers.get("x-request-id")
+        return f"{lines}x-request-id: {uuid.uuid4().hex if given is None else given}\r\n"
+
+    def answered(self, exchange: Exchange, status: int, body_bytes: int) -> None:
+        """Count the answer, if the request came as far as a route."""
+        began_ns = exchange.began_ns
+        if began_ns < 0:
+            return
+        request = exchange.request
         path = self._path(request)
         if path not in _UNCOUNTED:
-            key = (path if path in self._routes else "none", request.method, status // 100)
-            self._requests[key] = self._requests.get(key, 0) + 1
-        if not self._settings.enable_request_id_headers:
-            return ""
-        given = request.headers.get("x-request-id")
-        return f"x-request-id: {uuid.uuid4().hex if given is None else given}\r\n"
+            self._http_metrics.answered(
+                path if path in self._routes else "none",
+                request.method,
+                status,
+                request.headers.get("content-length", "0"),
+                body_bytes,
+                self._driver.now_ns() - began_ns,
+            )
 
     def arriving(self, request: Request) -> None:
         """Time stands still while a prompt is on its way in."""
@@ -162,14 +188,19 @@ class VllmApp:
             return path[len(self._root) :]
         return path
 
-    def _find(self, request: Request) -> Handler | Answer:
-        """The handler, or the answer of whoever stands before it."""
+    def _before(self, request: Request) -> Answer | None:
+        """The answer of whoever stands before the routes: API keys, then cross-origin rules."""
         path, method = self._path(request), request.method
         if self._keys and method != "OPTIONS" and path.startswith(_GUARDED):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             known = [hmac.compare_digest(key.encode(), wanted) for wanted in self._keys]
             if scheme.lower() != "bearer" or not any(known):
                 return Answer(401, unauthorized_body())
+        return self._cors.preflight(request) if method == "OPTIONS" else None
+
+    def _find(self, request: Request) -> Handler | Answer:
+        """The handler, or the answer where there is none."""
+        path, method = self._path(request), request.method
         by_method = self._routes.get(path)
         if by_method is None:
             return Answer(404, b'{"detail":"Not Found"}')
@@ -192,7 +223,7 @@ class VllmApp:
             if actor is None:
                 actor, legs = actor_and_legs(generation.actor)
             submits = [plan.submit for plan in generation.sequences]
-            subscriber = (Stream if generation.stream else Whole)(generation, exchange)
+            subscriber = self._subscriber(generation, exchange)
             ticket = driver.submit(submits, subscriber, actor, generation.n, legs)
         except (ApiError, ShutdownError) as error:
             driver.keeper.refuse(actor, legs)
@@ -201,6 +232,14 @@ class VllmApp:
                 raise engine_dead() from None
             raise
         exchange.on_lost = lambda: driver.abort(ticket)
+
+    def _subscriber(self, generation: Generation, exchange: Exchange) -> Subscriber:
+        if not generation.stream:
+            return Whole(generation, exchange)
+        interval_s = self._settings.sse_keep_alive_interval_s
+        if interval_s > 0:
+            return KeptAlive(generation, exchange, interval_s)
+        return Stream(generation, exchange)
 
     # The rest
 
@@ -241,18 +280,8 @@ class VllmApp:
         part = self._part
         running_tokens = driver.running_tokens(part.number)
         text = part.metrics.render(driver.engine.now_ns, running_tokens)
-        text += self._http_metrics() + render_clock_metrics(driver, self._created_s)
+        text += self._http_metrics.render() + render_clock_metrics(driver, self._created_s)
         return Answer(200, text, _METRICS_TYPE)
-
-    def _http_metrics(self) -> bytes:
-        children = [
-            {"handler": handler, "method": method, "status": f"{hundreds}xx"}
-            for handler, method, hundreds in self._requests
-        ]
-        help_text = "Total number of requests by method, status and handler."
-        family = Counter("http_requests", help_text, children, self._created_s)
-        family.values[:] = list(self._requests.values())
-        return family.render().encode()
 
 
 def _check_json(request: Request) -> None:

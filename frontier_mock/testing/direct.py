@@ -36,7 +36,6 @@ class DirectExchange(Exchange):
         "_pieces",
         "_unread_bytes",
         "_waiter",
-        "begun",
         "ended",
         "headers",
         "status",
@@ -45,6 +44,7 @@ class DirectExchange(Exchange):
     def __init__(self, request: Request, app: App) -> None:
         self.request = request
         self.on_lost = None
+        self.began_ns = -1
         self.status = 0
         self.headers: list[tuple[str, str]] = []
         self.begun = False
@@ -60,16 +60,17 @@ class DirectExchange(Exchange):
         """The whole answer."""
         if self.ended:
             return
-        extra = answer.extra + self._app.answering(self.request, answer.status)
+        extra = answer.extra + self._app.answering(self, answer.status)
         self._open(answer.status, answer.content_type, extra)
         if self.request.method != "HEAD":
             self._pieces.append(answer.body)
+        self._app.answered(self, answer.status, len(answer.body))
         self._close()
 
     def begin(self, content_type: str, extra: str = "") -> None:
         """Status 200 and headers of an answer that follows piece by piece."""
         if not self.ended:
-            self._open(200, content_type, extra + self._app.answering(self.request, 200))
+            self._open(200, content_type, extra + self._app.answering(self, 200))
             self._wake()
 
     def write(self, data: bytes) -> None:
@@ -84,17 +85,24 @@ class DirectExchange(Exchange):
         if not self.ended:
             if data:
                 self._pieces.append(data)
+            self._app.answered(self, 200, 0)
             self._close()
 
     def behind(self) -> bool:
         """Whether the reader is so slow that it is better to write less often."""
         return self._unread_bytes > _READER_BEHIND_BYTES
 
+    def is_lost(self) -> bool:
+        """Whether there is nobody to answer any more."""
+        return self.ended
+
     def lost(self) -> None:
         """The reader has gone."""
         if self.ended:
             return
         self.ended = True
+        if self.begun:
+            self._app.answered(self, 200, 0)
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost()

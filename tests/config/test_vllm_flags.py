@@ -47,6 +47,8 @@ def words(flag: Flag, option: str) -> list[str]:
         return [option, "--tool-call-parser", "hermes"]
     if kind in ("switch", "flag"):
         return [option]
+    if flag.name in ("allowed_origins", "allowed_methods", "allowed_headers"):
+        return [option, '["x"]']
     if flag.name in SPECIAL:
         return [option, SPECIAL[flag.name]]
     if kind == "choice":
@@ -181,6 +183,9 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
         (["m", "--max-model-len", "9" * 400 + "k"], "is too large"),
         (["--config"], "argument --config: '' is not a .yaml or .yml file"),
         (["--config", "absent.yaml"], "argument --config: cannot read absent.yaml: No such file"),
+        (["--allowed-origins", "{}"], "argument --allowed-origins: {} is not a JSON list"),
+        (["--allowed-methods", "[1]"], "argument --allowed-methods: [1] is not a JSON list"),
+        (["--sse-keep-alive-interval", "-1"], "argument --sse-keep-alive-interval"),
         (["--config", "a.json"], "argument --config: 'a.json' is not a .yaml or .yml file"),
         (["--config", "a.yaml", "--config", "b.yaml"], "argument --config: given more than once"),
     ],

@@ -20,6 +20,7 @@ class Echo:
         self.late: list[Exchange] = []
         self.hold = False
         self.on_the_way = 0
+        self.answers: list[tuple[int, int]] = []
 
     def handle(self, exchange: Exchange) -> None:
         self.requests.append(exchange.request)
@@ -28,8 +29,11 @@ class Echo:
         else:
             exchange.reply(Answer(200, exchange.request.body, "text/plain"))
 
-    def answering(self, request: Request, status: int) -> str:
+    def answering(self, exchange: Exchange, status: int) -> str:
         return "x-seen: yes\r\n"
+
+    def answered(self, exchange: Exchange, status: int, body_bytes: int) -> None:
+        self.answers.append((status, body_bytes))
 
     def arriving(self, request: Request) -> None:
         self.on_the_way += 1
