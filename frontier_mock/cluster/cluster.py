@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.core.calendar import RANK_DELIVER, Calendar
-from frontier_mock.core.commands import AUTO_WORKER, Abort, Command, Submit
+from frontier_mock.core.commands import (
+    AUTO_WORKER,
+    Abort,
+    Command,
+    Flush,
+    Pause,
+    Resume,
+    Submit,
+)
 from frontier_mock.core.events import EventLog, Rejected, Submitted
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.serving.sequence import DONE, Sequence
@@ -72,12 +80,17 @@ class Cluster:
         self.now_ns = t_ns
 
     def feed(self, t_ns: SimTime, command: Command) -> int:
-        """Advance to `t_ns`, then apply `command`. Returns the rid of a Submit, -1 for an Abort."""
+        """Advance to `t_ns`, then apply `command`.
+
+        Returns the rid of a Submit, whether a Flush was done (1 or 0), and -1 for other commands.
+        """
         self.advance_to(t_ns)
+        if isinstance(command, Submit):
+            return self._submit(command)
         if isinstance(command, Abort):
             self._abort(command.rid)
             return -1
-        return self._submit(command)
+        return self._control(command)
 
     def tokens(self, rid: int) -> int:
         """Output tokens that sequence `rid` has produced by now. Raises KeyError once it ended."""
@@ -128,6 +141,9 @@ class Cluster:
         now = self.now_ns
         prompt_tokens = command.prompt.num_tokens
         self.log.append(Submitted(now, index, rid, prompt_tokens, command.max_tokens))
+        if worker.refuses:
+            self.log.append(Rejected(now, index, rid, "paused"))
+            return rid
         if prompt_tokens + command.output_tokens > spec.max_model_len:
             self.log.append(Rejected(now, index, rid, "prompt_too_long"))
             return rid
@@ -150,6 +166,23 @@ class Cluster:
             worker = self.workers[seq.worker]
             worker.abort(seq, self.now_ns)
             self._calendar.wake_at(worker.index, worker.wake_ns)
+
+    def _control(self, command: Pause | Resume | Flush) -> int:
+        now = self.now_ns
+        worker = self.workers[command.worker]
+        result = -1
+        if isinstance(command, Flush):
+            result = int(worker.flush(command.retract, now))
+        elif isinstance(command, Resume):
+            worker.resume(now)
+        else:
+            if command.mode == "abort":
+                for seq in self._live.values():
+                    if seq.worker == command.worker:
+                        worker.abort(seq, now)
+            worker.pause(command, now, self._next_rid)
+        self._calendar.wake_at(worker.index, worker.wake_ns)
+        return result
 
     def _sweep(self) -> None:
         """Forget ended sequences, at a cost that is constant per submission."""

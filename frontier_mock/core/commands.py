@@ -37,4 +37,42 @@ class Abort:
     rid: int
 
 
-Command = Submit | Abort
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Bring an engine to rest between two steps; `core.events.Controlled` says when it is.
+
+    `mode` says what becomes of the sequences in flight. "keep": they stay where they are until
+    `Resume` (vLLM's "keep", SGLang's "in_place"). "retract": those running go back to the waiting
+    queue and free their blocks (SGLang's "retract"). "finish": they run to their end. "abort": they
+    are aborted. In the first two modes new arrivals wait in the engine's queue, in the last two
+    outside of it. With `refuse` they are rejected instead, as `Rejected` with reason "paused".
+    """
+
+    worker: int
+    mode: str = "keep"
+    refuse: bool = False
+
+
+PAUSE_MODES = ("keep", "retract", "finish", "abort")
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on after a `Pause`; nothing if there was none."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Forget the prefix cache, if no block is in use; `feed` returns 1 if that was done, else 0.
+
+    `retract` sends whatever runs back to the waiting queue first, at the next boundary (vLLM's
+    `reset_running_requests`); `Controlled` tells when, and `feed` returns 1.
+    """
+
+    worker: int
+    retract: bool = False
+
+
+Command = Submit | Abort | Pause | Resume | Flush

@@ -76,7 +76,7 @@ class Finished(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Refused on arrival: `reason` is "prompt_too_long" or "queue_full"."""
+    """Refused on arrival: `reason` is "prompt_too_long", "queue_full" or "paused"."""
 
     t_ns: SimTime
     worker: int
@@ -84,7 +84,20 @@ class Rejected(NamedTuple):
     reason: str
 
 
-Event = Submitted | Queued | Scheduled | FirstToken | Preempted | Finished | Rejected
+class Controlled(NamedTuple):
+    """The engine followed, or finished following, a command that is about no sequence (rid -1).
+
+    `what`: "pause" when told to, "rest" when a paused engine executes nothing any more (at once,
+    if it did not), "resume", "flush" when the prefix cache has been forgotten.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    what: str
+
+
+Event = Submitted | Queued | Scheduled | FirstToken | Preempted | Finished | Rejected | Controlled
 
 
 class EventLog:

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Iterable
 
-from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.commands import PAUSE_MODES, Abort, Command, Flush, Pause, Resume, Submit
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.simtime import SimTime
 
@@ -32,8 +32,8 @@ class Journal:
 
 def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
     """One entry as JSON without a newline; prompts are cut into blocks of `block_tokens`."""
-    if isinstance(command, Abort):
-        return json.dumps({"t": stamp_ns, "abort": command.rid})
+    if not isinstance(command, Submit):
+        return json.dumps({"t": stamp_ns, **_control_fields(command)})
     keys = command.prompt.block_keys(block_tokens)
     return json.dumps(
         {
@@ -46,6 +46,16 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
             "tag": command.tag,
         }
     )
+
+
+def _control_fields(command: Abort | Pause | Resume | Flush) -> dict[str, object]:
+    if isinstance(command, Abort):
+        return {"abort": command.rid}
+    if isinstance(command, Pause):
+        return {"pause": command.worker, "mode": command.mode, "refuse": command.refuse}
+    if isinstance(command, Resume):
+        return {"resume": command.worker}
+    return {"flush": command.worker, "retract": command.retract}
 
 
 def from_lines(lines: Iterable[str]) -> Journal:
@@ -61,8 +71,9 @@ def from_lines(lines: Iterable[str]) -> Journal:
 
 def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
     stamp_ns = _int(fields["t"])
-    if "abort" in fields:
-        return stamp_ns, Abort(_int(fields["abort"]))
+    control = _control(fields)
+    if control is not None:
+        return stamp_ns, control
     prompt, output = fields["prompt"], fields["output"]
     if not isinstance(prompt, list) or not isinstance(output, list):
         raise ValueError("prompt and output must be lists")
@@ -78,6 +89,22 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         output_keys=_unpack(fields["output_keys"]),
         tag=str(fields["tag"]),
     )
+
+
+def _control(fields: dict[str, object]) -> Command | None:
+    """The command, if it is not a Submit."""
+    if "abort" in fields:
+        return Abort(_int(fields["abort"]))
+    if "pause" in fields:
+        mode = str(fields["mode"])
+        if mode not in PAUSE_MODES:
+            raise ValueError(f"unknown pause mode {mode!r}")
+        return Pause(_int(fields["pause"]), mode, bool(fields["refuse"]))
+    if "resume" in fields:
+        return Resume(_int(fields["resume"]))
+    if "flush" in fields:
+        return Flush(_int(fields["flush"]), bool(fields["retract"]))
+    return None
 
 
 def _int(value: object) -> int:

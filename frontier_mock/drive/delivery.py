@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from frontier_mock.core.commands import AUTO_WORKER, Submit
-from frontier_mock.core.events import Event, Finished, FirstToken, Rejected, Scheduled
+from frontier_mock.core.events import (
+    Controlled,
+    Event,
+    Finished,
+    FirstToken,
+    Rejected,
+    Scheduled,
+)
 from frontier_mock.drive.protocol import Engine, Flight, Folder, Ticket
 from frontier_mock.simtime import SimTime
 
@@ -31,6 +38,10 @@ class Requests(Protocol):
 
     def drop(self, ticket: Ticket, error: BaseException) -> None:
         """Its subscriber failed."""
+        ...
+
+    def controlled(self, event: Controlled) -> None:
+        """The engine followed a command that is about no request."""
         ...
 
 
@@ -136,6 +147,8 @@ class Delivery:
                     flight.cached_tokens = event.cached_tokens
             elif isinstance(event, Rejected):
                 self._refuse(event.rid, event.reason)
+            elif isinstance(event, Controlled):
+                self._requests.controlled(event)
         self._cursor = end
         if end - self._digested >= _EVENTS_BATCH:
             self._digest(end)

@@ -23,11 +23,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from frontier_mock.core.commands import Abort, Command, Submit
-from frontier_mock.core.events import Event
+from frontier_mock.core.events import Controlled, Event
 from frontier_mock.drive.alarm import Alarm, FineAlarm, LoopAlarm
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.leases import Feed, Move, Resume, StallError
+from frontier_mock.drive.operations import Agenda, Done, Operation
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.protocol import (
     Engine,
@@ -48,8 +49,8 @@ _MOVES_PER_PUMP = 256
 
 _DISARMED = -1
 
-Item = tuple[Ticket, bool]
-"""What waits in the inbox: a request, and whether it enters (True) or is aborted (False)."""
+Item = tuple[Ticket | Operation, bool]
+"""What waits in the inbox: a request or operation, and whether it enters or is aborted (False)."""
 
 Action = Callable[[], None]
 """What an actor's resumption sets off."""
@@ -93,6 +94,7 @@ class Driver:
         self._wall_ns = wall_ns
         self._journal = journal
         self.delivery = Delivery(engine, folders, self, keep_events, on_drop)
+        self._agenda = Agenda()
         self._inbox: list[tuple[SimTime, Item]] = []
         self._due: SimTime | None = None
         self._due_known = False
@@ -165,6 +167,24 @@ class Driver:
         self.keeper.disconnect(ticket.actor)
         self.withdraw(ticket)
 
+    def operate(
+        self, command: Command | None, delay_ns: SimTime = 0, actor: str | None = None
+    ) -> asyncio.Future[Done]:
+        """Have the engine follow `command`, stamped now, then let `delay_ns` of its time pass.
+
+        A Pause is followed when the engine is at rest. While the future is pending `actor`, if that
+        is one, waits as it does for a response. Fails with ShutdownError if the engine stops.
+        """
+        if self.error is not None or not self.accepting:
+            raise ShutdownError("the engine takes no more requests")
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        stamp = self._stamp()
+        self.keeper.park(actor)
+        operation = Operation(command, delay_ns, actor, future)
+        self._agenda.asked(operation)
+        self._post(stamp, operation, True)
+        return future
+
     def poke(self) -> None:
         """The Timekeeper was told something: decide again soon."""
         if self._pump_soon is None and self.error is None and self._loop is not None:
@@ -215,6 +235,7 @@ class Driver:
         Requests that were still waiting to be fed have never been in the engine; they fail.
         """
         self.accepting = False
+        self._give_up(ShutdownError("the server is shutting down"))
         for ticket in list(self.in_flight):
             if not ticket.flights:
                 self.drop(ticket, ShutdownError("the server is shutting down"))
@@ -245,11 +266,11 @@ class Driver:
         now = self.now_ns()
         return max(now, self._inbox[-1][0]) if self._inbox else now
 
-    def _post(self, stamp: SimTime, ticket: Ticket, enters: bool) -> None:
+    def _post(self, stamp: SimTime, what: Ticket | Operation, enters: bool) -> None:
         if self._warp:
-            self.keeper.post(ticket.actor, (ticket, enters))
+            self.keeper.post(what.actor, (what, enters))
         else:
-            self._inbox.append((stamp, (ticket, enters)))
+            self._inbox.append((stamp, (what, enters)))
         self.poke()
 
     def _feed(self, stamp: SimTime, command: Command) -> int:
@@ -260,6 +281,12 @@ class Driver:
 
     def _apply(self, stamp: SimTime, item: Item) -> None:
         ticket, enters = item
+        if isinstance(ticket, Operation):
+            if ticket.command is not None:
+                ticket.result = self._feed(stamp, ticket.command)
+            self._due_known = False
+            self._agenda.begin(ticket, stamp)
+            return
         if not enters:
             for flight in ticket.flights:
                 if self.delivery.flights.pop(flight.rid, None) is not None:
@@ -315,8 +342,24 @@ class Driver:
             self._late(now - due)
         self.engine.advance_to(now)
         self._due_known = False
-        self.delivery.deliver(now)
+        self._deliver(now)
         self._resume(self.keeper.elapse(now))
+
+    def _deliver(self, now: SimTime) -> None:
+        self.delivery.deliver(now)
+        if self._agenda.next_ns is not None:
+            for operation in self._agenda.pop_due(now):
+                self._conclude(operation, now)
+
+    def _conclude(self, operation: Operation, now: SimTime) -> None:
+        """An operation is over: its actor may go on, in its turn."""
+        self._due_known = False
+        if self._warp:
+            self.keeper.complete(operation.actor, lambda: operation.resolve(now))
+            return
+        if operation.actor is not None:
+            self.keeper.complete(operation.actor, _nothing)
+        operation.resolve(now)
 
     def _late(self, lateness_ns: SimTime) -> None:
         self.drift.observe(lateness_ns)
@@ -348,14 +391,14 @@ class Driver:
             if isinstance(decision, Move):
                 engine.advance_to(keeper.now_ns)
                 self._due_known = False
-                self.delivery.deliver(keeper.now_ns)
+                self._deliver(keeper.now_ns)
             elif isinstance(decision, Resume):
                 self._resume(decision.tokens)
             elif isinstance(decision, Feed):
                 now = keeper.now_ns
                 for item in decision.items:
                     self._apply(now, item)
-                self.delivery.deliver(now)
+                self._deliver(now)
             else:
                 self._wait(decision.until_wall_ns)
                 return
@@ -392,6 +435,9 @@ class Driver:
         boundary = self.delivery.next_boundary()
         if boundary is not None and (due is None or boundary < due):
             due = boundary
+        timer = self._agenda.next_ns
+        if timer is not None and (due is None or timer < due):
+            due = timer
         self._engine_due = due
         self._due_known = True
         return due
@@ -414,6 +460,15 @@ class Driver:
         if ticket.actor is not None:
             self.keeper.complete(ticket.actor, _nothing)
         self._hand_over(ticket)
+
+    def controlled(self, event: Controlled) -> None:
+        """The engine followed a command: operations may be over."""
+        self._agenda.observe(event)
+
+    def _give_up(self, error: BaseException) -> None:
+        """No operation will be concluded any more."""
+        for operation in self._agenda.clear():
+            operation.fail(error)
 
     def _hand_over(self, ticket: Ticket) -> None:
         try:
@@ -444,6 +499,7 @@ class Driver:
             ticket.closed = True
             ticket.subscriber.failed(error)
         self.in_flight.clear()
+        self._give_up(error)
         self._resume(self.keeper.abandon())
         self._disarm()
         self.died.set()

@@ -49,7 +49,7 @@ class WorkerDigests:
             if isinstance(event, Submitted):
                 numbers[event.rid] = self._arrived[worker]
                 self._arrived[worker] += 1
-            rest = (event.t_ns, numbers[event.rid], *event[3:])
+            rest = (event.t_ns, numbers.get(event.rid, -1), *event[3:])
             lines[worker].append(f"{type(event).__name__}{rest}\n")
             if isinstance(event, Finished | Rejected):
                 del numbers[event.rid]

@@ -14,11 +14,14 @@ Rule 4. A step that only computes prompts while the decodes wait (SGLang) is a p
 Rule 5. Step ends come from the timeline's closed form. A segment goes on while the decode batch and
         the cost line stay the same, however the run was cut, so stepping one by one and stepping by
         thousands give the same nanoseconds (the macro-step law of design.md section 3).
+Rule 6. A pause is a hold: "keep" and "retract" decide no further step, "drain" goes on deciding but
+        lets no new arrival in. The worker is at rest once it executes nothing under a hold.
 """
 
 from typing import NamedTuple
 
-from frontier_mock.core.events import EventLog, Finished, Queued
+from frontier_mock.core.commands import Pause
+from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
@@ -26,6 +29,8 @@ from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.simtime import SimTime
+
+_DRAIN = "drain"
 
 
 class Gauges(NamedTuple):
@@ -74,6 +79,14 @@ class Worker:
         self._segment: tuple[int, int, int] = (0, 0, 0)
         self._busy_since: SimTime = 0
         self._busy_ns: SimTime = 0
+        self.refuses = False
+        self._hold = ""
+        self._frozen = False
+        self._resting = False
+        self._flush_at_rest = False
+        self._held: list[Sequence] = []
+        self._held_from = 0
+        self._awaited = 0
 
     # What others ask for ---------------------------------------------------------------------
 
@@ -84,13 +97,20 @@ class Worker:
         boundary of that instant.
         """
         self.in_frontend -= 1
+        if self._hold == _DRAIN and self._stays_outside(seq, t_ns):
+            return
         if seq.state == DONE:
             return
+        self._enter(seq, t_ns, at_once)
+
+    def _enter(self, seq: Sequence, t_ns: SimTime, at_once: bool) -> None:
+        """Put a sequence into the scheduler's queue."""
         self._log.append(Queued(t_ns, self.index, seq.rid))
         scheduler = self.scheduler
         if self._executing is None:
             scheduler.enqueue(seq)
-            self.wake_ns = t_ns
+            if not self._frozen:
+                self.wake_ns = t_ns
             return
         step = self._reach(t_ns + at_once)
         scheduler.enqueue(seq)
@@ -171,6 +191,92 @@ class Worker:
             busy_ns=busy,
         )
 
+    # Control ---------------------------------------------------------------------------------
+
+    def pause(self, command: Pause, t_ns: SimTime, next_rid: int) -> None:
+        """Come to rest; aborts of the mode "abort" are the caller's, sequences are its to know.
+
+        `next_rid` is that of the first sequence that comes after this command.
+        """
+        self.refuses = command.refuse
+        self._frozen = command.mode in ("keep", "retract")
+        self._hold = command.mode if self._frozen else _DRAIN
+        self._resting = False
+        self._held_from = next_rid
+        self._awaited = self.in_frontend
+        self._log.append(Controlled(t_ns, self.index, -1, "pause"))
+        if self._executing is not None:
+            self._cut(self._reach(t_ns + 1))
+        elif self._frozen or not self.scheduler.num_live:
+            self._come_to_rest(t_ns)
+        else:
+            self.wake_ns = t_ns
+
+    def resume(self, t_ns: SimTime) -> None:
+        """End a pause; what had to stay outside comes in."""
+        if not self._hold:
+            return
+        self._hold = ""
+        self._frozen = self.refuses = self._flush_at_rest = False
+        self._log.append(Controlled(t_ns, self.index, -1, "resume"))
+        held, self._held = self._held, []
+        for seq in held:
+            if seq.state != DONE:
+                self._enter(seq, t_ns, at_once=True)
+        if self._executing is None and self.scheduler.num_live:
+            self.wake_ns = t_ns
+
+    def flush(self, retract: bool, t_ns: SimTime) -> bool:
+        """Forget the prefix cache; False, and nothing done, if blocks are in use.
+
+        With `retract` it will be done as soon as no step is executing, and running sequences start
+        again after it.
+        """
+        self.settle(t_ns)
+        if not retract:
+            done = self.kv.reset()
+            if done:
+                self._log.append(Controlled(t_ns, self.index, -1, "flush"))
+            return done
+        self._flush_at_rest = True
+        self._frozen = True
+        if self._executing is not None:
+            self._cut(self._reach(t_ns + 1))
+        else:
+            self._come_to_rest(t_ns)
+        return True
+
+    def _stays_outside(self, seq: Sequence, t_ns: SimTime) -> bool:
+        """While draining: whether an arrival came after the pause, or is gone already."""
+        if seq.rid >= self._held_from:
+            self._held.append(seq)
+            return True
+        self._awaited -= 1
+        if seq.state == DONE and self._executing is None:
+            self._come_to_rest(t_ns)
+        return seq.state == DONE
+
+    def _come_to_rest(self, t_ns: SimTime) -> None:
+        """Nothing is executing, and somebody asked for that."""
+        scheduler = self.scheduler
+        hold = self._hold
+        if self._flush_at_rest:
+            self._flush_at_rest = False
+            scheduler.retract_all(t_ns)
+            self.kv.reset()
+            self._log.append(Controlled(t_ns, self.index, -1, "flush"))
+            self._frozen = hold in ("keep", "retract")
+            if not self._frozen and scheduler.num_live:
+                self.wake_ns = t_ns
+        if not hold or self._resting:
+            return
+        if hold == _DRAIN and (scheduler.num_live or self._awaited):
+            return
+        if hold == "retract":
+            scheduler.retract_all(t_ns)
+        self._resting = True
+        self._log.append(Controlled(t_ns, self.index, -1, "rest"))
+
     # Boundaries ------------------------------------------------------------------------------
 
     def wake(self, t_ns: SimTime) -> None:
@@ -195,9 +301,10 @@ class Worker:
         step = self._step + 1
         current = self._queued
         self._queued = None
-        if current is None:
+        frozen = self._frozen
+        if current is None and not frozen:
             current = scheduler.schedule(step, t_ns)
-        if current is None and scheduler.num_waiting:
+        if current is None and scheduler.num_waiting and not frozen:
             # Everything running was preempted; vLLM's empty step costs no time, the next admits.
             current = scheduler.schedule(step, t_ns)
         if current is None:
@@ -205,9 +312,12 @@ class Worker:
                 self._busy_ns += t_ns - self._busy_since
             self._executing = None
             self.wake_ns = None
-            scheduler.went_idle()
+            if not frozen:
+                scheduler.went_idle()
+            if frozen or self._hold:
+                self._come_to_rest(t_ns)
             return
-        if self._async:
+        if self._async and not frozen:
             ahead = step + current.ticks
             self._queued = scheduler.schedule(ahead, t_ns)
             self._queued_for = ahead

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.routing import POLICIES
-from frontier_mock.core.commands import Abort, Command, Submit
+from frontier_mock.core.commands import (
+    PAUSE_MODES,
+    Abort,
+    Command,
+    Flush,
+    Pause,
+    Resume,
+    Submit,
+)
 from frontier_mock.core.events import Finished, FirstToken, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
@@ -42,7 +50,7 @@ def schedulers(draw: st.DrawFn) -> SchedulerSpec:
 
 
 @st.composite
-def commands(draw: st.DrawFn, block: int) -> list[tuple[int, Command]]:
+def commands(draw: st.DrawFn, block: int, *, controls: bool = False) -> list[tuple[int, Command]]:
     timed: list[tuple[int, Command]] = []
     now = 0
     submitted = 0
@@ -50,6 +58,9 @@ def commands(draw: st.DrawFn, block: int) -> list[tuple[int, Command]]:
         now += draw(st.sampled_from([0, 1, 1000, 700_000, 1_000_123, 9_000_000, 200_000_000]))
         if submitted and draw(st.integers(0, 5)) == 0:
             timed.append((now, Abort(draw(st.integers(0, submitted)))))
+            continue
+        if controls and draw(st.integers(0, 3)) == 0:
+            timed.append((now, draw(control_commands())))
             continue
         length = draw(st.integers(1, 180))
         output = draw(st.integers(1, 110))
@@ -67,7 +78,18 @@ def commands(draw: st.DrawFn, block: int) -> list[tuple[int, Command]]:
             )
         )
         submitted += 1
+    if controls:
+        timed.append((now + draw(st.sampled_from([0, 1_000_000, 10**9])), Resume(0)))
     return timed
+
+
+def control_commands() -> st.SearchStrategy[Command]:
+    """What an operator may ask of worker 0."""
+    return st.one_of(
+        st.builds(Pause, st.just(0), st.sampled_from(PAUSE_MODES), st.booleans()),
+        st.builds(Resume, st.just(0)),
+        st.builds(Flush, st.just(0), st.booleans()),
+    )
 
 
 def play(cluster: Cluster, timed: list[tuple[int, Command]], check: bool = False) -> None:

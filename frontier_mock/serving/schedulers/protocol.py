@@ -103,6 +103,10 @@ class Scheduler(Protocol):
         """
         ...
 
+    def retract_all(self, t_ns: SimTime) -> None:
+        """Send all that run back to the waiting queue; nothing is in flight when this is called."""
+        ...
+
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide the next step, tick `step` if it has decodes; None if there is nothing to do."""
         ...

@@ -493,6 +493,33 @@ class SglangScheduler:
         self.preemptions += 1
         self._log.append(Preempted(t_ns, self._worker, seq.rid, seq.base))
 
+    def retract_all(self, t_ns: SimTime) -> None:
+        """Send the batch back to the queue in its own order, with nothing in flight.
+
+        SGLang 0.5.23's `pause_generation` in mode "retract".
+        """
+        done = self.seen_step
+        self._roll(done + 1)
+        retracted = sorted(self.running.values(), key=lambda seq: seq.place)
+        for seq in retracted:
+            self._evict_running(seq, t_ns, done)
+        if self._chunked is not None:
+            retracted.append(self._chunked)
+            self._evict_chunked(self._chunked, t_ns)
+        for seq in retracted:
+            self._requeue(seq, t_ns)
+        self._full = self.blocked = False
+
+    def _evict_chunked(self, seq: Sequence, t_ns: SimTime) -> None:
+        """Free what a request holds whose prompt is half computed."""
+        self._holdings.release(seq, seq.computed)
+        self._chunked = None
+        self._had_chunk = False
+        seq.computed = 0
+        seq.preemptions += 1
+        self.preemptions += 1
+        self._log.append(Preempted(t_ns, self._worker, seq.rid, seq.base))
+
     def _preempt_for(
         self,
         seq: Sequence,

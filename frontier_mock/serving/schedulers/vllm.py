@@ -487,6 +487,17 @@ class VllmScheduler:
         victim.finish_step = 0
         self._requeue(victim)
 
+    def retract_all(self, t_ns: SimTime) -> None:
+        """Preempt everybody, the latest admitted first, with nothing in flight.
+
+        vLLM 0.33's `reset_prefix_cache(reset_running_requests=True)`.
+        """
+        step = self.last_scheduled + 1
+        self._roll(step)
+        for seq in reversed(list(self.running.values())):
+            self._preempt(seq, step, t_ns, had_turn=False)
+        self.blocked = False
+
     # Many steps ------------------------------------------------------------------------------
 
     def coast_limit(self, limit: int) -> int:
