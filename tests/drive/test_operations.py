@@ -55,13 +55,16 @@ async def test_in_warp_an_actor_waits_for_its_operation_without_holding_time() -
 
 async def test_a_flush_waits_for_its_retraction() -> None:
     run = Run(WARP)
+    run.driver.keeper.register(1, ["admin"])
     reader = Reader()
     run.driver.submit([submit(1, 50)], reader)
-    await run.driver.operate(None, 5_000_000)
-    refused = await run.driver.operate(Flush(0))
+    await run.driver.operate(None, 5_000_000, actor="admin")
+    refused = await run.driver.operate(Flush(0), actor="admin")
     assert refused.result == 0
-    done = await run.driver.operate(Flush(0, retract=True))
+    done = await run.driver.operate(Flush(0, retract=True), actor="admin")
     assert done.result == 1
+    run.driver.keeper.release(["admin"])
+    run.driver.poke()
     await reader.done
     assert reader.flights[0].output_tokens == 50
     run.driver.stop()
