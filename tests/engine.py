@@ -6,7 +6,8 @@ from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
 from frontier_mock.core.prompt import KeyedPrompt
-from frontier_mock.cost.protocol import Chunk, DecodeLine
+from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
+from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import (
     EnginePreset,
     HardwareSpec,
@@ -30,7 +31,30 @@ class LinearCost:
         return 1_000_000 + 1000 * num_decodes + decode_kv_tokens // 3 + work
 
 
-def step_spec(frontend_s: float = 0.0) -> StepSpec:
+class LinearRankCost(LinearCost):
+    """Ranks wait for the slowest; experts see everybody's tokens."""
+
+    def lockstep(self, batches: Sequence[RankBatch]) -> int:
+        slowest = max(
+            sum(chunk.new * (100 + chunk.past // 64) for chunk in batch.chunks)
+            + batch.kv_tokens // 3
+            for batch in batches
+        )
+        tokens = sum(max(1, batch.num_decodes) for batch in batches)
+        return 1_000_000 + 1000 * tokens + slowest
+
+    def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
+        slowest = slowest_rank([(b, _attention(b)) for b in batches if b.num_decodes])
+        tokens = sum(max(1, batch.num_decodes) for batch in batches)
+        return LockstepRun(1e6 + 1000.0 * tokens + slowest[0], slowest[1], slowest[2])
+
+
+def _attention(batch: RankBatch) -> DecodeLine:
+    knot = (batch.kv_tokens // 997 + 1) * 997
+    return DecodeLine(knot / 7, 0.3, knot - 1)
+
+
+def step_spec(frontend_s: float = 0.0, lockstep: int = 1) -> StepSpec:
     hardware = HardwareSpec(
         "toy", "toy", 1, 1e12, 2e12, 1 << 30, 1e12, 1e11, 1e10, 1e10, 1.0, "made up"
     )
@@ -38,7 +62,7 @@ def step_spec(frontend_s: float = 0.0) -> StepSpec:
     engine = EnginePreset(
         "toy", "vllm", "0", True, 0, 0, 0, frontend_s, frontend_s / 1000, 0.9, 8, 64, "made up"
     )
-    return StepSpec(hardware, model, ParallelSpec(), PrecisionSpec(), engine, True, ())
+    return StepSpec(hardware, model, ParallelSpec(dp=lockstep), PrecisionSpec(), engine, True, ())
 
 
 def toy_cluster(
@@ -56,6 +80,27 @@ def toy_cluster(
     return build_cluster(
         ClusterSpec(specs, policy, 0, single_step), [LinearCost() for _ in range(workers)]
     )
+
+
+def ranked_cluster(
+    scheduler: AnySchedulerSpec,
+    *,
+    servers: int = 1,
+    ranks: int = 2,
+    lockstep: bool = True,
+    single_step: bool = False,
+    frontend_s: float = 0.0,
+    rank_policy: str = "vllm",
+) -> Cluster:
+    """Servers of data-parallel ranks, in lock-step or independent of each other."""
+    step = step_spec(frontend_s, ranks if lockstep else 1)
+    specs = tuple(
+        WorkerSpec(f"w{i}", 8000 + i, "colocated", "toy", step, scheduler, rank, ranks, rank_policy)
+        for i in range(servers)
+        for rank in range(ranks)
+    )
+    spec = ClusterSpec(specs, "round_robin", 0, single_step)
+    return build_cluster(spec, [LinearRankCost() for _ in specs])
 
 
 def prompt(num_tokens: int, content: int, block: int, shared_blocks: int = 0) -> KeyedPrompt:

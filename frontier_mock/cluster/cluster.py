@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceABC
 import numpy as np
 from numpy.typing import NDArray
 
+from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.core.calendar import RANK_DELIVER, Calendar
@@ -24,7 +25,8 @@ from frontier_mock.core.commands import (
     Submit,
 )
 from frontier_mock.core.events import EventLog, Rejected, Submitted
-from frontier_mock.cost.protocol import StepCost
+from frontier_mock.cost.protocol import LockstepCost, StepCost
+from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, Sequence
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime, from_seconds
@@ -42,7 +44,17 @@ class Cluster:
             for i, (worker, cost) in enumerate(zip(spec.workers, costs, strict=True))
         ]
         self._calendar = Calendar(len(self.workers))
-        self._router = Router(spec.router_policy, spec.seed, self.workers)
+        self._servers = [
+            range(i, i + worker.dp_size)
+            for i, worker in enumerate(spec.workers)
+            if worker.dp_rank == 0
+        ]
+        self._ranks: dict[int, Ranks] = {}
+        for server in self._servers:
+            self._join_ranks(server, costs[server.start])
+        self._router = Router(
+            spec.router_policy, spec.seed, [self._engines(server) for server in self._servers]
+        )
         self._live: dict[int, Sequence] = {}
         self._sweep_at = 1024
         self._next_rid = 0
@@ -50,6 +62,23 @@ class Cluster:
             (from_seconds(w.step.engine.frontend_s), w.step.engine.frontend_token_s * 1e9)
             for w in spec.workers
         ]
+
+    def _engines(self, server: range) -> list[Worker]:
+        return self.workers[server.start : server.stop]
+
+    def _join_ranks(self, server: range, cost: StepCost) -> None:
+        """Make one server of data-parallel ranks; with experts they wait for each other."""
+        spec = self.spec.workers[server.start]
+        if len(server) == 1:
+            return
+        ranks = self._engines(server)
+        self._ranks[server.start] = Ranks(spec.rank_policy, ranks)
+        if spec.step.parallel.dp > 1:
+            Lockstep(ranks, _joint(cost), self.spec.single_step)
+
+    def ranks(self, worker: int) -> range:
+        """The engines of the server whose first engine is `worker`, itself among them."""
+        return range(worker, worker + self.spec.workers[worker].dp_size)
 
     def next_time(self) -> SimTime | None:
         """Time of the next internal event, or None when nothing is left to happen."""
@@ -73,10 +102,11 @@ class Cluster:
                 seq = live[key]
                 worker = workers[seq.worker]
                 worker.deliver(seq, at_ns, self._frontend_ns[seq.worker] == (0, 0))
+                waker = worker.waker
             else:
-                worker = workers[key]
-                worker.wake(at_ns)
-            calendar.wake_at(worker.index, worker.wake_ns)
+                waker = workers[key].waker
+                waker.wake(at_ns)
+            calendar.wake_at(waker.index, waker.wake_ns)
         self.now_ns = t_ns
 
     def feed(self, t_ns: SimTime, command: Command) -> int:
@@ -135,7 +165,9 @@ class Cluster:
         self._next_rid = rid + 1
         index = command.worker
         if index == AUTO_WORKER:
-            index = self._router.choose(command.prompt, self.now_ns)
+            index = self._servers[self._router.choose(command.prompt, self.now_ns)].start
+        if self._ranks and (ranks := self._ranks.get(index)) is not None:
+            index += ranks.choose(command, self.now_ns)
         worker = self.workers[index]
         spec = worker.spec
         now = self.now_ns
@@ -165,11 +197,16 @@ class Cluster:
         if seq is not None:
             worker = self.workers[seq.worker]
             worker.abort(seq, self.now_ns)
-            self._calendar.wake_at(worker.index, worker.wake_ns)
+            self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
 
     def _control(self, command: Pause | Resume | Flush) -> int:
+        """What is asked of a server is asked of all its ranks; it is done if all have done it."""
+        results = [self._control_one(command, index) for index in self.ranks(command.worker)]
+        return min(results)
+
+    def _control_one(self, command: Pause | Resume | Flush, index: int) -> int:
         now = self.now_ns
-        worker = self.workers[command.worker]
+        worker = self.workers[index]
         result = -1
         if isinstance(command, Flush):
             result = int(worker.flush(command.retract, now))
@@ -178,10 +215,10 @@ class Cluster:
         else:
             if command.mode == "abort":
                 for seq in self._live.values():
-                    if seq.worker == command.worker:
+                    if seq.worker == index:
                         worker.abort(seq, now)
             worker.pause(command, now, self._next_rid)
-        self._calendar.wake_at(worker.index, worker.wake_ns)
+        self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
         return result
 
     def _sweep(self) -> None:
@@ -190,3 +227,10 @@ class Cluster:
         for rid in done:
             del self._live[rid]
         self._sweep_at = max(1024, 2 * len(self._live))
+
+
+def _joint(cost: StepCost) -> LockstepCost:
+    """`cost`, which must price joint steps. Raises ValueError if it does not."""
+    if not isinstance(cost, LockstepCost):
+        raise ValueError("these ranks step together, and their cost model prices single ranks only")
+    return cost

@@ -15,21 +15,24 @@ _IMBALANCE = 4
 
 
 class Router:
-    """Chooses a worker for a prompt. `load` is what a router can know: sequences not yet ended."""
+    """Chooses a server for a prompt. `load` is what a router can know: sequences not yet ended.
 
-    def __init__(self, policy: str, seed: int, workers: Sequence[Worker]) -> None:
+    A server is its engines, more than one if it has data-parallel ranks.
+    """
+
+    def __init__(self, policy: str, seed: int, servers: Sequence[Sequence[Worker]]) -> None:
         if policy not in POLICIES:
             raise ValueError(f"unknown router policy {policy!r}: one of {', '.join(POLICIES)}")
         self._policy = policy
         self._seed = seed
-        self._workers = workers
+        self._servers = servers
         self._count = 0
 
     def choose(self, prompt: Prompt, now_ns: SimTime) -> int:
-        """Index of the worker that gets `prompt`, which arrives at `now_ns`."""
+        """Number of the server that gets `prompt`, which arrives at `now_ns`."""
         count = self._count
         self._count = count + 1
-        n = len(self._workers)
+        n = len(self._servers)
         if n == 1:
             return 0
         if self._policy == "round_robin":
@@ -45,20 +48,22 @@ class Router:
         return self._prefix_aware(prompt, now_ns)
 
     def _load(self, index: int) -> int:
-        worker = self._workers[index]
-        return worker.in_frontend + worker.scheduler.num_live
+        return sum(rank.in_frontend + rank.scheduler.num_live for rank in self._servers[index])
 
     def _prefix_aware(self, prompt: Prompt, now_ns: SimTime) -> int:
         """Longest cached prefix first, least loaded where the gap is large or nothing is cached."""
-        n = len(self._workers)
+        n = len(self._servers)
         loads = [self._load(i) for i in range(n)]
         if max(loads) - min(loads) > _IMBALANCE * n:
             return min(range(n), key=lambda i: (loads[i], i))
-        hits = []
-        for worker in self._workers:
-            worker.settle(now_ns)
-            block = worker.spec.block_size
-            keys = prompt.block_keys(block)
-            match = worker.kv.lookup(keys, (prompt.num_tokens - 1) // block)
-            hits.append(match.num_blocks * block)
+        hits = [
+            max(_cached_tokens(rank, prompt, now_ns) for rank in server) for server in self._servers
+        ]
         return min(range(n), key=lambda i: (-hits[i], loads[i], i))
+
+
+def _cached_tokens(worker: Worker, prompt: Prompt, now_ns: SimTime) -> int:
+    worker.settle(now_ns)
+    block = worker.spec.block_size
+    keys = prompt.block_keys(block)
+    return worker.kv.lookup(keys, (prompt.num_tokens - 1) // block).num_blocks * block

@@ -8,7 +8,12 @@ from frontier_mock.serving.specs import AnySchedulerSpec
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """One engine process as a router sees it, fully resolved (no defaults left to fill)."""
+    """One engine, fully resolved (no defaults left to fill).
+
+    A server with data parallelism is `dp_size` of these in a row, alike but for `dp_rank`; routers
+    see the first one's name and port. They step together if `step.parallel.dp` says so, and
+    `rank_policy` is how the server spreads requests over them (`cluster.ranks`).
+    """
 
     name: str
     port: int
@@ -16,11 +21,14 @@ class WorkerSpec:
     served_model_name: str
     step: StepSpec
     scheduler: AnySchedulerSpec
+    dp_rank: int = 0
+    dp_size: int = 1
+    rank_policy: str = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """Workers in order, and the routing policy used when no real router stands in front."""
+    """Engines in order, and the routing policy used when no real router stands in front."""
 
     workers: tuple[WorkerSpec, ...]
     router_policy: str

@@ -18,6 +18,8 @@ class Submit:
     `max_tokens` is the cap the client asked for, `output_tokens <= max_tokens`.
     `output_keys` are block keys (see `core.prompt`) of the blocks that follow the prompt's last
     full block, once output tokens fill them; empty if generated text can never be a prefix.
+    `worker` is an engine; of a server with data-parallel ranks it is the first one, and `rank`
+    says which of them is meant, -1 if the server may choose.
     """
 
     prompt: Prompt
@@ -28,6 +30,7 @@ class Submit:
     priority: int = 0
     output_keys: bytes = b""
     tag: str = ""
+    rank: int = -1
 
 
 @dataclass(frozen=True, slots=True)

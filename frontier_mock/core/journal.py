@@ -35,6 +35,7 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
     if not isinstance(command, Submit):
         return json.dumps({"t": stamp_ns, **_control_fields(command)})
     keys = command.prompt.block_keys(block_tokens)
+    pinned = {} if command.rank < 0 else {"rank": command.rank}
     return json.dumps(
         {
             "t": stamp_ns,
@@ -44,6 +45,7 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
             "output_keys": _pack(command.output_keys),
             "priority": command.priority,
             "tag": command.tag,
+            **pinned,
         }
     )
 
@@ -88,6 +90,7 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         priority=_int(fields["priority"]),
         output_keys=_unpack(fields["output_keys"]),
         tag=str(fields["tag"]),
+        rank=_int(fields.get("rank", -1)),
     )
 
 

@@ -1,7 +1,7 @@
 """The price of a step, as the worker asks for it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class DecodeLine(NamedTuple):
@@ -32,6 +32,17 @@ class RankBatch(NamedTuple):
     chunks: Sequence[Chunk] = ()
 
 
+class LockstepRun(NamedTuple):
+    """Durations of a run of joint decode steps: `first_ns`, then `growth_ns` more for each.
+
+    It holds for `steps` steps, at least one; then, or when a batch changes, ask again.
+    """
+
+    first_ns: float
+    growth_ns: float
+    steps: int
+
+
 class StepCost(Protocol):
     """Prices steps for one worker; a pure function of its arguments."""
 
@@ -44,4 +55,17 @@ class StepCost(Protocol):
 
         Every chunk needs its own attention; the linear layers see all tokens together.
         """
+        ...
+
+
+@runtime_checkable
+class LockstepCost(StepCost, Protocol):
+    """Also prices the steps of ranks that wait for each other in every expert layer."""
+
+    def lockstep(self, batches: Sequence[RankBatch]) -> int:
+        """Nanoseconds of one step of all ranks, idle ones among them."""
+        ...
+
+    def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
+        """The steps from this one on while every rank goes on decoding what it decodes now."""
         ...

@@ -35,13 +35,16 @@ from frontier_mock.cost.layers import (
     shard_model,
 )
 from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
-from frontier_mock.cost.protocol import Chunk, DecodeLine, RankBatch
+from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
+from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables
 
 _Table = TypeVar("_Table")
 
 _BLOCK: Final = 512
+_JOINT_KEPT: Final = 65536
+"""Joint token counts whose price is remembered."""
 """Token counts tabulated at a time."""
 
 _UNBOUNDED: Final = 1 << 62
@@ -114,10 +117,12 @@ class TabledStepCost:
         "_experts",
         "_full_layers",
         "_head_ns",
+        "_joint_ns",
         "_latent",
         "_lines",
         "_moved_ns",
         "_prefill",
+        "_rank_lines",
         "_shard",
         "_sliding_layers",
         "_stretch",
@@ -156,6 +161,8 @@ class TabledStepCost:
         self._moved_ns: list[float] = []
         self._head_ns: list[float] = []
         self._lines: dict[int, tuple[list[int], list[DecodeLine]]] = {}
+        self._rank_lines: dict[int, tuple[list[int], list[DecodeLine]]] = {}
+        self._joint_ns: dict[tuple[int, int, bool], float] = {}
         self._beside: dict[int, tuple[list[int], list[DecodeLine]]] = {}
 
     def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
@@ -197,19 +204,62 @@ class TabledStepCost:
             if batch.num_decodes and batch.chunks:
                 own_ns += self._decode_beside_ns(batch.num_decodes, batch.kv_tokens)
             elif batch.num_decodes:
-                xs, ys = self._attention_ns(batch.num_decodes)
-                own_ns = float(np.interp(batch.kv_tokens, xs, ys))
+                line = self._rank_line(batch)
+                own_ns = line.base_ns + line.slope_ns * batch.kv_tokens
             attention_ns = max(attention_ns, own_ns)
             most = max(most, tokens)
             rows = max(rows, batch.num_decodes + len(batch.chunks))
             total += max(tokens, 1)
+        fixed_ns = self._lockstep_fixed_ns(most, total, len(batches))
+        return round(self._with_cpu(fixed_ns + attention_ns + self._rows_ns(rows), rows))
+
+    def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
+        """The steps from this one on while every rank goes on decoding what it decodes now.
+
+        A straight line for as long as the same rank has the slowest attention, no rank comes to a
+        knot of its own price, and the CPU stays hidden or does not.
+        """
+        rows = max(max(batch.num_decodes for batch in batches), 1)
+        total = sum(max(batch.num_decodes, 1) for batch in batches)
+        gpu_ns = self._lockstep_fixed_ns(rows, total, len(batches)) + self._rows_ns(rows)
+        slowest, growth_ns, steps = slowest_rank(
+            [(batch, self._rank_line(batch)) for batch in batches if batch.num_decodes]
+        )
+        gpu_ns += slowest
+        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * rows
+        if not self.spec.async_scheduling:
+            return LockstepRun(gpu_ns + cpu_ns, growth_ns, steps)
+        if gpu_ns < cpu_ns:
+            if growth_ns > 0:
+                steps = min(steps, int((cpu_ns - gpu_ns) / growth_ns) + 1)
+            gpu_ns, growth_ns = cpu_ns, 0.0
+        return LockstepRun(gpu_ns + self.spec.engine.async_gap_s * 1e9, growth_ns, steps)
+
+    def _lockstep_fixed_ns(self, most: int, total: int, ranks: int) -> float:
+        """Everything but attention, when `most` tokens are on one rank and `total` on all."""
         padded = padded_size(self.spec.cudagraph_sizes, most)
         if padded:
-            most, total = padded, padded * len(batches)
-        one = np.array([float(most)]), np.array([float(total)])
-        fixed_ns = float((self._forward_us(*one) + self._moved_us(*one))[0]) * 1e3
-        fixed_ns = fixed_ns + _GRAPH_REPLAY_US * 1e3 if padded else max(fixed_ns, self._eager_ns)
-        return round(self._with_cpu(fixed_ns + attention_ns + self._rows_ns(rows), rows))
+            most, total = padded, padded * ranks
+        key = (most, total, bool(padded))
+        known = self._joint_ns.get(key)
+        if known is None:
+            one = np.array([float(most)]), np.array([float(total)])
+            known = float((self._forward_us(*one) + self._moved_us(*one))[0]) * 1e3
+            known = known + _GRAPH_REPLAY_US * 1e3 if padded else max(known, self._eager_ns)
+            if len(self._joint_ns) >= _JOINT_KEPT:
+                self._joint_ns.clear()
+            self._joint_ns[key] = known
+        return known
+
+    def _rank_line(self, batch: RankBatch) -> DecodeLine:
+        """All layers' decode attention of one rank."""
+        cut = self._rank_lines.get(batch.num_decodes)
+        if cut is None:
+            cut = self._rank_lines[batch.num_decodes] = _lines(
+                *self._attention_ns(batch.num_decodes)
+            )
+        ends, lines = cut
+        return lines[bisect_left(ends, batch.kv_tokens)]
 
     def _prefill_ns(self, chunks: Sequence[Chunk]) -> float:
         """All layers' attention over prompt chunks; under a window a past is cut to it."""

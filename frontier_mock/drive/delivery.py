@@ -9,7 +9,6 @@ it must come out of the engine) is the business of its `Requests`, which is the 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from frontier_mock.core.commands import AUTO_WORKER, Submit
 from frontier_mock.core.events import (
     Controlled,
     Event,
@@ -77,12 +76,11 @@ class Delivery:
         self._streaming: dict[int, SimTime | None] = {}
         self._fresh: dict[Ticket, None] = {}
 
-    def entered(self, ticket: Ticket, submit: Submit, rid: int) -> None:
+    def entered(self, ticket: Ticket, rid: int) -> None:
         """The next sequence of a request was fed just now."""
-        worker = submit.worker
-        if worker == AUTO_WORKER:
-            # The cluster's router chose; what it said last is about this sequence.
-            worker = self._log.events[-1].worker
+        # The cluster's router or the server's own may have chosen; what the log said last is about
+        # this sequence.
+        worker = self._log.events[-1].worker
         flight = Flight(rid, worker, len(ticket.flights), ticket)
         self.flights[rid] = flight
         ticket.flights.append(flight)

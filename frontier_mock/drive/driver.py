@@ -300,7 +300,7 @@ class Driver:
         ticket.arrival_ns = stamp
         delivery = self.delivery
         for submit in ticket.submits:
-            delivery.entered(ticket, submit, self._feed(stamp, submit))
+            delivery.entered(ticket, self._feed(stamp, submit))
         delivery.entered_whole(ticket)
 
     # The pump

@@ -14,15 +14,17 @@ Rule 4. A step that only computes prompts while the decodes wait (SGLang) is a p
 Rule 5. Step ends come from the timeline's closed form. A segment goes on while the decode batch and
         the cost line stay the same, however the run was cut, so stepping one by one and stepping by
         thousands give the same nanoseconds (the macro-step law of design.md section 3).
-Rule 6. A pause is a hold: "keep" and "retract" decide no further step, "drain" goes on deciding but
+Rule 6. Ranks of attention data parallelism step together (`serving.lockstep`): whoever of them is
+        cut or woken, all are, at the boundary they share.
+Rule 7. A pause is a hold: "keep" and "retract" decide no further step, "drain" goes on deciding but
         lets no new arrival in. The worker is at rest once it executes nothing under a hold.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from frontier_mock.core.commands import Pause
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
-from frontier_mock.cost.protocol import StepCost
+from frontier_mock.cost.protocol import RankBatch, StepCost
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
@@ -48,6 +50,29 @@ class Gauges(NamedTuple):
     busy_ns: SimTime
 
 
+class Waker(Protocol):
+    """Who is to be woken for a worker: itself, or the group that it steps with."""
+
+    index: int
+    wake_ns: SimTime | None
+
+    def wake(self, t_ns: SimTime) -> None:
+        """Cross the boundary at `t_ns` and go on to the next one."""
+        ...
+
+
+class Group(Waker, Protocol):
+    """Workers whose steps begin and end together, as one of them sees it."""
+
+    def shorten(self, steps: int) -> None:
+        """Let the present run of everybody end after `steps` steps from the last boundary."""
+        ...
+
+    def wake_idle(self, t_ns: SimTime) -> None:
+        """A worker that executes nothing has something to do from `t_ns` on."""
+        ...
+
+
 class Worker:
     """See the theory of operation at the top of this module."""
 
@@ -64,6 +89,7 @@ class Worker:
         self.scheduler, self.kv = build_scheduler(spec, log, index)
         self.timeline = Timeline()
         self.wake_ns: SimTime | None = None
+        self.group: Group | None = None
         self.in_frontend = 0
         self._cost = cost
         self._log = log
@@ -110,7 +136,7 @@ class Worker:
         if self._executing is None:
             scheduler.enqueue(seq)
             if not self._frozen:
-                self.wake_ns = t_ns
+                self._wake_idle(t_ns + at_once if self.group is not None else t_ns)
             return
         step = self._reach(t_ns + at_once)
         scheduler.enqueue(seq)
@@ -144,9 +170,24 @@ class Worker:
 
     def _cut(self, step: int) -> None:
         """Shorten the present run so that it ends with `step`."""
-        if step < self._run_end:
-            self._run_end = step
-            self.wake_ns = self.timeline.tail_boundary_ns(step)
+        if step >= self._run_end:
+            return
+        if self.group is None:
+            self.shorten(step - self._step)
+        else:
+            self.group.shorten(step - self._step)
+
+    def _wake_idle(self, t_ns: SimTime) -> None:
+        """There is something to do from `t_ns` on, and no step is executing."""
+        if self.group is None:
+            self.wake_ns = t_ns
+        else:
+            self.group.wake_idle(t_ns)
+
+    @property
+    def waker(self) -> Waker:
+        """Who has to be woken at the next boundary."""
+        return self if self.group is None else self.group
 
     def step_ended_by(self, t_ns: SimTime) -> int:
         """Number of the last step that ended at or before `t_ns`."""
@@ -210,7 +251,7 @@ class Worker:
         elif self._frozen or not self.scheduler.num_live:
             self._come_to_rest(t_ns)
         else:
-            self.wake_ns = t_ns
+            self._wake_idle(t_ns)
 
     def resume(self, t_ns: SimTime) -> None:
         """End a pause; what had to stay outside comes in."""
@@ -224,7 +265,7 @@ class Worker:
             if seq.state != DONE:
                 self._enter(seq, t_ns, at_once=True)
         if self._executing is None and self.scheduler.num_live:
-            self.wake_ns = t_ns
+            self._wake_idle(t_ns)
 
     def flush(self, retract: bool, t_ns: SimTime) -> bool:
         """Forget the prefix cache; False, and nothing done, if blocks are in use.
@@ -267,7 +308,7 @@ class Worker:
             self._log.append(Controlled(t_ns, self.index, -1, "flush"))
             self._frozen = hold in ("keep", "retract")
             if not self._frozen and scheduler.num_live:
-                self.wake_ns = t_ns
+                self._wake_idle(t_ns)
         if not hold or self._resting:
             return
         if hold == _DRAIN and (scheduler.num_live or self._awaited):
@@ -281,6 +322,12 @@ class Worker:
 
     def wake(self, t_ns: SimTime) -> None:
         """Cross the boundary at `t_ns` and go on to the next one."""
+        self.cross(t_ns)
+        if self._executing is not None:
+            self._start(self._executing, self._step + 1, t_ns)
+
+    def cross(self, t_ns: SimTime) -> None:
+        """Take what the step ending at `t_ns` produced, and decide what executes next."""
         scheduler = self.scheduler
         executing = self._executing
         if executing is None:
@@ -322,7 +369,6 @@ class Worker:
             self._queued = scheduler.schedule(ahead, t_ns)
             self._queued_for = ahead
         self._executing = current
-        self._start(current, step, t_ns)
 
     def _complete(self, executing: Step, k: int, t_ns: SimTime) -> None:
         """Hand out what step `k` produced: first tokens, then finishes."""
@@ -339,30 +385,78 @@ class Worker:
 
     def _start(self, current: Step, step: int, t_ns: SimTime) -> None:
         """Price `step` and decide how long nothing will happen."""
-        timeline = self.timeline
         n = current.num_decodes
         if not current.ticks:
-            duration_ns = self._cost.mixed(0, 0, current.chunks)
-            self.wake_ns = timeline.pause(step, t_ns, duration_ns)
             self._segment = (0, 0, 0)
-            self._run_end = step - 1
+            self.put_off(t_ns, self._cost.mixed(0, 0, current.chunks))
             return
         if current.chunks:
-            kv = current.kv_offset + n * step
-            timeline.begin(step, t_ns, float(self._cost.mixed(n, kv, current.chunks)), 0.0)
             self._segment = (0, 0, 0)
-            self._run_end = step
-        else:
-            segment_n, segment_offset, last = self._segment
-            if segment_n != n or segment_offset != current.kv_offset or step > last:
-                kv = current.kv_offset + n * step
-                line = self._cost.decode(n, kv)
-                timeline.begin(step, t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
-                last = max(step, (line.kv_max - current.kv_offset) // n)
-                self._segment = (n, current.kv_offset, last)
-            timeline.last_step = step
-            self._run_end = step if self._single_step else self._quiet_until(current, step, last)
-        self.wake_ns = timeline.tail_boundary_ns(self._run_end)
+            kv = current.kv_offset + n * step
+            self.open(t_ns, float(self._cost.mixed(n, kv, current.chunks)), 0.0)
+            self.run(1)
+            return
+        segment_n, segment_offset, last = self._segment
+        if segment_n != n or segment_offset != current.kv_offset or step > last:
+            kv = current.kv_offset + n * step
+            line = self._cost.decode(n, kv)
+            self.open(t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
+            last = max(step, (line.kv_max - current.kv_offset) // n)
+            self._segment = (n, current.kv_offset, last)
+        self.run(1 if self._single_step else self.quiet_steps(last - self._step))
+
+    # One step or many, for oneself or together with others ------------------------------------
+
+    @property
+    def executing(self) -> Step | None:
+        """The step being executed, the first one of a run; None if there is none."""
+        return self._executing
+
+    def batch(self) -> RankBatch:
+        """What `executing` is, as its price needs it."""
+        step = self._executing
+        if step is None:
+            return RankBatch(0, 0)
+        n = step.num_decodes
+        return RankBatch(n, step.kv_offset + n * (self._step + 1) if n else 0, step.chunks)
+
+    def open(self, t_ns: SimTime, first_ns: float, growth_ns: float) -> None:
+        """From `t_ns` on a step takes `first_ns`, and each one `growth_ns` more than the last."""
+        self.timeline.begin(self._step + 1, t_ns, first_ns, growth_ns)
+
+    def put_off(self, t_ns: SimTime, duration_ns: SimTime) -> None:
+        """Execute a step that is no decode tick."""
+        self.wake_ns = self.timeline.pause(self._step + 1, t_ns, duration_ns)
+        self._run_end = self._step
+
+    def run(self, steps: int) -> None:
+        """Execute that many like `executing`, on the segment opened last."""
+        self.timeline.last_step = self._step + 1
+        self._run_end = self._step + steps
+        self.wake_ns = self.timeline.tail_boundary_ns(self._run_end)
+
+    def shorten(self, steps: int) -> None:
+        """Let the present run end after `steps` of its steps."""
+        self._run_end = self._step + steps
+        self.wake_ns = self.timeline.tail_boundary_ns(self._run_end)
+
+    def steps_until(self, t_ns: SimTime) -> int:
+        """Steps of the present run up to the first that ends at `t_ns` or later; at least 1."""
+        if self._run_end <= self._step + 1:
+            return 1
+        step = min(self._run_end, self.timeline.first_tail_step_ending_at_or_after(t_ns))
+        return max(step - self._step, 1)
+
+    @property
+    def run_steps(self) -> int:
+        """Length of the present run, as it stands."""
+        return max(self._run_end - self._step, 1)
+
+    def quiet_steps(self, limit: int) -> int:
+        """How many decode steps from now on, at most `limit`, need nobody to look at them."""
+        assert self._executing is not None
+        step = self._step + 1
+        return self._quiet_until(self._executing, step, self._step + limit) - self._step
 
     def _quiet_until(self, current: Step, step: int, last: int) -> int:
         """Last step of the run of identical decode steps that starts with `step`."""
