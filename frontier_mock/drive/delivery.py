@@ -14,6 +14,7 @@ from frontier_mock.core.events import (
     Event,
     Finished,
     FirstToken,
+    Preempted,
     Rejected,
     Scheduled,
 )
@@ -141,8 +142,16 @@ class Delivery:
                     flight.first_token_ns = event.t_ns
             elif isinstance(event, Scheduled):
                 flight = flights.get(event.rid)
-                if flight is not None and not event.resumed:
-                    flight.cached_tokens = event.cached_tokens
+                if flight is not None:
+                    flight.queued = False
+                    if not event.resumed:
+                        flight.cached_tokens = event.cached_tokens
+                        flight.scheduled_ns = event.t_ns
+            elif isinstance(event, Preempted):
+                flight = flights.get(event.rid)
+                if flight is not None:
+                    flight.queued = True
+                    flight.preemptions += 1
             elif isinstance(event, Rejected):
                 self._refuse(event.rid, event.reason)
             elif isinstance(event, Controlled):

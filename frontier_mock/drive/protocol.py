@@ -89,7 +89,7 @@ class Subscriber(Protocol):
 
 
 class Flight:
-    """One sequence on its way through the engine."""
+    """One sequence on its way through the engine. `queued`: it waits, as it did at first."""
 
     __slots__ = (
         "cached_tokens",
@@ -97,7 +97,10 @@ class Flight:
         "first_token_ns",
         "output_tokens",
         "position",
+        "preemptions",
+        "queued",
         "rid",
+        "scheduled_ns",
         "sent",
         "ticket",
         "worker",
@@ -111,6 +114,9 @@ class Flight:
         self.sent = 0
         self.cached_tokens = 0
         self.output_tokens = 0
+        self.preemptions = 0
+        self.queued = True
+        self.scheduled_ns: SimTime = -1
         self.first_token_ns: SimTime = -1
         self.finish_ns: SimTime = -1
 

@@ -47,7 +47,7 @@ class Whole:
             return
         outcomes = self._outcomes
         body = render_response(self._generation, outcomes, int(time.time()))
-        self._exchange.reply(Answer(200, body, extra=_virtual_times(ticket, outcomes)))
+        self._exchange.reply(Answer(200, body, extra=virtual_times(ticket, outcomes)))
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
@@ -203,7 +203,7 @@ def _refusal(ticket: Ticket) -> ApiError:
     return queue_full() if ticket.rejected == "queue_full" else internal_error()
 
 
-def _virtual_times(ticket: Ticket, outcomes: Sequence[Outcome]) -> str:
+def virtual_times(ticket: Ticket, outcomes: Sequence[Outcome]) -> str:
     """When it happened in virtual time, as response headers."""
     firsts = [o.first_token_ns for o in outcomes if o.first_token_ns >= 0]
     return (

@@ -9,17 +9,19 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError, Subscriber
 from frontier_mock.serve.answers import Answer, json_answer
-from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.cors import Cors
+from frontier_mock.serve.entrance import Accepted, enter
 from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.http_metrics import HttpMetrics
+from frontier_mock.serve.routing import Handler as Handler
+from frontier_mock.serve.routing import Routes, RouteTable
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
 from frontier_mock.serve.worker_metrics import WorkerMetrics
@@ -39,9 +41,6 @@ from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
 
 logger = logging.getLogger("frontier_mock")
 
-Handler = Callable[[Exchange], Answer | None]
-"""Returns the answer, or None if it comes later through the exchange."""
-
 Parse = Callable[[bytes, Mapping[str, str], ServedModel], Generation]
 
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
@@ -60,14 +59,6 @@ class WorkerPart(NamedTuple):
     number: int
     served: ServedModel
     metrics: WorkerMetrics
-
-
-class Routes(Protocol):
-    """A set of routes that another module contributes."""
-
-    def table(self) -> dict[tuple[str, str], Handler]:
-        """Handlers by (method, path)."""
-        ...
 
 
 class VllmApp:
@@ -97,10 +88,7 @@ class VllmApp:
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
         }
-        self._routes: dict[str, dict[str, Handler]] = {}
-        tables = [self._own_routes(), *(routes.table() for routes in more)]
-        for (method, path), handler in (item for table in tables for item in table.items()):
-            self._routes.setdefault(path, {})[method] = handler
+        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
 
     def _own_routes(self) -> dict[tuple[str, str], Handler]:
         table: dict[tuple[str, str], Handler] = {
@@ -132,7 +120,7 @@ class VllmApp:
             answer = self._before(request)
             if answer is None:
                 exchange.began_ns = self._driver.now_ns()
-                found = self._find(request)
+                found = self._routes.find(self._path(request), request.method)
                 answer = found if isinstance(found, Answer) else found(exchange)
         except ApiError as error:
             answer = error_answer(error)
@@ -198,40 +186,24 @@ class VllmApp:
                 return Answer(401, unauthorized_body())
         return self._cors.preflight(request) if method == "OPTIONS" else None
 
-    def _find(self, request: Request) -> Handler | Answer:
-        """The handler, or the answer where there is none."""
-        path, method = self._path(request), request.method
-        by_method = self._routes.get(path)
-        if by_method is None:
-            return Answer(404, b'{"detail":"Not Found"}')
-        handler = by_method.get(method)
-        if handler is None:
-            allow = f"allow: {', '.join(by_method)}\r\n"
-            return Answer(405, b'{"detail":"Method Not Allowed"}', extra=allow)
-        return handler
-
     # Generation
 
     def _generate(self, exchange: Exchange) -> None:
         """Parse and submit. The answer comes from the subscriber, out of the driver's pump."""
-        request, driver = exchange.request, self._driver
-        actor, legs = actor_and_legs(actor_of(request.headers))
-        try:
+        request = exchange.request
+
+        def read() -> Accepted:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
-            if actor is None:
-                actor, legs = actor_and_legs(generation.actor)
             submits = [plan.submit for plan in generation.sequences]
             subscriber = self._subscriber(generation, exchange)
-            ticket = driver.submit(submits, subscriber, actor, generation.n, legs)
-        except (ApiError, ShutdownError) as error:
-            driver.keeper.refuse(actor, legs)
-            driver.poke()
-            if isinstance(error, ShutdownError):
-                raise engine_dead() from None
-            raise
-        exchange.on_lost = lambda: driver.abort(ticket)
+            return Accepted(submits, subscriber, generation.n, generation.actor)
+
+        try:
+            enter(self._driver, exchange, read)
+        except ShutdownError:
+            raise engine_dead() from None
 
     def _subscriber(self, generation: Generation, exchange: Exchange) -> Subscriber:
         if not generation.stream:
