@@ -7,7 +7,7 @@ from dataclasses import replace
 from frontier_mock.cli.options import command_parser, whole
 from frontier_mock.cli.serving import serve, simulator_args
 from frontier_mock.config.errors import ConfigError, nearest, shown
-from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
+from frontier_mock.config.resolve import ResolvedCluster, cluster_of, resolve_scenario
 from frontier_mock.config.scenario import load_scenario
 
 
@@ -47,11 +47,7 @@ def chosen_workers(cluster: ResolvedCluster, text: str) -> ResolvedCluster:
         chosen += range(low, high + 1)
     if len(set(chosen)) != len(chosen) or not chosen:
         raise ConfigError(f"workers: {shown(text)} names a worker twice, or none")
-    return ResolvedCluster(
-        replace(cluster.spec, workers=tuple(cluster.spec.workers[i] for i in chosen)),
-        tuple(cluster.costs[i] for i in chosen),
-        tuple(cluster.workers[i] for i in chosen),
-    )
+    return cluster_of([cluster.workers[i] for i in chosen], cluster.spec)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

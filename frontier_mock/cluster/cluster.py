@@ -44,16 +44,16 @@ class Cluster:
             for i, (worker, cost) in enumerate(zip(spec.workers, costs, strict=True))
         ]
         self._calendar = Calendar(len(self.workers))
-        self._servers = [
+        self.servers = [
             range(i, i + worker.dp_size)
             for i, worker in enumerate(spec.workers)
             if worker.dp_rank == 0
         ]
         self._ranks: dict[int, Ranks] = {}
-        for server in self._servers:
+        for server in self.servers:
             self._join_ranks(server, costs[server.start])
         self._router = Router(
-            spec.router_policy, spec.seed, [self._engines(server) for server in self._servers]
+            spec.router_policy, spec.seed, [self._engines(server) for server in self.servers]
         )
         self._live: dict[int, Sequence] = {}
         self._sweep_at = 1024
@@ -165,7 +165,7 @@ class Cluster:
         self._next_rid = rid + 1
         index = command.worker
         if index == AUTO_WORKER:
-            index = self._servers[self._router.choose(command.prompt, self.now_ns)].start
+            index = self.servers[self._router.choose(command.prompt, self.now_ns)].start
         if self._ranks and (ranks := self._ranks.get(index)) is not None:
             index += ranks.choose(command, self.now_ns)
         worker = self.workers[index]

@@ -1,6 +1,6 @@
 """What a cluster is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.specs import AnySchedulerSpec
@@ -24,6 +24,27 @@ class WorkerSpec:
     dp_rank: int = 0
     dp_size: int = 1
     rank_policy: str = "vllm"
+
+    @property
+    def server(self) -> str:
+        """Name of the server it belongs to."""
+        return self.name.removesuffix(f".dp{self.dp_rank}") if self.dp_size > 1 else self.name
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this engine alone: of ranks that step together, `step.parallel` counts all."""
+        parallel = self.step.parallel
+        return parallel.gpus // parallel.dp
+
+
+def ranks_of(server: WorkerSpec) -> tuple[WorkerSpec, ...]:
+    """The engines of a server, whose names say which rank each of them is."""
+    if server.dp_size == 1:
+        return (server,)
+    return tuple(
+        replace(server, name=f"{server.name}.dp{rank}", dp_rank=rank)
+        for rank in range(server.dp_size)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
+from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec, ranks_of
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
 from frontier_mock.config.sglang_flags import SglangArgs
-from frontier_mock.config.vllm_flags import FP8_KV_TYPES, PACKED_QUANTIZATION, SHAPE_KEYS, VllmArgs
+from frontier_mock.config.vllm_flags import (
+    DISPATCH_BACKENDS,
+    FP8_KV_TYPES,
+    PACKED_QUANTIZATION,
+    SHAPE_KEYS,
+    VllmArgs,
+)
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
@@ -55,7 +61,10 @@ class ResolvedWorker:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedCluster:
-    """A cluster ready to build: its spec, the price of each worker's steps, and the details."""
+    """A cluster ready to build: its spec, the price of each engine's steps, and the details.
+
+    `workers` are servers; one with data-parallel ranks is several engines of `spec`.
+    """
 
     spec: ClusterSpec
     costs: tuple[StepCost, ...]
@@ -92,12 +101,13 @@ def resolve_scenario(
         last = workers[-1].spec.port
         next_port = last + 1 if last else next_port
     _check_distinct(workers, scenario.source)
-    spec = ClusterSpec(
-        workers=tuple(worker.spec for worker in workers),
-        router_policy=scenario.router_policy,
-        seed=scenario.seed,
-        single_step=single_step,
-    )
+    return cluster_of(workers, ClusterSpec((), scenario.router_policy, scenario.seed, single_step))
+
+
+def cluster_of(workers: Sequence[ResolvedWorker], like: ClusterSpec) -> ResolvedCluster:
+    """The cluster of these servers, with everything else as in `like`. Raises ConfigError."""
+    engines = tuple(engine for worker in workers for engine in ranks_of(worker.spec))
+    spec = replace(like, workers=engines)
     return ResolvedCluster(spec, build_costs(spec), tuple(workers))
 
 
@@ -106,8 +116,7 @@ def resolve_single(
 ) -> ResolvedCluster:
     """The one worker of `vllm serve`, named w0. Raises ConfigError."""
     worker = resolve_worker(args, hardware, engine, "w0", args.port)
-    spec = ClusterSpec((worker.spec,), "round_robin", seed, single_step)
-    return ResolvedCluster(spec, build_costs(spec), (worker,))
+    return cluster_of([worker], ClusterSpec((), "round_robin", seed, single_step))
 
 
 def resolve_worker(
@@ -175,7 +184,8 @@ def resolve_worker(
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
     served = args.served_model_name[0] if args.served_model_name else args.model
-    spec = WorkerSpec(name, port, "colocated", served, step, scheduler)
+    ranks = args.data_parallel_size
+    spec = WorkerSpec(name, port, "colocated", served, step, scheduler, dp_size=ranks)
     return ResolvedWorker(spec, args, memory)
 
 
@@ -199,8 +209,7 @@ def resolve_single_sglang(
 ) -> ResolvedCluster:
     """One SGLang worker, named w0. Raises ConfigError."""
     worker = resolve_sglang(args, hardware, engine, "w0", args.port)
-    spec = ClusterSpec((worker.spec,), "round_robin", seed)
-    return ResolvedCluster(spec, build_costs(spec), (worker,))
+    return cluster_of([worker], ClusterSpec((), "round_robin", seed))
 
 
 def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
@@ -263,10 +272,20 @@ def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
 
 
 def _parallel(args: VllmArgs, model: ModelSpec) -> ParallelSpec:
-    """vLLM ignores --enable-expert-parallel where there are no experts."""
-    tp = args.tensor_parallel_size
-    spread = args.enable_expert_parallel and model.experts is not None
-    return ParallelSpec(tp=tp, ep=tp if spread else 1)
+    """vLLM ignores --enable-expert-parallel where there are no experts.
+
+    There, data-parallel ranks are engines that know nothing of each other.
+    """
+    tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    if model.experts is None:
+        return ParallelSpec(tp=tp)
+    return ParallelSpec(
+        tp=tp,
+        dp=dp,
+        ep=tp * dp if args.enable_expert_parallel else 1,
+        dispatch=DISPATCH_BACKENDS[args.all2all_backend] if dp > 1 else "allgather",
+        overlap=args.enable_dbo and dp > 1,
+    )
 
 
 def _shaped(model: ModelSpec, args: VllmArgs) -> ModelSpec:

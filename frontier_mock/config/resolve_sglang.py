@@ -17,11 +17,14 @@ from frontier_mock.cost.sglang_memory import (
     plan_sglang_kv_cache,
     prefill_graph_sizes,
 )
-from frontier_mock.cost.specs import EnginePreset, ParallelSpec, PrecisionSpec, StepSpec
+from frontier_mock.cost.specs import EnginePreset, ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
 from frontier_mock.serving.specs import SglangSchedulerSpec
 
 RULES_SINCE = (0, 5, 23)
 """Earliest version known to follow the newer scheduling rules; 0.5.9 is known not to."""
+
+_DP_CONSERVATIVENESS = 0.3
+"""Factor on schedule_conservativeness under DP attention (specs/sglang_and_routers.md 8)."""
 
 _SPARE_PAGES = 4
 """Pages a sequence of the longest length must leave free to be admitted (see serving.worker)."""
@@ -38,11 +41,13 @@ def resolve_sglang_worker(
     model = load_model(args.model_path)
     weights = "fp8" if args.quantization is not None else model.checkpoint_weights
     precision = PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
-    parallel = ParallelSpec(tp=args.tp_size)
+    ranks, parallel = _parallel(args, model)
     classic = _version(engine) < RULES_SINCE
-    chunk, largest = gpu_defaults(hardware, parallel.tp)
+    chunk, largest = gpu_defaults(hardware, args.tp_size)
     if args.chunked_prefill_size is not None:
         chunk = args.chunked_prefill_size or -1
+    if chunk > 0:
+        chunk = max(1, chunk // parallel.dp)
     page = args.page_size or 1
     if chunk > 0 and chunk % page:
         raise ConfigError(
@@ -88,7 +93,10 @@ def resolve_sglang_worker(
     longest = min(context - 2, total - _SPARE_PAGES * page)
     if longest < 1:
         raise ConfigError(f"max-total-tokens: {total} tokens are too few to serve anything")
-    running = args.max_running_requests or default_max_running_requests(total, context)
+    if args.max_running_requests is None:
+        running = default_max_running_requests(total, context)
+    else:
+        running = args.max_running_requests // parallel.dp
     scheduler = SglangSchedulerSpec(
         max_running_requests=max(1, min(running, total // 2)),
         context_length=longest,
@@ -98,7 +106,8 @@ def resolve_sglang_worker(
         max_prefill_tokens=args.max_prefill_tokens,
         prefill_max_requests=args.prefill_max_requests or 0,
         schedule_policy=args.schedule_policy,
-        schedule_conservativeness=args.schedule_conservativeness,
+        schedule_conservativeness=args.schedule_conservativeness
+        * (_DP_CONSERVATIVENESS if parallel.dp > 1 else 1.0),
         enable_mixed_chunk=args.enable_mixed_chunk,
         enable_overlap=not args.disable_overlap_schedule,
         enable_radix_cache=not args.disable_radix_cache,
@@ -115,7 +124,43 @@ def resolve_sglang_worker(
     overlap = scheduler.enable_overlap
     step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
     served = args.served_model_name or args.model_path
-    return WorkerSpec(name, port, "colocated", served, step, scheduler), memory
+    policy = args.load_balance_method
+    policy = "round_robin" if policy == "auto" else policy
+    worker = WorkerSpec(
+        name, port, "colocated", served, step, scheduler, dp_size=ranks, rank_policy=policy
+    )
+    return worker, memory
+
+
+def _parallel(args: SglangArgs, model: ModelSpec) -> tuple[int, ParallelSpec]:
+    """Engines behind the port, and how one is split. Raises ConfigError.
+
+    Attention data parallelism divides the tensor-parallel GPUs; plain data parallelism adds
+    replicas (SGLang 0.5.23; `--enable-dp-attention` turns --dp-size into --attn-dp-size).
+    """
+    tp, replicas, ranks = args.tp_size, args.dp_size, args.attn_dp_size
+    if args.enable_dp_attention and ranks == 1:
+        replicas, ranks = 1, args.dp_size
+    if tp % ranks:
+        raise ConfigError(f"attn-dp-size: {ranks} does not divide the tensor-parallel size ({tp})")
+    if ranks > 1 and replicas > 1:
+        raise ConfigError(
+            f"dp-size: {replicas} replicas of {ranks} attention ranks are not simulated; "
+            "allowed: one of the two above 1"
+        )
+    if args.ep_size not in (1, tp):
+        raise ConfigError(f"ep-size: {args.ep_size} is not simulated; allowed: 1 or {tp}")
+    if ranks > 1 and model.experts is None:
+        raise ConfigError(
+            f"attn-dp-size: {ranks} is not simulated for {model.name}, which has no experts"
+        )
+    dispatch = "allgather"
+    if args.moe_a2a_backend == "deepep" and ranks > 1:
+        normal = args.deepep_mode == "normal"
+        dispatch = "deepep_normal" if normal else "deepep_low_latency"
+    spread = args.ep_size > 1 and model.experts is not None
+    parallel = ParallelSpec(tp=tp // ranks, dp=ranks, ep=tp if spread else 1, dispatch=dispatch)
+    return max(ranks, replicas), parallel
 
 
 def _version(engine: EnginePreset) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
 
 TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
 PP = Key("pp", integer(1, 64), 1, "pipeline stages; only 1 is simulated so far")
-DP = Key("dp", integer(1, 1024), 1, "data parallel ranks; only 1 is simulated so far")
+DP = Key("dp", integer(1, 1024), 1, "data parallel ranks; with experts they step together")
 EP = Key("ep", integer(1, 1024), 1, "expert parallel ranks; only 1 is simulated so far")
 PARALLEL_KEYS: tuple[Key[Any], ...] = (TP, PP, DP, EP)
 

@@ -80,6 +80,7 @@ def _served(
         ring=ring,
         vocab_size=worker.spec.step.model.vocab_size,
         seed=args.seed,
+        data_parallel_size=worker.spec.dp_size,
         eos=eos,
         system_fingerprint=fingerprint(worker),
         new_id=_random_id,
@@ -110,12 +111,18 @@ def fingerprint(worker: ResolvedWorker) -> str | None:
         return args.fingerprint_value
     text = json.dumps(asdict(args), sort_keys=True)
     digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    ranks = _ranks(worker.spec.step.parallel) if args.fingerprint_mode == "full" else ""
+    ranks = (
+        _ranks(worker.spec.step.parallel, worker.spec.dp_size)
+        if args.fingerprint_mode == "full"
+        else ""
+    )
     return f"vllm-{worker.spec.step.engine.version}{ranks}-{digits}"
 
 
-def _ranks(parallel: ParallelSpec) -> str:
-    return f"-tp{parallel.tp}" if parallel.tp > 1 else ""
+def _ranks(parallel: ParallelSpec, dp_size: int) -> str:
+    degrees = (("tp", parallel.tp), ("dp", dp_size))
+    spread = "-ep" if parallel.ep > 1 else ""
+    return "".join(f"-{name}{degree}" for name, degree in degrees if degree > 1) + spread
 
 
 def _limit_reader(environment: Mapping[str, str]) -> Callable[[str, int], int]:

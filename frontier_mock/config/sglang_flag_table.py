@@ -147,12 +147,13 @@ flashinfer_sparse_mla,fa3,tilelang,triton,aiter,trtllm,intel_xpu | - |
 --disable-aiter-allreduce-fusion-in-decode | flag | False |
 --enable-fused-moe-sum-all-reduce | flag | False |
 --moe-a2a-backend | choice:none,deepep,mooncake,nixl,mori,ascend_fuseep,flashinfer,megamoe,\
-deepep_v2,pplx,ascend_tp,flashinfer_megamoe | none |
+deepep_v2,pplx,ascend_tp,flashinfer_megamoe | none | how tokens reach experts\
+, with attention data parallelism
 --enable-w4a4-mxfp4-megamoe | flag | False |
 --deepep-v2-mode | choice:direct,hybrid | direct |
 --moe-runner-backend | text | auto |
 --flashinfer-mxfp4-moe-precision | choice:default,bf16,fp8 | default |
---deepep-mode | choice:auto,normal,low_latency | auto |
+--deepep-mode | choice:auto,normal,low_latency | auto | auto is low_latency, also for prompts
 --fuseep-mode | choice:1,2 | 2 |
 --deepep-dispatcher-output-dtype | choice:auto,bf16,fp8,int8,nvfp4 | auto |
 --flashinfer-a2a-dispatch-type | choice:auto,bf16,nvfp4,mxfp8'] | - |

@@ -96,11 +96,10 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --pp-size --pp --pipeline-parallel-size | int | 1 | only 1 is simulated; anything else is refused
 --pp-max-micro-batch-size | int | - |
 --pp-async-batch-depth | int | 0 |
---dp-size --dp --data-parallel-size | int | 1 | only 1 is simulated; anything else is refused
---attn-dp-size --attention-data-parallel-size | int | 1 | only 1 is simulated; anything else is \
-refused
+--dp-size --dp --data-parallel-size | int | 1 | replicas behind this port
+--attn-dp-size --attention-data-parallel-size | int | 1 | ranks of attention, in lock-step
 --load-balance-method | choice:auto,round_robin,follow_bootstrap_room,total_requests,\
-total_tokens | auto |
+total_tokens | auto | how a server spreads requests over its ranks
 --attn-cp-size --attention-context-parallel-size | int | 1 |
 --moe-dp-size --moe-data-parallel-size | int | 1 |
 --dwdp-size | int | 1 |
@@ -122,7 +121,8 @@ total_tokens | auto |
 --enable-megamoe-for-layernorm-sp | flag | False |
 --disable-attn-tp-gather | flag | False |
 --enable-p2p-check | flag | False |
---ep-size --ep --expert-parallel-size | int | 1 | only 1 is simulated; anything else is refused
+--ep-size --ep --expert-parallel-size | int | 1 | whole experts on each GPU; \
+1 or the tensor-parallel size
 --moe-dense-tp-size | int | - |
 --ep-join-rank-offset | int | 0 |
 --elastic-ep-initial-size | int | - |
@@ -273,5 +273,5 @@ megamoe,deepep_v2,pplx,ascend_tp | - |
 --speculative-ngram-external-sam-budget | int | 0 |
 --speculative-ngram-external-corpus-max-tokens | int | 10000000 |
 --disable-cuda-graph | flag | False | no CUDA graphs
---enable-dp-attention | flag | False | refused: not simulated
+--enable-dp-attention | flag | False | the data-parallel size is that of attention
 """

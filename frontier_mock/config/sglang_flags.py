@@ -36,6 +36,13 @@ class SglangArgs:
     random_seed: int = 0
     context_length: int | None = None
     tp_size: int = 1
+    dp_size: int = 1
+    attn_dp_size: int = 1
+    enable_dp_attention: bool = False
+    ep_size: int = 1
+    moe_a2a_backend: str = "none"
+    deepep_mode: str = "auto"
+    load_balance_method: str = "auto"
     mem_fraction_static: float | None = None
     max_running_requests: int | None = None
     max_queued_requests: int | None = None
@@ -99,12 +106,8 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
 _NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
     "disaggregation_mode": ("null",),
     "speculative_algorithm": (None,),
-    "enable_dp_attention": (False,),
     "prefill_decode_interval": (None, 0),
     "pp_size": (1,),
-    "dp_size": (1,),
-    "attn_dp_size": (1,),
-    "ep_size": (1,),
 }
 """Flags that change the behaviour in ways not simulated, and the values they may have."""
 
@@ -120,6 +123,8 @@ def _refuse(given: Mapping[str, Any]) -> None:
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
+    "moe_a2a_backend": ("none", "deepep"),
+    "load_balance_method": ("auto", "round_robin", "total_requests"),
     "dtype": ("auto", "half", "float16", "bfloat16"),
     "quantization": FP8_QUANTIZATION,
     "kv_cache_dtype": ("auto", "bf16", "bfloat16", *FP8_KV_TYPES),
@@ -130,6 +135,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("context_length", 1, _LARGE),
     ("tp_size", 1, 1024),
+    ("dp_size", 1, 1024),
+    ("attn_dp_size", 1, 1024),
     ("mem_fraction_static", 0.01, 1.0),
     ("max_running_requests", 1, 1 << 20),
     ("max_queued_requests", 1, _LARGE),

@@ -92,7 +92,7 @@ ENGINE_FLAGS = """
 --dcp-kv-cache-interleave-size | int | 1 |
 --cp-kv-cache-interleave-size | int | 1 |
 --prefill-context-parallel-size -pcp | int>=1 | 1 |
---data-parallel-size -dp | int>=1 | 1 | only 1 is simulated; anything else is refused
+--data-parallel-size -dp | int>=1 | 1 | engines behind this port; with experts they step together
 --data-parallel-rank -dpn | int | - |
 --data-parallel-start-rank -dpr | int | - |
 --data-parallel-size-local -dpl | int | - |
@@ -106,8 +106,11 @@ ENGINE_FLAGS = """
 --enable-expert-parallel -ep | switch | False | whole experts on each GPU instead of a share of each
 --enable-batch-sharded-sampling | switch | - |
 --enable-ep-weight-filter | switch | False |
---all2all-backend | text | allgather_reducescatter |
---enable-dbo | switch | False |
+--all2all-backend | choice:allgather_reducescatter,naive,pplx,deepep_high_throughput,\
+deepep_low_latency,deepep_v2,mori_high_throughput,mori_low_latency,moonep,nixl_ep,\
+flashinfer_all2allv,flashinfer_nvlink_two_sided,flashinfer_nvlink_one_sided,passthrough | \
+allgather_reducescatter | how tokens reach experts when data-parallel
+--enable-dbo | switch | False | overlap of two half batches; only with data parallelism
 --enable-shm-tensor-arena | switch | False |
 --ubatch-size | int>=0 | 0 |
 --enable-elastic-ep | switch | False |

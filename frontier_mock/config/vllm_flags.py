@@ -1,6 +1,6 @@
 """`vllm serve` flags and the simulator's own, from a command line to frozen arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,6 +28,13 @@ PACKED_QUANTIZATION = {
     "mxfp4": "mxfp4",
 }
 """--quantization values of checkpoints with packed weights, and what those are simulated as."""
+
+DISPATCH_BACKENDS = {
+    "allgather_reducescatter": "allgather",
+    "deepep_high_throughput": "deepep_normal",
+    "deepep_low_latency": "deepep_low_latency",
+}
+"""--all2all-backend values simulated, and what they are to the cost model."""
 
 FP8_KV_TYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 """--kv-cache-dtype values simulated as a one-byte KV cache."""
@@ -70,6 +77,8 @@ class VllmArgs:
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
+    all2all_backend: str = "allgather_reducescatter"
+    enable_dbo: bool = False
     block_size: int = 16
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
@@ -284,10 +293,10 @@ def _check(values: Mapping[str, Any]) -> None:
     _allow(values, "dtype", FLOAT16_TYPES)
     _allow(values, "quantization", (*FP8_QUANTIZATION, *PACKED_QUANTIZATION))
     _allow(values, "kv_cache_dtype", (*BF16_KV_TYPES, *FP8_KV_TYPES))
-    for name in ("pipeline_parallel_size", "data_parallel_size"):
-        if values.get(name, 1) != 1:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"argument {option}: {values[name]} is not simulated; only 1 is")
+    _allow(values, "all2all_backend", DISPATCH_BACKENDS)
+    if values.get("pipeline_parallel_size", 1) != 1:
+        size = values["pipeline_parallel_size"]
+        raise ConfigError(f"argument --pipeline-parallel-size: {size} is not simulated; only 1 is")
     for name, low, high in _RANGES:
         value = values.get(name)
         if value is not None and not low <= value <= high:
@@ -311,7 +320,7 @@ def _check(values: Mapping[str, Any]) -> None:
         )
 
 
-def _allow(values: Mapping[str, Any], name: str, allowed: Sequence[str]) -> None:
+def _allow(values: Mapping[str, Any], name: str, allowed: Collection[str]) -> None:
     value = values.get(name)
     if value is not None and value not in allowed:
         option = "--" + name.replace("_", "-")
@@ -323,6 +332,7 @@ _LARGE = 2**40
 _RANGES: tuple[tuple[str, int, int], ...] = (
     ("port", 0, 65535),
     ("max_model_len", -1, _LARGE),
+    ("data_parallel_size", 1, 1024),
     ("max_num_batched_tokens", 1, _LARGE),
     ("max_num_seqs", 1, 1_000_000),
     ("max_num_queued_reqs", 1, _LARGE),

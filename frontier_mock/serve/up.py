@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,7 +35,7 @@ from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.sockets import bind, bind_file, url_of
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
-from frontier_mock.serve.worker_metrics import WorkerMetrics
+from frontier_mock.serve.worker_metrics import ServerMetrics, WorkerMetrics
 from frontier_mock.simtime import SimTime, to_seconds
 from frontier_mock.wire.served import ServedModel
 
@@ -55,7 +56,7 @@ _GC_ALLOCATIONS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class ServeSpec:
-    """Everything a server is told, resolved. `served[i]` is what `cluster.workers[i]` serves.
+    """Everything that is served, resolved. `served[i]` is what the cluster's i-th server serves.
 
     `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
     the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
@@ -75,6 +76,11 @@ class ServeSpec:
     journal_head: str = ""
     clock_server: str | None = None
     clock_grpc_port: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each server, in order."""
+        return [worker.server for worker in self.cluster.workers if worker.dp_rank == 0]
 
 
 class _Loop(Protocol):
@@ -124,8 +130,9 @@ class ClusterServer:
             self._follower = Follower(spec.clock_server, me, names)
         created_s = time.time()
         self.metrics = [
-            WorkerMetrics(worker, served, created_s)
-            for worker, served in zip(self.cluster.workers, spec.served, strict=True)
+            WorkerMetrics(self.cluster.workers[index], served, created_s, rank)
+            for server, served in zip(self.cluster.servers, spec.served, strict=True)
+            for rank, index in enumerate(server)
         ]
         with contextlib.ExitStack() as opened:
             self._sockets = [opened.enter_context(sock) for sock in _bind_all(spec)]
@@ -176,9 +183,9 @@ class ClusterServer:
             await self._follower.join(self.driver)
         if self.grpc is not None:
             await self.grpc.start()
-        parts = zip(self._spec.served, self.metrics, self._sockets, strict=True)
-        for number, (served, metrics, sock) in enumerate(parts):
-            app = self.app(number, served, metrics)
+        parts = zip(self.cluster.servers, self._spec.served, self._sockets, strict=True)
+        for server, served, sock in parts:
+            app = self.app(server.start, served)
             web = Http1Server(app, _KEEPALIVE_S)
             if not isinstance(loop, VirtualTimeLoop):
                 # There a client's pool may count real seconds and be silent for virtual hours.
@@ -192,8 +199,15 @@ class ClusterServer:
         uvicorn_logger.info("Application startup complete.")
         self._write_ready_file()
 
-    def app(self, number: int, served: ServedModel, metrics: WorkerMetrics) -> VllmApp:
-        """The application of one worker, or with AUTO_WORKER of the cluster behind its router."""
+    def app(self, number: int, served: ServedModel) -> VllmApp:
+        """The application of the server whose first engine is `number`.
+
+        With AUTO_WORKER it is that of the cluster behind its own router, with the metrics of the
+        first server.
+        """
+        engines = self.cluster.ranks(max(number, 0))
+        running = [partial(self.driver.running_tokens, index) for index in engines]
+        metrics = ServerMetrics([self.metrics[index] for index in engines], running)
         part = WorkerPart(number, served, metrics)
         return VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
 
@@ -243,8 +257,7 @@ class ClusterServer:
         path = self._spec.ready_file
         if path is None:
             return
-        names = [worker.name for worker in self._spec.cluster.workers]
-        pairs = zip(names, self.urls, strict=True)
+        pairs = zip(self._spec.names, self.urls, strict=True)
         ready: dict[str, object] = {"workers": [{"name": name, "url": url} for name, url in pairs]}
         if self.grpc is not None:
             ready["clock_grpc_port"] = self.grpc.port
@@ -300,12 +313,13 @@ def _bind_all(spec: ServeSpec) -> Iterator[socket.socket]:
     """One listening socket per worker. Raises ConfigError."""
     if spec.http.uds is None:
         for worker in spec.cluster.workers:
-            yield bind(spec.host, worker.port)
-    elif len(spec.cluster.workers) == 1:
+            if worker.dp_rank == 0:
+                yield bind(spec.host, worker.port)
+    elif len(spec.served) == 1:
         yield bind_file(spec.http.uds)
     else:
         raise ConfigError(
-            f"uds: {spec.http.uds} cannot serve {len(spec.cluster.workers)} workers; allowed: one"
+            f"uds: {spec.http.uds} cannot serve {len(spec.served)} workers; allowed: one"
         )
 
 

@@ -24,7 +24,7 @@ from frontier_mock.serve.routing import Handler as Handler
 from frontier_mock.serve.routing import Routes, RouteTable
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
-from frontier_mock.serve.worker_metrics import WorkerMetrics
+from frontier_mock.serve.worker_metrics import ServerMetrics
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.completions import parse_completion
 from frontier_mock.wire.errors import (
@@ -54,11 +54,11 @@ _UNCOUNTED = frozenset(
 
 
 class WorkerPart(NamedTuple):
-    """What one port serves: the worker's place in the cluster, its model and its metrics."""
+    """What one port serves: its first engine's place in the cluster, its model and metrics."""
 
     number: int
     served: ServedModel
-    metrics: WorkerMetrics
+    metrics: ServerMetrics
 
 
 class VllmApp:
@@ -196,7 +196,7 @@ class VllmApp:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
-            submits = [plan.submit for plan in generation.sequences]
+            submits = generation.submits
             subscriber = self._subscriber(generation, exchange)
             return Accepted(submits, subscriber, generation.n, generation.actor)
 
@@ -249,9 +249,7 @@ class VllmApp:
     def _metrics(self, exchange: Exchange) -> Answer:
         driver = self._driver
         driver.catch_up()
-        part = self._part
-        running_tokens = driver.running_tokens(part.number)
-        text = part.metrics.render(driver.engine.now_ns, running_tokens)
+        text = self._part.metrics.render(driver.engine.now_ns)
         text += self._http_metrics.render() + render_clock_metrics(driver, self._created_s)
         return Answer(200, text, _METRICS_TYPE)
 

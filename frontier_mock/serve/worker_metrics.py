@@ -1,11 +1,12 @@
 """One worker's /metrics: the fold over its events, and what only a running server can add."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from frontier_mock.core.events import Event, Finished
 from frontier_mock.report.itl import inter_token_gaps
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
+from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.vllm_metrics import VllmMetrics
 
@@ -18,8 +19,10 @@ class WorkerMetrics:
 
     __slots__ = ("_finished", "_fold", "_metrics", "_worker")
 
-    def __init__(self, worker: Worker, served: ServedModel, created_s: float) -> None:
-        """`created_s` is the unix time at which the server started."""
+    def __init__(
+        self, worker: Worker, served: ServedModel, created_s: float, rank: int = 0
+    ) -> None:
+        """`created_s` is the unix time of the server's start, `rank` the "engine" label."""
         spec = worker.spec
         cache_config = {
             "block_size": str(spec.block_size),
@@ -27,7 +30,7 @@ class WorkerMetrics:
             "num_gpu_blocks": str(spec.num_blocks),
         }
         self._metrics = VllmMetrics(
-            served.names[0], served.max_model_len, created_s, cache_config=cache_config
+            served.names[0], served.max_model_len, created_s, rank, cache_config
         )
         self._fold = self._metrics.fold
         self._worker = worker
@@ -63,3 +66,21 @@ class WorkerMetrics:
         self._finished.clear()
         if len(gaps.values_ns):
             self._metrics.fold_itl(gaps.values_ns, gaps.weights)
+
+
+class ServerMetrics:
+    """The /metrics of one port: those of each of its engines, as children of the same families."""
+
+    __slots__ = ("_engines", "_running_tokens")
+
+    def __init__(
+        self, engines: Sequence[WorkerMetrics], running_tokens: Sequence[Callable[[], int]]
+    ) -> None:
+        """`running_tokens[i]()` are the output tokens of the i-th engine's unfinished sequences."""
+        self._engines = engines
+        self._running_tokens = running_tokens
+
+    def render(self, now: SimTime) -> bytes:
+        """The exposition at `now`."""
+        pairs = zip(self._engines, self._running_tokens, strict=True)
+        return merged([engine.render(now, tokens()).decode() for engine, tokens in pairs]).encode()

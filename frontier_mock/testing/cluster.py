@@ -18,6 +18,7 @@ from frontier_mock.config.journals import journal_head
 from frontier_mock.config.resolve import (
     ResolvedCluster,
     ResolvedWorker,
+    cluster_of,
     resolve_scenario,
     resolve_single,
 )
@@ -84,8 +85,7 @@ def resolve(spec: MockSpec) -> tuple[ResolvedCluster, SimulatorArgs]:
         ResolvedWorker(replace(worker.spec, name=f"w{i}", port=0), worker.args, worker.memory)
         for i in range(spec.workers)
     )
-    cluster = ClusterSpec(tuple(w.spec for w in workers), spec.router_policy, spec.seed)
-    return ResolvedCluster(cluster, one.costs * spec.workers, workers), simulator
+    return cluster_of(workers, ClusterSpec((), spec.router_policy, spec.seed)), simulator
 
 
 class MockCluster:
@@ -237,7 +237,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
     await server.start()
     front, url, listening = server.webs[0], server.urls[0], None
     if len(server.webs) > 1:
-        app = server.app(AUTO_WORKER, models[0], server.metrics[0])
+        app = server.app(AUTO_WORKER, models[0])
         front = Http1Server(app, 0.0)
         listening = await loop.create_server(front, _HOST, 0)
         url = f"http://{_HOST}:{listening.sockets[0].getsockname()[1]}"

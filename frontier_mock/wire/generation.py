@@ -1,6 +1,6 @@
 """What a request became: the sequences to submit, and what is needed to render their output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from frontier_mock.core.commands import Submit
@@ -116,3 +116,11 @@ class Generation(NamedTuple):
     frontier: bool = False
     actor: str | None = None
     data_parallel_rank: int = -1
+
+    @property
+    def submits(self) -> list[Submit]:
+        """The commands that submit its sequences, to the rank it is pinned to if to any."""
+        rank = self.data_parallel_rank
+        if rank < 0:
+            return [plan.submit for plan in self.sequences]
+        return [replace(plan.submit, rank=rank) for plan in self.sequences]

@@ -36,6 +36,19 @@ def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
+def merged(expositions: Sequence[str]) -> str:
+    """One exposition of several whose families are the same, each family's samples together."""
+    if len(expositions) == 1:
+        return expositions[0]
+    families = zip(*(text.split("# HELP ")[1:] for text in expositions), strict=True)
+    parts = []
+    for same in families:
+        help_line, type_line, _ = same[0].split("\n", 2)
+        parts.append(f"# HELP {help_line}\n{type_line}\n")
+        parts += [text.split("\n", 2)[2] for text in same]
+    return "".join(parts)
+
+
 class Gauge:
     """A family of gauges, one value per child in the order of `children`."""
 

@@ -53,7 +53,7 @@ def test_flags_without_effect_are_named() -> None:
             ["--schedule-policy", "hrrn"],
             "--schedule-policy: 'hrrn' is not simulated; allowed: fcfs",
         ),
-        (["--dp-size", "2"], "--dp-size: 2 is not simulated; allowed: 1"),
+        (["--pp-size", "2"], "--pp-size: 2 is not simulated; allowed: 1"),
         (["--speculative-algorithm", "EAGLE"], "is not simulated; allowed: none"),
         (["--quantization", "awq"], "--quantization: 'awq' is not simulated; allowed: fp8"),
         (["--mem-fraction-static", "1.5"], "--mem-fraction-static: 1.5 is not in 0.01..1"),

@@ -157,7 +157,6 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
         ),
         (["m", "--kv-cache-dtype", "nvfp4"], "argument --kv-cache-dtype: 'nvfp4' is not simulated"),
         (["m", "-pp", "2"], "argument --pipeline-parallel-size: 2 is not simulated; only 1 is"),
-        (["m", "-dp", "2"], "argument --data-parallel-size: 2 is not simulated; only 1 is"),
         (["m", "--max-model-len", "8.5K"], "did you mean 8.5k?"),
         (["m", "--watermark", "1"], "1 is not allowed; must be < 1"),
         (["m", "--watermark", "nan"], "nan is not allowed"),
