@@ -57,12 +57,13 @@ class Router:
         if max(loads) - min(loads) > _IMBALANCE * n:
             return min(range(n), key=lambda i: (loads[i], i))
         hits = [
-            max(_cached_tokens(rank, prompt, now_ns) for rank in server) for server in self._servers
+            max(cached_tokens(rank, prompt, now_ns) for rank in server) for server in self._servers
         ]
         return min(range(n), key=lambda i: (-hits[i], loads[i], i))
 
 
-def _cached_tokens(worker: Worker, prompt: Prompt, now_ns: SimTime) -> int:
+def cached_tokens(worker: Worker, prompt: Prompt, now_ns: SimTime) -> int:
+    """How much of `prompt` one engine would find cached at `now_ns`, the present."""
     worker.settle(now_ns)
     block = worker.spec.block_size
     keys = prompt.block_keys(block)

@@ -18,6 +18,7 @@ Theory of operation
 `num_blocks` counts usable blocks: vLLM's null block is the caller's to subtract.
 """
 
+from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.free_queue import FreeQueue
 from frontier_mock.serving.prefix_tree import Extent, common_blocks, split_extent
@@ -63,7 +64,9 @@ class KvCache:
 
     `num_free` counts the blocks in the free queue, evictable cached ones included; `num_private`
     the blocks taken and neither registered nor given back. `root` and `queue` are the state itself,
-    public for those who want to list what is cached.
+    public for those who want to list what is cached. `writer` is what the sequence behind the next
+    `commit` or `close` was submitted as; only a cache that records its changes asks
+    (`serving.kv_recording`).
     """
 
     __slots__ = (
@@ -75,6 +78,7 @@ class KvCache:
         "prefix_caching",
         "queue",
         "root",
+        "writer",
     )
 
     def __init__(self, num_blocks: int, block_tokens: int, prefix_caching: bool) -> None:
@@ -86,6 +90,18 @@ class KvCache:
         self.root = Extent(b"", 0, 0, None)
         self.queue = FreeQueue(num_blocks)
         self._no_match = Match(self.root, 0, 0, 0)
+        self.writer: Submit | None = None
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that a lookup could find. Walks the tree."""
+        count = 0
+        walk = list(self.root.children.values())
+        while walk:
+            extent = walk.pop()
+            count += extent.count
+            walk.extend(extent.children.values())
+        return count
 
     def lookup(self, keys: bytes, max_blocks: int) -> Match:
         """The longest cached prefix of `keys`, at most `max_blocks` long. Changes nothing."""

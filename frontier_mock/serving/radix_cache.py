@@ -25,6 +25,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
+from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.prefix_tree import common_blocks
 
@@ -97,7 +98,8 @@ class RadixCache:
     """`num_blocks` pages of `block_tokens` tokens each, with or without the tree.
 
     Attributes count pages: `num_available`, `num_evictable`, `num_protected`, `num_private` add up
-    to `num_blocks`.
+    to `num_blocks`. `writer` is what the sequence behind the next `checkpoint` was submitted as;
+    only a cache that records its changes asks (`serving.kv_recording`).
     """
 
     __slots__ = (
@@ -114,6 +116,7 @@ class RadixCache:
         "num_private",
         "num_protected",
         "root",
+        "writer",
     )
 
     def __init__(
@@ -135,6 +138,12 @@ class RadixCache:
         self._serial = 0
         self._leaves: list[tuple[_Key, int, RadixNode]] = []
         self.root = RadixNode(b"", None, 0, 0)
+        self.writer: Submit | None = None
+
+    @property
+    def num_cached(self) -> int:
+        """Pages that a lookup could find."""
+        return self.num_evictable + self.num_protected
 
     @property
     def num_free(self) -> int:
@@ -387,12 +396,16 @@ class RadixCache:
                 heappush(leaves, (current, serial, node))
                 continue
             evicted += node.count
-            parent = node.parent
-            del parent.children[node.keys[:KEY_BYTES]]
-            self.settle(parent)
+            self.settle(self._remove(node))
         self.num_evictable -= evicted
         self.num_available += evicted
         return evicted
+
+    def _remove(self, node: RadixNode) -> RadixNode:
+        """Take a leaf out of the tree; returns what it hung from."""
+        parent = node.parent
+        del parent.children[node.keys[:KEY_BYTES]]
+        return parent
 
     def reset(self) -> bool:
         """Forget everything cached; False, and nothing done, while anything is held."""

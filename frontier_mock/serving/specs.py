@@ -22,6 +22,8 @@ class SchedulerSpec:
     reserve_full_isl: bool = True
     max_num_queued_reqs: int = 0
     """0 means unlimited."""
+    enable_kv_cache_events: bool = False
+    """Whether the cache records its changes (`serving.kv_recording`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class SglangSchedulerSpec:
     max_queued_requests: int = 0
     random_seed: int = 0
     classic: bool = False
+    enable_kv_cache_events: bool = False
+    """Whether the cache records its changes (`serving.kv_recording`)."""
 
     @property
     def block_size(self) -> int:

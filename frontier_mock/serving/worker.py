@@ -20,6 +20,7 @@ Rule 7. A pause is a hold: "keep" and "retract" decide no further step, "drain" 
         lets no new arrival in. The worker is at rest once it executes nothing under a hold.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from frontier_mock.core.commands import Pause
@@ -91,6 +92,7 @@ class Worker:
         self.wake_ns: SimTime | None = None
         self.group: Group | None = None
         self.in_frontend = 0
+        self.on_output: Callable[[SimTime], None] | None = None
         self._cost = cost
         self._log = log
         self._single_step = single_step
@@ -374,6 +376,8 @@ class Worker:
         """Hand out what step `k` produced: first tokens, then finishes."""
         for seq in self.scheduler.complete(executing, k, t_ns):
             self._finish(seq, "abort" if seq.aborted else seq.submit.finish_reason, t_ns)
+        if self.on_output is not None:
+            self.on_output(t_ns)
 
     def _finish(self, seq: Sequence, reason: str, t_ns: SimTime) -> None:
         spans = tuple(seq.spans)

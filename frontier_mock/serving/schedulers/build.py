@@ -2,6 +2,7 @@
 
 from frontier_mock.core.events import EventLog
 from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.kv_recording import RecordingKvCache, RecordingRadixCache
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.schedulers.protocol import Cache, Scheduler
 from frontier_mock.serving.schedulers.sglang import SglangScheduler
@@ -16,7 +17,8 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
     """
     longest = spec.max_model_len
     if isinstance(spec, SglangSchedulerSpec):
-        radix = RadixCache(
+        radix_class = RecordingRadixCache if spec.enable_kv_cache_events else RadixCache
+        radix = radix_class(
             spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
         )
         # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
@@ -36,5 +38,6 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
             f"max_num_batched_tokens={spec.max_num_batched_tokens} must be at least "
             f"max_model_len={longest} without chunked prefill"
         )
-    kv = KvCache(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
+    kv_class = RecordingKvCache if spec.enable_kv_cache_events else KvCache
+    kv = kv_class(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
     return VllmScheduler(spec, kv, log, worker), kv

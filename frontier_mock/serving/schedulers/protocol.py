@@ -52,6 +52,11 @@ class Cache(Protocol):
         """Those an allocation can get, evictable cached ones included."""
         ...
 
+    @property
+    def num_cached(self) -> int:
+        """Those that a lookup could find, in use or not; may take a walk."""
+        ...
+
     def lookup(self, keys: bytes, max_blocks: int) -> CachedPrefix:
         """The longest cached prefix of `keys`, at most `max_blocks` long. Changes nothing."""
         ...

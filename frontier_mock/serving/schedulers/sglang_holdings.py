@@ -33,6 +33,7 @@ class Holdings:
             return
         if pages > seq.held_blocks:
             seq.held_blocks = pages
+        self._kv.writer = seq.submit
         seq.node = self._kv.checkpoint(
             seq.node or self._kv.root,
             seq.protected,

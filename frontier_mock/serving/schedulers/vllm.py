@@ -240,6 +240,7 @@ class VllmScheduler:
             # a block it completes is cached only once the output of its step is processed.
             known = seq.offset + seq.finish_step if finished else context - self._lag
             committed = max(known, seq.goal) // block
+        self.kv.writer = seq.submit
         self.kv.close(table, held, self._content_keys(seq, committed), committed)
         seq.table = None
         seq.held_blocks = 0
@@ -403,6 +404,7 @@ class VllmScheduler:
         assert table is not None
         full = computed // block
         if self._caching:
+            self.kv.writer = seq.submit
             self.kv.commit(table, self._content_keys(seq, full), full)
         self._grants.append((seq, Chunk(new, past)))
         if computed == seq.goal:
