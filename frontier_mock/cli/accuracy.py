@@ -134,7 +134,8 @@ def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
     """The row's flags. Those of InferenceX in 2025 are known (cost_model.md section 2.1).
 
     Its rows of models with experts are from 2026: vLLM's own defaults, and what their checkpoint
-    says about weights.
+    says about weights. Those over 8 GPUs had whole experts on each, whatever the row says: vLLM
+    refuses to cut 128 x 128 blocks, and SemiAnalysisAI/InferenceX#869 added the flag for it.
     """
     inferencex, dense = row["origin"] == "InferenceX", row["model_path"] in MODELS
     tp = int(float(row["tp_size"]))
@@ -143,7 +144,7 @@ def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
         quantization="fp8" if dense and row["precision"] == "fp8" else None,
         kv_cache_dtype="fp8" if dense and inferencex else "auto",
         tensor_parallel_size=tp,
-        enable_expert_parallel=float(row["moe_ep_size"]) > 1,
+        enable_expert_parallel=float(row["moe_ep_size"]) > 1 or (inferencex and tp == 8),
         max_num_seqs=int(float(row["conc"])) if inferencex else None,
         max_num_batched_tokens=8192,
         max_model_len=max_model_len,

@@ -58,6 +58,9 @@ _NUM_EXPERTS: Final = (
     "n_routed_experts",
     "moe_num_experts",
 )
+_FP32_ROUTERS: Final = ("minimax_m2", "glm4_moe")
+"""Models whose router vLLM multiplies in fp32 (its models/minimax_m2.py and glm4_moe.py)."""
+
 _TOP_K: Final = ("num_experts_per_tok", "moe_top_k", "moe_k")
 _LINEAR_ATTENTION: Final = ("linear_num_value_heads", "attn_type_list", "mamba_d_state")
 
@@ -194,10 +197,10 @@ def _experts(keys: _Keys, layers: int) -> ExpertsSpec:
     dense = keys.integer("first_k_dense_replace", 0)
     if listed:
         dense = layers - len(listed.split(","))
-    balanced = keys.text("scoring_func") == "sigmoid" or keys.text("topk_method") == "noaux_tc"
+    fp32 = keys.text("model_type") in _FP32_ROUTERS
     groups = keys.integer("topk_group", 0)
     limited = groups if keys.integer("n_group", 0) > groups else 0
-    return ExpertsSpec(count, top_k, inner, shared, dense, balanced, limited)
+    return ExpertsSpec(count, top_k, inner, shared, dense, fp32, limited)
 
 
 def _window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]:

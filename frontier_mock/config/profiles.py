@@ -27,6 +27,7 @@ from frontier_mock.cost.specs import (
     ModelSpec,
 )
 from frontier_mock.cost.tables import (
+    ContiguousFit,
     Curve,
     DecodeAttentionTable,
     ExpertFit,
@@ -172,6 +173,7 @@ def load_kernels(name: str) -> KernelTables:
             },
             elementwise_us=data["elementwise_us"],
             elementwise_memory=data["elementwise_memory"],
+            contiguous=ContiguousFit(**data["contiguous"]) if "contiguous" in data else None,
         )
 
 

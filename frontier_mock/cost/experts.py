@@ -16,10 +16,11 @@ from frontier_mock.cost.specs import ExpertsSpec, HardwareSpec, RoutingSpec
 from frontier_mock.cost.tables import ExpertFit, ExpertTable, Floats
 from frontier_mock.rng import stream
 
-_ZIPF_BALANCED: Final = 0.45
-_ZIPF_UNBALANCED: Final = 1.0
-"""Exponents of expert popularity (cost_model.md section 1.5, an inference): 0.3 to 0.6 for routers
-balanced by biases, about 1.0 for others."""
+_ZIPF: Final = 0.45
+"""Exponent of expert popularity. cost_model.md section 1.5 infers 0.3 to 0.6 for routers balanced
+by biases and 1.0 for others; but Qwen3-30B-A3B's expert kernels on 8 GPUs took between 0.73 and
+1.35 times their mean (h200_kernels_nsys_4096tok_tp4dp2ep8.csv), as loads of 0.3 to 0.45 do (0.71 to
+1.5) and loads of 1.0 do not (0.3 to 3.3)."""
 
 _ACTIVATION_BYTES: Final = 2.0
 
@@ -83,7 +84,7 @@ def popularity(model: ExpertsSpec, routing: RoutingSpec, layers: int) -> Floats:
     """Share of the rows that each expert gets, [layer, expert], drawn once per layer."""
     exponent = routing.exponent
     if routing.kind == "model":
-        exponent = _ZIPF_BALANCED if model.balanced_router else _ZIPF_UNBALANCED
+        exponent = _ZIPF
     elif routing.kind == "uniform":
         exponent = 0.0
     share = np.arange(1.0, model.num_experts + 1.0) ** -exponent

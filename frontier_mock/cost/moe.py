@@ -1,8 +1,11 @@
 """The expert half of a layer: router, shared experts, routed experts, and moving tokens. PURE."""
 
+from typing import Final
+
 import numpy as np
 
 from frontier_mock.cost.collectives import straggling
+from frontier_mock.cost.contiguous import contiguous_us
 from frontier_mock.cost.experts import (
     ExpertLoad,
     ExpertShape,
@@ -20,11 +23,24 @@ from frontier_mock.cost.layers import (
     mlp_us,
     reduced_us,
 )
-from frontier_mock.cost.specs import StepSpec
-from frontier_mock.cost.tables import ExpertTable, Floats, KernelTables
+from frontier_mock.cost.specs import ExpertsSpec, StepSpec
+from frontier_mock.cost.tables import ContiguousFit, ExpertTable, Floats, KernelTables
 
 _GRID_PER_OCTAVE = 4
 _LARGEST_TOKENS = 1 << 20
+
+_NO_DEEPGEMM_TP: Final = 8
+"""Cut over so many ranks, block-fp8 experts go to Triton instead (vllm-project/vllm#29346)."""
+
+
+_FP32_GEMM_US: Final = 9.0
+"""A small fp32 product, split in K and summed by a second kernel: cuBLAS takes 6.9 to 13.6 us for
+one or two tokens of a like shape (vllm-project/vllm#44343, #38445)."""
+
+_FP32_SM_FLOPS: Final = 128 * 2 * 1.755e9
+_FP32_REACHED: Final = 0.7
+"""Fused multiply-adds an SM makes in a second, and how much of that a large product is taken to
+reach."""
 
 
 class ExpertPrice:
@@ -37,11 +53,10 @@ class ExpertPrice:
     __slots__ = ("_log_tokens", "_log_us")
 
     def __init__(self, spec: StepSpec, tables: KernelTables, shard: Shard) -> None:
-        table = expert_table(spec, tables)
         octaves = np.arange(0.0, np.log2(_LARGEST_TOKENS) + 1e-9, 1.0 / _GRID_PER_OCTAVE)
         tokens = np.maximum(np.rint(2.0**octaves), 1.0)
         tokens = np.unique(tokens)
-        time_us = np.maximum.accumulate(_average_us(spec, table, shard, tokens))
+        time_us = np.maximum.accumulate(_average_us(spec, tables, shard, tokens))
         self._log_tokens = np.log(tokens)
         self._log_us = np.log(time_us)
 
@@ -57,9 +72,11 @@ class ExpertPrice:
 
 def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
     """The kernel that runs these experts. Raises ValueError when nothing like it was measured."""
-    collection = spec.engine.expert_kernels
+    engine, weights, parallel = spec.engine, spec.precision.weights, spec.parallel
+    collection = engine.expert_kernels
+    if weights == "fp8_block" and engine.block_expert_kernels in tables.experts:
+        collection = engine.block_expert_kernels
     measured = tables.experts.get(collection) or tables.experts["vllm-0.24"]
-    weights, parallel = spec.precision.weights, spec.parallel
     if parallel.dp > 1 and weights in tables.experts.get(parallel.dispatch, {}):
         return tables.experts[parallel.dispatch][weights]
     if parallel.ep > 1 and f"{weights}_ep" in measured:
@@ -71,8 +88,19 @@ def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
     raise ValueError(f"no {weights} expert kernels for {tables.name}; it has {allowed}")
 
 
-def _average_us(spec: StepSpec, table: ExpertTable, shard: Shard, tokens: Floats) -> Floats:
+def _contiguous(spec: StepSpec, tables: KernelTables) -> ContiguousFit | None:
+    """DeepGEMM's constants if this engine runs these experts through it."""
+    parallel = spec.parallel
+    if spec.precision.weights != "fp8_block" or spec.engine.block_expert_kernels != "deepgemm":
+        return None
+    if parallel.ep == 1 and parallel.tp == _NO_DEEPGEMM_TP:
+        return None
+    return tables.contiguous
+
+
+def _average_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats) -> Floats:
     """Mean over layers of the slowest rank's time."""
+    table = expert_table(spec, tables)
     experts = spec.model.experts
     assert experts is not None
     ep = spec.parallel.ep
@@ -84,6 +112,7 @@ def _average_us(spec: StepSpec, table: ExpertTable, shard: Shard, tokens: Floats
         ep,
     )
     weights, hw, block = spec.precision.weights, spec.hardware, table.fit.block_rows
+    contiguous = _contiguous(spec, tables)
     uniform = spec.routing.kind == "uniform" and not spec.routing.redundant_experts
     # Without expert parallelism a layer's time does not depend on which experts are popular.
     layers = 1 if ep == 1 or uniform else spec.model.expert_layers
@@ -92,9 +121,26 @@ def _average_us(spec: StepSpec, table: ExpertTable, shard: Shard, tokens: Floats
     total = np.zeros_like(tokens)
     for layer in placed(shares, ep, redundant):
         load = expected_load(layer, experts.top_k, block, tokens)
-        total += experts_us(table, hw, weights, shape, load).max(axis=0)
+        if contiguous is not None:
+            total += contiguous_us(contiguous, hw, weights, shape, load).max(axis=0)
+        else:
+            total += experts_us(table, hw, weights, shape, load).max(axis=0)
     made: Floats = total / layers
     return made
+
+
+def _router_us(
+    spec: StepSpec, tables: KernelTables, experts: ExpertsSpec, tokens: Floats
+) -> Floats:
+    """The router's linear layer. In fp32 it has no tensor cores, and its input is converted."""
+    hidden = spec.model.hidden_size
+    if not experts.fp32_router:
+        return linear_us(spec, tables, "bf16", tokens, experts.num_experts, hidden)
+    flops = 2.0 * experts.num_experts * hidden
+    reached = spec.hardware.sm_count * (_FP32_SM_FLOPS * _FP32_REACHED)
+    converted = elementwise_us(spec, tables, tokens * (hidden * 6.0))
+    multiplied: Floats = converted + _FP32_GEMM_US + tokens * (flops / reached * 1e6)
+    return multiplied
 
 
 def balanced_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats) -> Floats:
@@ -129,7 +175,7 @@ def expert_layer_us(
     experts = model.experts
     assert experts is not None
     total = elementwise_us(spec, tables, tokens * (4 * hidden * ACTIVATION_BYTES))
-    total = total + linear_us(spec, tables, "bf16", tokens, experts.num_experts, hidden)
+    total = total + _router_us(spec, tables, experts, tokens)
     total += elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
     if shard.shared_columns:
         total += mlp_us(spec, tables, shard.shared_columns, tokens)

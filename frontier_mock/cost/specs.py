@@ -29,9 +29,8 @@ class ExpertsSpec:
     """Routed experts of every layer after the first `dense_layers`.
 
     `shared_size` is the intermediate size of all shared experts together, 0 without any.
-    `balanced_router`: the router was trained with per-expert biases that even out the load
-    (DeepSeek-V3's way) instead of an auxiliary loss alone. `token_groups` bounds the groups of
-    experts, and so the nodes, that a token may reach (DeepSeek-V3: 4), 0 without a bound.
+    `fp32_router`: engines multiply by the router's weights in fp32. `token_groups` bounds the
+    groups of experts, and so the nodes, that a token may reach (DeepSeek-V3: 4), 0 without a bound.
     """
 
     num_experts: int
@@ -39,7 +38,7 @@ class ExpertsSpec:
     intermediate_size: int
     shared_size: int = 0
     dense_layers: int = 0
-    balanced_router: bool = False
+    fp32_router: bool = False
     token_groups: int = 0
 
 
@@ -129,9 +128,9 @@ class ParallelSpec:
 class RoutingSpec:
     """How popular experts are.
 
-    `kind` is "model" (what the model's router suggests), "uniform" or "zipf" with `exponent`. Which
-    expert has which rank is drawn once per layer from `seed`. `redundant_experts` replicas of the
-    most popular ones are spread by load (EPLB).
+    `kind` is "model" (what is assumed of every trained router), "uniform" or "zipf" with
+    `exponent`. Which expert has which rank is drawn once per layer from `seed`. `redundant_experts`
+    replicas of the most popular ones are spread by load (EPLB).
     """
 
     kind: str = "model"
@@ -161,7 +160,9 @@ class EnginePreset:
     `frontend_s + frontend_token_s * prompt_tokens`. `counts_cudagraph_memory` says whether the
     memory profile makes room for CUDA graphs (vLLM since 0.21). `fp8_decode_as_bf16`: decoding over
     an fp8 cache took as long as over a bf16 one (FlashAttention 3 in vLLM before 0.12).
-    `expert_kernels` names the collection whose kernels run the experts.
+    `expert_kernels` names the collection whose kernels run the experts, `block_expert_kernels`
+    that of block-fp8 ones if it is another ("deepgemm": the contiguous grouped GEMM, whatever the
+    batch).
     """
 
     name: str
@@ -180,6 +181,7 @@ class EnginePreset:
     counts_cudagraph_memory: bool = True
     fp8_decode_as_bf16: bool = False
     expert_kernels: str = "vllm-0.24"
+    block_expert_kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True)

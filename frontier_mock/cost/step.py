@@ -64,9 +64,14 @@ and its scheduler; two of them are behind Python."""
 
 _PYTHON_OPS: Final = 2
 
-_EXPERT_KERNELS: Final = 8
-"""What a layer with experts launches more: router, top-k, sorting, two grouped GEMMs instead of two
-linear layers, quantisation between them and the sum. An inference from vLLM's code."""
+_EXPERT_KERNELS: Final = 40
+"""What a layer with experts launches more, all of it through Python inside one custom op. Eager
+Qwen3-30B-A3B launches 61 kernels a layer (nsys, h200_kernels_nsys_4096tok_tp4dp2ep8.csv), of which
+about 20 are a dense layer's and its collectives'."""
+
+_BLOCK_LINEAR_US: Final = 75.0
+"""Host time of one block-fp8 linear layer, quantisation included: aiconfigurator's tables of vLLM's
+show 60 to 90 us whatever the size, which its README puts down to launches."""
 
 
 def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
@@ -182,12 +187,12 @@ class TabledStepCost:
         for chunk in chunks:
             tokens += chunk[0]
         rows = num_decodes + len(chunks)
-        attention_ns = self._prefill_ns(chunks)
+        attention_ns = self.prefill_ns(chunks)
         if num_decodes:
-            attention_ns += self._decode_beside_ns(num_decodes, decode_kv_tokens)
+            attention_ns += self.decode_beside_ns(num_decodes, decode_kv_tokens)
         gpu_ns = self._fixed_ns(tokens, rows) + attention_ns
         if self.spec.parallel.overlap:
-            gpu_ns = min(gpu_ns, self._overlapped_ns(tokens, attention_ns) + self._rows_ns(rows))
+            gpu_ns = min(gpu_ns, self._overlapped_ns(tokens, attention_ns) + self.rows_ns(rows))
         return round(self._with_cpu(gpu_ns, rows))
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
@@ -200,18 +205,18 @@ class TabledStepCost:
         attention_ns, most, rows, total = 0.0, 1, 1, 0
         for batch in batches:
             tokens = batch.num_decodes + sum(chunk[0] for chunk in batch.chunks)
-            own_ns = self._prefill_ns(batch.chunks) if batch.chunks else 0.0
+            own_ns = self.prefill_ns(batch.chunks) if batch.chunks else 0.0
             if batch.num_decodes and batch.chunks:
-                own_ns += self._decode_beside_ns(batch.num_decodes, batch.kv_tokens)
+                own_ns += self.decode_beside_ns(batch.num_decodes, batch.kv_tokens)
             elif batch.num_decodes:
-                line = self._rank_line(batch)
+                line = self.rank_line(batch)
                 own_ns = line.base_ns + line.slope_ns * batch.kv_tokens
             attention_ns = max(attention_ns, own_ns)
             most = max(most, tokens)
             rows = max(rows, batch.num_decodes + len(batch.chunks))
             total += max(tokens, 1)
         fixed_ns = self._lockstep_fixed_ns(most, total, len(batches))
-        return round(self._with_cpu(fixed_ns + attention_ns + self._rows_ns(rows), rows))
+        return round(self._with_cpu(fixed_ns + attention_ns + self.rows_ns(rows), rows))
 
     def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
         """The steps from this one on while every rank goes on decoding what it decodes now.
@@ -221,9 +226,9 @@ class TabledStepCost:
         """
         rows = max(max(batch.num_decodes for batch in batches), 1)
         total = sum(max(batch.num_decodes, 1) for batch in batches)
-        gpu_ns = self._lockstep_fixed_ns(rows, total, len(batches)) + self._rows_ns(rows)
+        gpu_ns = self._lockstep_fixed_ns(rows, total, len(batches)) + self.rows_ns(rows)
         slowest, growth_ns, steps = slowest_rank(
-            [(batch, self._rank_line(batch)) for batch in batches if batch.num_decodes]
+            [(batch, self.rank_line(batch)) for batch in batches if batch.num_decodes]
         )
         gpu_ns += slowest
         cpu_ns = self._cpu_step_ns + self._cpu_request_ns * rows
@@ -251,7 +256,7 @@ class TabledStepCost:
             self._joint_ns[key] = known
         return known
 
-    def _rank_line(self, batch: RankBatch) -> DecodeLine:
+    def rank_line(self, batch: RankBatch) -> DecodeLine:
         """All layers' decode attention of one rank."""
         cut = self._rank_lines.get(batch.num_decodes)
         if cut is None:
@@ -261,7 +266,7 @@ class TabledStepCost:
         ends, lines = cut
         return lines[bisect_left(ends, batch.kv_tokens)]
 
-    def _prefill_ns(self, chunks: Sequence[Chunk]) -> float:
+    def prefill_ns(self, chunks: Sequence[Chunk]) -> float:
         """All layers' attention over prompt chunks; under a window a past is cut to it."""
         total = self._full_layers * self._prefill.chunks_us(chunks)
         if self._sliding_layers:
@@ -269,7 +274,7 @@ class TabledStepCost:
             total += self._sliding_layers * self._prefill.chunks_us(_windowed(chunks, window))
         return total * 1e3
 
-    def _decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
+    def decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
         """All layers' decode attention in a mixed step, whose launch is the chunks' launch."""
         cut = self._beside.get(num_seqs)
         if cut is None:
@@ -308,7 +313,7 @@ class TabledStepCost:
         cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
         ys = [y + fixed_ns for y in attention]
         if self.spec.parallel.overlap:
-            head_ns = self._rows_ns(num_seqs) + _GRAPH_REPLAY_US * 1e3
+            head_ns = self.rows_ns(num_seqs) + _GRAPH_REPLAY_US * 1e3
             halves = [self._overlapped_ns(num_seqs, y) + head_ns for y in attention]
             ys = [min(pair) for pair in zip(ys, halves, strict=True)]
         if not self.spec.async_scheduling:
@@ -330,7 +335,8 @@ class TabledStepCost:
         """A step in two halves, each computing while the other's tokens move (section 1.11).
 
         Either computing hides all moving, or one half's computing and moving follow each other.
-        Kernels that move tokens take SMs from the others, but not the low-latency ones.
+        Kernels that move tokens take SMs from the others, but not the low-latency ones. Without a
+        captured graph the host launches everything twice.
         """
         while tokens >= len(self._token_ns):
             self._extend_tokens()
@@ -341,7 +347,10 @@ class TabledStepCost:
             slower = sms / (sms - COMMUNICATION_SMS)
         moved_ns = self._moved_ns[half]
         computed_ns = 2.0 * (self._token_ns[half] - moved_ns) * slower + attention_ns
-        return max(computed_ns, 0.5 * computed_ns + moved_ns)
+        launched_ns = 0.0
+        if not padded_size(self.spec.cudagraph_sizes, tokens):
+            launched_ns = 2.0 * self._eager_ns
+        return max(computed_ns, 0.5 * computed_ns + moved_ns, launched_ns)
 
     def _fixed_ns(self, tokens: int, rows: int) -> float:
         """GPU time that depends on token and row counts alone, launch limits included."""
@@ -351,7 +360,7 @@ class TabledStepCost:
             token_ns += _GRAPH_REPLAY_US * 1e3
         elif token_ns < self._eager_ns:
             token_ns = self._eager_ns
-        return token_ns + self._rows_ns(rows)
+        return token_ns + self.rows_ns(rows)
 
     def _tokens_ns(self, tokens: int) -> float:
         table = self._token_ns
@@ -359,7 +368,7 @@ class TabledStepCost:
             self._extend_tokens()
         return table[tokens]
 
-    def _rows_ns(self, rows: int) -> float:
+    def rows_ns(self, rows: int) -> float:
         table = self._head_ns
         while rows >= len(table):
             self._extend_rows()
@@ -472,9 +481,12 @@ def _eager_launch_us(spec: StepSpec) -> float:
     if not spec.cudagraph_sizes:
         python_ops, bare_kernels = python_ops + bare_kernels, 0
     per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
-    each = _LAUNCH_US if spec.cudagraph_sizes else _PYTHON_LAUNCH_US
-    experts_us = spec.model.expert_layers * (_EXPERT_KERNELS * each)
-    return spec.model.num_layers * per_layer + experts_us
+    layers, with_experts = spec.model.num_layers, spec.model.expert_layers
+    experts_us = with_experts * (_EXPERT_KERNELS * _PYTHON_LAUNCH_US)
+    blocks_us = 0.0
+    if linear_weights(spec.model, spec.precision) == "fp8_block":
+        blocks_us = (4 * layers - 2 * with_experts) * _BLOCK_LINEAR_US
+    return layers * per_layer + experts_us + blocks_us
 
 
 def _of_size(by_size: Mapping[int, _Table], size: int) -> _Table:

@@ -137,6 +137,16 @@ class ExpertTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ContiguousFit:
+    """Constants of DeepGEMM's contiguous grouped GEMM (see `contiguous.contiguous_us`): the
+    fractions of peak and of bandwidth that its tiles reach, and the exponent that joins them."""
+
+    compute: float
+    memory: float
+    blend: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """Time by message size, both ascending; interpolated in logarithms, last slope beyond."""
 
@@ -153,6 +163,7 @@ class KernelTables:
     forward pass can run its linear layers one after another: power limits it below what a single
     kernel reaches. `experts` is keyed by collection (`EnginePreset.expert_kernels`) and weight
     type; a type with "_ep" is for whole experts on each GPU, where that is another kernel.
+    `contiguous` is DeepGEMM's grouped GEMM, None for GPUs it does not run on.
     `elementwise_us` and `elementwise_memory` price every fused elementwise kernel: a fixed cost
     plus bytes at that fraction of the bandwidth.
     """
@@ -167,3 +178,4 @@ class KernelTables:
     experts: Mapping[str, Mapping[str, ExpertTable]]
     elementwise_us: float
     elementwise_memory: float
+    contiguous: ContiguousFit | None = None

@@ -63,12 +63,13 @@ def sources(gpu: str) -> tuple[ExpertSource, ...]:
     if gpu == "rtx_pro_6000_server":
         return (*made, ExpertSource("vllm-0.24", "int4", new, "int4_wo"))
     old, sglang = "h100_sxm/moe/vllm/0.19.0", f"{gpu}/moe/sglang/0.5.14"
-    deepep = "h100_sxm/moe/sglang/0.5.10"
+    deepep, trtllm = "h100_sxm/moe/sglang/0.5.10", "h100_sxm/moe/trtllm/1.3.0rc20"
     return (
         *made,
         ExpertSource("vllm-0.24", "fp8_block", new, "fp8_block", "triton", False),
         ExpertSource("vllm-0.24", "fp8_block", new, "fp8_block", "flashinfer", True),
         ExpertSource("vllm-0.24", "int4", old, "int4_wo"),
+        ExpertSource("flashinfer-cutlass", "fp8_block", trtllm, "fp8_block", "cutlass"),
         ExpertSource("vllm-0.19", "bf16", old, "bfloat16"),
         ExpertSource("vllm-0.19", "fp8", old, "fp8"),
         ExpertSource("vllm-0.19", "fp8_block", old, "fp8_block"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
+from frontier_mock.cost.contiguous import contiguous_us
 from frontier_mock.cost.experts import (
     ExpertShape,
     balanced_load,
@@ -82,6 +83,57 @@ def test_no_expert_kernel_beats_the_machine(gpu: str, shape: ExpertShape) -> Non
             time_us = experts_us(table, hw, weights, shape, load)
             assert (time_us >= floor_us(hw, weights, shape, load)).all()
             assert np.isfinite(time_us).all()
+
+
+@pytest.mark.parametrize("gpu", ["h800", "h20", "h200"])
+@given(shape=SHAPES)
+@settings(max_examples=30, deadline=None)
+def test_contiguous_expert_gemms_rise_with_the_batch_and_never_beat_the_machine(
+    gpu: str, shape: ExpertShape
+) -> None:
+    hw, fit = load_hardware(gpu), load_kernels(gpu).contiguous
+    assert fit is not None
+    load = balanced_load(shape, 128, TOKENS)
+    time_us = contiguous_us(fit, hw, "fp8_block", shape, load)
+    assert (time_us >= floor_us(hw, "fp8_block", shape, load)).all()
+    assert (np.diff(time_us) >= 0).all()
+
+
+def test_contiguous_expert_gemms_take_as_long_for_one_token_as_for_thirty() -> None:
+    """Qwen3-235B's experts cut in two on H200: empty tiles are fed too (Theory, rule 2)."""
+    fit, shape = load_kernels("h200").contiguous, ExpertShape(4096, 768, 8, 128, 1)
+    assert fit is not None
+    load = balanced_load(shape, 128, np.array([1.0, 32.0]))
+    one, thirty = contiguous_us(fit, load_hardware("h200"), "fp8_block", shape, load)
+    assert 250 < one < thirty < 1.6 * one
+
+
+def test_the_engine_version_decides_which_kernel_runs_block_fp8_experts() -> None:
+    """Qwen3-235B on two H200 (vllm-project/vllm#26197, #34249, #34260)."""
+    model, halves = "Qwen/Qwen3-235B-A22B-FP8", ParallelSpec(tp=2)
+    ns = {
+        version: decode_ns(make(model, "h200", halves, engine=f"vllm-{version}"), 4, 4000)
+        for version in ("0.11", "0.12", "0.16", "0.18")
+    }
+    assert ns["0.12"] > 1.8 * ns["0.18"]
+    assert ns["0.16"] > ns["0.18"]
+    whole = ParallelSpec(tp=8)
+    cut = (make(model, "h200", whole, engine=f"vllm-{version}") for version in ("0.11", "0.12"))
+    older, newer = (decode_ns(cost, 4, 4000) for cost in cut)
+    assert newer == pytest.approx(older, rel=0.02)
+
+
+def test_an_fp32_router_costs_more_than_one_on_tensor_cores() -> None:
+    cost = make("MiniMaxAI/MiniMax-M2.5", "h200", ParallelSpec(tp=4))
+    card = cost.spec.model
+    assert card.experts is not None
+    experts = replace(card.experts, fp32_router=False)
+    spec = replace(cost.spec, model=replace(card, experts=experts))
+    plain = build_step_cost(spec, load_kernels("h200"))
+    a_layer_us = (decode_ns(cost, 8, 8000) - decode_ns(plain, 8, 8000)) / card.num_layers / 1e3
+    assert 2 < a_layer_us < 15
+    prompt = [Chunk(8000, 0)]
+    assert cost.mixed(0, 0, prompt) > 1.03 * plain.mixed(0, 0, prompt)
 
 
 @pytest.mark.parametrize(

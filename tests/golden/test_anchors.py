@@ -50,12 +50,12 @@ def test_two_batches_hide_communication_in_large_steps_only() -> None:
 
 def test_ranks_in_lockstep_wait_for_the_slowest() -> None:
     cost = deepseek_prefill(ParallelSpec(dp=8, ep=8, dispatch="deepep_normal"), 0)
-    idle, busy = RankBatch(0, 0), RankBatch(64, 64 * 4000)
-    long = RankBatch(64, 64 * 16000)
+    idle, busy = RankBatch(0, 0), RankBatch(0, 0, [Chunk(8192, 0)])
+    long = RankBatch(0, 0, [Chunk(8192, 32768)])
     one = cost.lockstep([busy] + [idle] * 7)
     assert cost.lockstep([idle] * 8) < one
     assert one < cost.lockstep([busy] * 8) < cost.lockstep([busy] * 7 + [long])
-    even = cost.lockstep([busy] * 8)
+    even = cost.lockstep([RankBatch(64, 64 * 4000)] * 8)
     line = cost.decode(64, 64 * 4000)
     assert even == pytest.approx(line.base_ns + line.slope_ns * 64 * 4000, rel=0.01)
     assert cost.lockstep([RankBatch(0, 0, [Chunk(2000, 0)])] + [busy] * 7) > even
