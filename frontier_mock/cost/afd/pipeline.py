@@ -39,9 +39,9 @@ class MicroBatch(NamedTuple):
 
 
 class LayerRun(NamedTuple):
-    """`count` equal layers one after another, and what each micro-batch takes in one of them."""
+    """Equal layers one after another, and what each micro-batch takes in one of them."""
 
-    count: int
+    num_layers: int
     micro_batches: tuple[MicroBatch, ...]
 
 
@@ -79,7 +79,7 @@ def pipeline_ns(runs: Sequence[LayerRun]) -> int:
                 first.ffn_ns[0],
                 first.to_attention_ns[0],
             )
-            return uniform_ns(runs[0].count, len(batches), stages)
+            return uniform_ns(runs[0].num_layers, len(batches), stages)
     return max(back for ranks in _recursion(runs) for back in ranks)
 
 
@@ -90,7 +90,7 @@ def _recursion(runs: Sequence[LayerRun]) -> list[list[int]]:
     sides = [[0] * ranks, [0] * ranks, [0] * len(first[0].ffn_ns), [0] * ranks]
     back = [[0] * ranks for _ in first]
     for run in runs:
-        left = run.count
+        left = run.num_layers
         while left:
             before = [*(list(side) for side in sides), *(list(ends) for ends in back)]
             for ends, batch in zip(back, run.micro_batches, strict=True):
@@ -160,7 +160,7 @@ def simulate(runs: Sequence[LayerRun]) -> list[Span]:
     first = runs[0].micro_batches
     count = len(first)
     ranks, ffn_ranks = len(first[0].attention_ns), len(first[0].ffn_ns)
-    layers = [run.micro_batches for run in runs for _ in range(run.count)]
+    layers = [run.micro_batches for run in runs for _ in range(run.num_layers)]
     sizes = (ranks, ranks, ffn_ranks, ranks)
     # How many parts a rank of each station needs before it can begin.
     needs = (1, 1, ranks, ffn_ranks)
