@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceABC
 import numpy as np
 from numpy.typing import NDArray
 
+from frontier_mock.cluster.admission import limited, refusal
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec
@@ -55,6 +56,7 @@ class Cluster:
         self._router = Router(
             spec.router_policy, spec.seed, [self._engines(server) for server in self.servers]
         )
+        self._limited = [limited(worker.scheduler) for worker in spec.workers]
         self._live: dict[int, Sequence] = {}
         self._sweep_at = 1024
         self._next_rid = 0
@@ -179,10 +181,12 @@ class Cluster:
         if prompt_tokens + command.output_tokens > spec.max_model_len:
             self.log.append(Rejected(now, index, rid, "prompt_too_long"))
             return rid
-        limit = spec.max_num_queued_reqs
-        if limit and worker.in_frontend + worker.scheduler.num_waiting >= limit:
-            self.log.append(Rejected(now, index, rid, "queue_full"))
-            return rid
+        if self._limited[index]:
+            engines = self._engines(self.ranks(index - self.spec.workers[index].dp_rank))
+            reason = refusal(worker, engines, self._live.values(), now)
+            if reason:
+                self.log.append(Rejected(now, index, rid, reason))
+                return rid
         seq = Sequence(rid, command, index)
         self._live[rid] = seq
         worker.in_frontend += 1

@@ -21,7 +21,15 @@ class SchedulerSpec:
     watermark: float = 0.0
     reserve_full_isl: bool = True
     max_num_queued_reqs: int = 0
-    """0 means unlimited."""
+    """Bounds those in flight, running ones included; 0 means unlimited."""
+    max_num_queued_tokens: int | None = None
+    """Bounds the prompt tokens of those without a first token; None means unlimited."""
+    max_num_scheduled_tokens: int = 0
+    """Tokens of one step, if that is less than `max_num_batched_tokens`; 0 means the same."""
+    max_num_active_seqs: int = 0
+    """Running sequences, if that is less than `max_num_seqs`; 0 means the same."""
+    long_prefill_token_threshold_adaptive: bool = False
+    prefill_schedule_interval: int = 1
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
 

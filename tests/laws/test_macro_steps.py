@@ -46,6 +46,11 @@ def schedulers(draw: st.DrawFn) -> SchedulerSpec:
         watermark=draw(st.sampled_from([0.0, 0.1])),
         reserve_full_isl=draw(st.booleans()),
         max_num_queued_reqs=draw(st.sampled_from([0, 0, 3])),
+        max_num_queued_tokens=draw(st.sampled_from([None, None, 200])),
+        max_num_scheduled_tokens=draw(st.sampled_from([0, 0, 5, 16])) if chunked else 0,
+        max_num_active_seqs=draw(st.sampled_from([0, 0, 1])),
+        long_prefill_token_threshold_adaptive=draw(st.booleans()),
+        prefill_schedule_interval=draw(st.sampled_from([1, 1, 2, 7])),
     )
 
 

@@ -71,6 +71,10 @@ def spec(
     reserve_full_isl: bool = True,
     chunked: bool = True,
     watermark: float = 0.0,
+    scheduled: int = 0,
+    active: int = 0,
+    adaptive: bool = False,
+    interval: int = 1,
 ) -> SchedulerSpec:
     """A small engine with 16-token blocks."""
     return SchedulerSpec(
@@ -85,6 +89,10 @@ def spec(
         async_scheduling=async_scheduling,
         reserve_full_isl=reserve_full_isl,
         watermark=watermark,
+        max_num_scheduled_tokens=scheduled,
+        max_num_active_seqs=active,
+        long_prefill_token_threshold_adaptive=adaptive,
+        prefill_schedule_interval=interval,
     )
 
 
@@ -326,6 +334,41 @@ def test_a_long_prefill_threshold_caps_chunks_unless_the_prompt_is_alone() -> No
         "1d 6@24 4@16",
         "2d",
     ]
+
+
+def test_an_adaptive_threshold_is_at_least_a_fair_share_of_the_budget() -> None:
+    asks = Ask(0, 10, 1), Ask(0.5, 60, 1), Ask(0.5, 60, 1)
+    story = play(spec(threshold=8, adaptive=True), *asks)
+    assert story.steps == ["10@0", "32@0 32@0", "28@32 28@32"]
+
+
+def test_a_step_computes_no_more_than_it_may_schedule() -> None:
+    assert play(spec(scheduled=16), Ask(0, 40, 1)).steps == ["16@0", "16@16", "8@32"]
+
+
+def test_no_more_run_than_may_be_active() -> None:
+    asks = Ask(0, 10, 1), *(Ask(0.5, 8, 2) for _ in range(3))
+    assert play(spec(active=2), *asks).steps == ["10@0", "8@0 8@0", "2d", "8@0", "1d"]
+
+
+def test_prompts_wait_for_their_interval_while_decodes_run() -> None:
+    # The first step carries a prompt; the next may do so three steps later, in the fourth.
+    story = play(spec(interval=3), Ask(0, 10, 8), Ask(0.5, 10, 1), Ask(3.5, 70, 1))
+    assert story.steps == ["10@0", "1d", "1d", "1d 10@0", "1d", "1d", "1d 63@0", "1d", "7@63"]
+    # Nobody decodes: nobody has to wait.
+    assert play(spec(interval=5), Ask(0, 10, 1), Ask(0.5, 10, 1)).steps == ["10@0", "10@0"]
+    # A release that leaves somebody waiting is followed by another at once.
+    asks = Ask(0, 10, 1), Ask(0.5, 10, 3), Ask(0.5, 10, 2), Ask(0.5, 10, 2)
+    story = play(spec(interval=9, seats=2), *asks)
+    assert story.steps == ["10@0", "10@0 10@0", "2d", "1d 10@0", "1d"]
+    # A prompt that is cached but for one token is no prefill.
+    story = play(
+        spec(interval=9, caching=True),
+        Ask(0, 33, 6, shared=2),
+        Ask(1.5, 33, 2, shared=2),
+        Ask(2.5, 40, 1),
+    )
+    assert story.steps == ["33@0", "1d", "1d 1@32", "2d", "1d", "1d", "40@0"]
 
 
 def test_a_hit_leaves_at_least_one_token_to_compute() -> None:

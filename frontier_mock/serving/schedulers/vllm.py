@@ -16,6 +16,9 @@ Rule 4. Whenever blocks or budget do not suffice for everybody, the exact walk i
 Rule 5. `schedule` is called once per step, in order, when vLLM would: at the boundary before the
         step (sync), or one boundary earlier (async). `coast` stands for many calls that change
         nothing.
+Rule 6. With `prefill_schedule_interval` above 1 prompts wait while decodes run, until that many
+        steps have passed since the last step with a prompt in it, or the waiting queue has not
+        been emptied by it.
 
 Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md section 8 has it.
 """
@@ -54,6 +57,13 @@ class VllmScheduler:
         self._worker = worker
         self._block = spec.block_size
         self._token_budget = spec.max_num_batched_tokens
+        if spec.max_num_scheduled_tokens:
+            self._token_budget = min(self._token_budget, spec.max_num_scheduled_tokens)
+        self._max_running = spec.max_num_active_seqs or spec.max_num_seqs
+        self._interval = spec.prefill_schedule_interval
+        self._last_prefill_step = -self._interval
+        self._prefill_bound = False
+        self._deferring = False
         self._caching = spec.enable_prefix_caching
         self._lag = 1 if spec.async_scheduling else 0
         self._priority = spec.policy == "priority"
@@ -269,17 +279,26 @@ class VllmScheduler:
         budget = self._token_budget - self.num_decodes
         need = self._phase_counts[(1 - step) % self._block]
         preempted = False
-        if not self._prefilling and need <= self.kv.num_free and budget >= 0:
+        if self._interval > 1:
+            self._deferring = self._defers(step)
+        prefilling = self._prefilling and not self._deferring
+        if not prefilling and need <= self.kv.num_free and budget >= 0:
             if need:
                 self.kv.take(need)
         else:
             budget, preempted = self._schedule_running(step, t_ns)
+        if self._interval > 1 and self._grants:
+            self._last_prefill_step = step
         if not preempted and (self._fcfs or self._heap):
             self._admit(step, t_ns, budget)
+        if not preempted and not self._deferring:
+            self._prefill_bound = self.num_waiting > 0
         self.last_scheduled = step
         grants = self._grants
         # Without grants, nothing can be admitted later either, until something ends or arrives.
         self.blocked = not preempted and not grants and not self._prefilling
+        if self._deferring and self.num_waiting:
+            self.blocked = False
         if not grants:
             return (
                 Step(step, self.num_decodes, self.kv_offset, (), ()) if self.num_decodes else None
@@ -292,9 +311,21 @@ class VllmScheduler:
             tuple([seq for seq, _ in grants if seq.first_step == step]),
         )
 
+    def _defers(self, step: int) -> bool:
+        """Whether prompts have to wait in `step` for the interval to pass."""
+        return (
+            not self._prefill_bound
+            and step - self._last_prefill_step < self._interval
+            and len(self.running) > len(self._prefilling)
+        )
+
     def _chunk_cap(self) -> int:
-        threshold = self.spec.long_prefill_token_threshold
-        if threshold > 0 and len(self.running) + self.num_waiting > 1:
+        spec = self.spec
+        threshold = spec.long_prefill_token_threshold
+        eligible = len(self.running) + self.num_waiting
+        if threshold > 0 and eligible > 1:
+            if spec.long_prefill_token_threshold_adaptive:
+                return max(threshold, spec.max_num_batched_tokens // eligible)
             return threshold
         return self._token_budget
 
@@ -307,7 +338,7 @@ class VllmScheduler:
         decode_need = need = self._phase_counts[(1 - step) % self._block]
         cap = self._chunk_cap()
         plan: list[tuple[Sequence, int]] = []
-        for seq in self._prefilling:
+        for seq in () if self._deferring else self._prefilling:
             new = min(seq.goal - seq.computed, cap, left)
             if new <= 0:
                 break
@@ -368,6 +399,8 @@ class VllmScheduler:
     def _wants(self, seq: Sequence, step: int, cap: int, budget: int) -> tuple[int, int]:
         """(tokens, new blocks) that a running sequence can use in `step` under `budget`."""
         if seq.state == PREFILL:
+            if self._deferring:
+                return 0, 0
             tokens = min(seq.goal - seq.computed, cap, budget)
             return tokens, -(-(seq.computed + tokens) // self._block) - seq.held_blocks
         if seq.counted:
@@ -416,7 +449,7 @@ class VllmScheduler:
         spec = self.spec
         kv = self.kv
         block = self._block
-        while budget > 0 and len(self.running) < spec.max_num_seqs:
+        while budget > 0 and len(self.running) < self._max_running:
             seq = self._head()
             if seq is None:
                 return
@@ -426,6 +459,10 @@ class VllmScheduler:
             keys = self._content_keys(seq, goal // block) if seq.base else seq.keys
             match = kv.lookup(keys, (goal - 1) // block)
             hit = match.num_blocks * block
+            # A prompt with but one token left to compute is no prefill to this rule.
+            is_prefill = self._interval > 1 and hit < goal - 1
+            if is_prefill and self._deferring:
+                return
             new = goal - hit
             if new > cap:
                 new = cap
@@ -441,6 +478,8 @@ class VllmScheduler:
             if required > kv.num_free:
                 return
             self._pop_head()
+            if is_prefill:
+                self._last_prefill_step = step
             seq.table = kv.open(match)
             seq.held_blocks = match.num_blocks
             seq.computed = hit
