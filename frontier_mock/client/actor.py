@@ -125,18 +125,23 @@ class Actor:
                 coroutine.close()
             raise
 
+        abandoned = False
+
         async def run(name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
             with speaking_as(name):
                 try:
                     return await coroutine
                 finally:
-                    await clock.barrier(name, group, size)
+                    if not abandoned:
+                        await clock.barrier(name, group, size)
 
         pairs = zip(names, coroutines, strict=True)
         tasks = [asyncio.create_task(run(name, coroutine)) for name, coroutine in pairs]
         try:
             await clock.barrier(self.name, group, size)
         except BaseException:
+            # This actor waits there no longer, so the children would do so for ever.
+            abandoned = True
             for task in tasks:
                 task.cancel()
             raise

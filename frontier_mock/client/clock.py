@@ -5,6 +5,7 @@ belong to the connection that registered the first of them: if this process dies
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class ClockClient:
         self._http = http
         self._actors = list(actors)
         self._held_open: asyncio.Task[Response] | None = None
+        self._session = 0
         self.now_ns: SimTime = 0
         """Virtual time as last heard from the server."""
 
@@ -66,7 +68,8 @@ class ClockClient:
                 raise ClockError(f"no clock at {self._http.url}: {_said(error)}") from None
             raise ClockError(_complaint("register", reply))
         self._held_open = held_open
-        self.now_ns = json.loads(first_line.result())["now_ns"]
+        hello = json.loads(first_line.result())
+        self._session, self.now_ns = hello["session"], hello["now_ns"]
         return self
 
     async def __aexit__(
@@ -75,8 +78,17 @@ class ClockClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the connection that owns the leases, which releases them all."""
-        if self._held_open is not None:
+        """Release all leases and close their connection; after an error only the latter.
+
+        An actor that is closed without a release is lost: barriers that wait for it are broken.
+        """
+        if self._held_open is None:
+            return
+        try:
+            if kind is None:
+                with contextlib.suppress(ClockError):
+                    await self._verb("release", {"session": self._session})
+        finally:
             self._held_open.cancel()
             await asyncio.wait((self._held_open,))
 

@@ -3,6 +3,7 @@
 `pip install 'frontier-mock[grpc]'`. The same leases as `client.clock.ClockClient` has over HTTP.
 """
 
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,7 @@ class GrpcClockClient:
         self._channel: Any = None
         self._stub: Any = None
         self._held_open: Any = None
+        self._session = 0
         self.now_ns: SimTime = 0
         """Virtual time as last heard from the server."""
 
@@ -38,7 +40,7 @@ class GrpcClockClient:
         except grpc.aio.AioRpcError as error:
             await self._channel.close()
             raise _complaint("register", error) from None
-        self.now_ns = first.now_ns
+        self._session, self.now_ns = first.session, first.now_ns
         return self
 
     async def __aexit__(
@@ -47,9 +49,14 @@ class GrpcClockClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the call that owns the leases, which releases them all."""
-        self._held_open.cancel()
-        await self._channel.close()
+        """Release all leases and end the call that owns them; after an error only the latter."""
+        try:
+            if kind is None:
+                with contextlib.suppress(ClockError):
+                    await self._verb("Release", pb.ReleaseRequest(session=self._session))
+        finally:
+            self._held_open.cancel()
+            await self._channel.close()
 
     async def sleep(self, actor: str, until_ns: SimTime) -> SimTime:
         """Park until `until_ns`; the past means the present. Returns the time."""

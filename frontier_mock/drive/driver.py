@@ -38,6 +38,7 @@ from frontier_mock.drive.protocol import (
     Subscriber,
     Ticket,
 )
+from frontier_mock.drive.stall_log import StallLog
 from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime, from_ms, from_seconds
@@ -83,6 +84,7 @@ class Driver:
             strict=clock.strict,
             baton=clock.baton,
         )
+        self._stall_log = StallLog(self.keeper)
         self.drift = Drift(late_ms=clock.late_ms, scale=clock.scale)
         self.in_flight: dict[Ticket, None] = {}
         self.error: BaseException | None = None
@@ -405,6 +407,7 @@ class Driver:
         self.poke()
 
     def _wait(self, until_wall_ns: int | None) -> None:
+        self._stall_log.tell()
         if until_wall_ns is None:
             self._disarm()
         elif self._armed_ns != until_wall_ns:

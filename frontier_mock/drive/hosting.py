@@ -24,6 +24,7 @@ from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.following import Message
 from frontier_mock.drive.leases import Feed, Move, Resume
 from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.stall_log import StallLog
 from frontier_mock.drive.timekeeper import Timekeeper
 from frontier_mock.simtime import NS_PER_S, SimTime, from_ms, from_seconds
 
@@ -65,6 +66,7 @@ class ClockHost:
             strict=clock.strict,
             baton=clock.baton,
         )
+        self._stall_log = StallLog(self.keeper)
         self.members: list[Member] = []
         self.error: BaseException | None = None
         self.died = asyncio.Event()
@@ -232,6 +234,7 @@ class ClockHost:
         member.send(message)
 
     def _wait(self, until_wall_ns: int | None) -> None:
+        self._stall_log.tell()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

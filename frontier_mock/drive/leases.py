@@ -17,6 +17,19 @@ class ActorError(ValueError):
     """A clock verb that makes no sense now; the message names the actor and what it is doing."""
 
 
+_NAME_CHARS = 256
+
+
+def check_name(name: str) -> None:
+    """Raises ActorError for a name that a request could not carry in a header as it is."""
+    plain = name.isascii() and name.isprintable() and name == name.strip()
+    if not (0 < len(name) <= _NAME_CHARS and plain and "," not in name and ";" not in name):
+        raise ActorError(
+            f"actor {name[:_NAME_CHARS]!a}: a name has 1 to {_NAME_CHARS} printable ASCII "
+            "characters other than ',' and ';', and no space at its ends"
+        )
+
+
 class StallError(RuntimeError):
     """Strict mode: leases were held without traffic for longer than the patience."""
 
@@ -53,6 +66,8 @@ class Actor:
     children: tuple[str, ...] = ()
     legs_due: dict[str, int] = field(default_factory=dict)
     """Messages with this lease that are still on their way, by rendezvous."""
+    fault: str = ""
+    """Why what it waited for did not happen, until it has been told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +123,3 @@ class Waking(Generic[TokenT]):
     serial: int
     actor: Actor | None
     token: TokenT
-
-
-@dataclass(slots=True)
-class Gate(Generic[TokenT]):
-    """A barrier of `size` actors and those that wait at it, each with its token."""
-
-    size: int
-    waiting: list[tuple[Actor, TokenT]] = field(default_factory=list)

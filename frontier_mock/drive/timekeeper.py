@@ -23,6 +23,8 @@ the engine. A driver tells it what happened (the verbs) and asks it what to do (
    blocking until something moves (a verb, a message, a completed response). That is a *stall*.
    It is counted against the actors that held time, or raised as `StallError` in strict mode. It
    is what resolves a router that queues requests while the clock they wait for stands still.
+   Actors at a barrier that nobody else can reach have stalled as well; if an actor's connection was
+   lost before, such a barrier is broken, as nobody will ever complete it.
 6. Grace: a request without a registered actor has no lease to watch. After any of its messages time
    stands still for `grace_ns` of real time; the jump that follows is counted as a guess.
 
@@ -33,12 +35,12 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Generic
 
+from frontier_mock.drive.gates import Gates
 from frontier_mock.drive.leases import (
     Actor,
     ActorError,
     Decision,
     Feed,
-    Gate,
     ItemT,
     Move,
     Resume,
@@ -48,11 +50,15 @@ from frontier_mock.drive.leases import (
     TokenT,
     Wait,
     Waking,
+    check_name,
 )
 from frontier_mock.simtime import SimTime
 
 _STALLS_KEPT = 100
 """How many stalls `stalls` remembers; `stall_count` counts them all."""
+
+_GONE_KEPT = 100
+"""How many actors whose connection was lost are remembered by name."""
 
 
 class Timekeeper(Generic[TokenT, ItemT]):
@@ -81,7 +87,9 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._ready: list[Waking[TokenT]] = []
         self._inbox: list[tuple[str, int, ItemT]] = []
         self._sleepers: list[tuple[SimTime, str, int, TokenT]] = []
-        self._barriers: dict[str, Gate[TokenT]] = {}
+        self._gates: Gates[TokenT] = Gates()
+        self._gone: dict[str, None] = {}
+        self._stuck = False
         self._inbound = 0
         self._serial = 0
         self._touched = True
@@ -150,17 +158,30 @@ class Timekeeper(Generic[TokenT, ItemT]):
     def barrier(self, name: str, group: str, size: int, token: TokenT) -> None:
         """Park until `size` actors wait at `group`, then resume them all."""
         actor = self._outside(name, "barrier")
-        if size < 1:
-            raise ActorError(f"barrier {group}: size must be at least 1, got {size}")
-        gate = self._barriers.setdefault(group, Gate(size))
-        if gate.size != size:
-            raise ActorError(f"barrier {group} has size {gate.size}, actor {name} says {size}")
+        self._gates.check(actor, group, size)
         self._park(actor, State.BARRIER, f"barrier {group}")
-        gate.waiting.append((actor, token))
-        if len(gate.waiting) == size:
-            del self._barriers[group]
-            for waiter, its_token in gate.waiting:
-                self._make_ready(waiter, its_token)
+        for waiter, its_token in self._gates.arrive(actor, group, size, token):
+            self._make_ready(waiter, its_token)
+
+    def take_fault(self, name: str) -> str:
+        """Why the barrier at which an actor waited has not opened, once; empty if it has."""
+        actor = self.actors.get(name)
+        if actor is None:
+            return ""
+        fault, actor.fault = actor.fault, ""
+        return fault
+
+    def give_up(self, name: str) -> None:
+        """Nobody waits any more for the answer to this actor's sleep or barrier: it is outside."""
+        actor = self.actors.get(name)
+        if actor is None or actor.state not in (State.SLEEPING, State.BARRIER):
+            return
+        self._gates.forget(actor)
+        for child in actor.children:
+            self._forget(child)
+        actor.children = ()
+        self._hold(actor, f"gave up: {actor.last}")
+        self._touched = True
 
     def release(self, names: Sequence[str]) -> list[TokenT]:
         """Forget these actors. Returns the tokens of those that slept or waited at a barrier.
@@ -171,10 +192,18 @@ class Timekeeper(Generic[TokenT, ItemT]):
             self._known(name)
         return [token for name in names for token in self._forget(name)]
 
-    def close(self, session: int) -> list[TokenT]:
-        """The connection that owned `session` is gone: release every actor of it."""
+    def release_session(self, session: int) -> list[TokenT]:
+        """As `release`, for every actor that `session` has."""
         names = [a.name for a in self.actors.values() if a.session == session]
         return [token for name in names for token in self._forget(name)]
+
+    def close(self, session: int) -> list[TokenT]:
+        """The connection that owned `session` is gone: whoever it still has is lost."""
+        names = [a.name for a in self.actors.values() if a.session == session]
+        self._gone.update(dict.fromkeys(names))
+        while len(self._gone) > _GONE_KEPT:
+            del self._gone[next(iter(self._gone))]
+        return self.release_session(session)
 
     def abandon(self) -> list[TokenT]:
         """The run is over: forget every actor. Returns the tokens of all who wait for time."""
@@ -273,7 +302,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         """
         if self._touched:
             self._touched = False
-            self._stalled = False
+            self._stalled = self._stuck = False
             self._traffic_wall_ns = wall_ns
         if self._ready:
             tokens = self._take_ready()
@@ -298,7 +327,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
             items = [item for _, _, item in self._inbox]
             self._inbox.clear()
             return Feed(items)
-        return self._move(next_ns)
+        return self._move(next_ns) or self._dead_end(wall_ns)
 
     def elapse(self, now_ns: SimTime) -> list[TokenT]:
         """Real and scaled clocks: time is `now_ns` now, whoever holds what. Returns who resumes."""
@@ -325,7 +354,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         found = [(a.name, a.last) for a in self._held.values()]
         if self._inbound > 0:
             found.append((f"{self._inbound} request(s)", "still arriving"))
-        return found
+        return found + self._gates.waiting() if self._stuck else found
 
     @property
     def has_ready(self) -> bool:
@@ -334,16 +363,12 @@ class Timekeeper(Generic[TokenT, ItemT]):
 
     # Internals
 
-    def _move(self, next_ns: SimTime | None) -> "Move | Wait":
+    def _move(self, next_ns: SimTime | None) -> Move | None:
         target = self.next_wake()
         if next_ns is not None and (target is None or next_ns < target):
             target = next_ns
         if target is None:
-            waiting = ", ".join(
-                f"{group} ({len(gate.waiting)} of {gate.size})"
-                for group, gate in self._barriers.items()
-            )
-            return Wait(None, f"barriers incomplete: {waiting}" if waiting else "idle")
+            return None
         if target > self.now_ns:
             self.jumps += 1
             if self._guessing:
@@ -352,6 +377,22 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._guessing = False
         self._wake()
         return Move(self.now_ns)
+
+    def _dead_end(self, wall_ns: int) -> "Wait | Resume[TokenT]":
+        """Nothing will happen by itself. Whoever waits at a barrier may wait in vain."""
+        if not self._gates:
+            return Wait(None, "idle")
+        if not self._stuck:
+            deadline = self._traffic_wall_ns + self._patience_ns
+            if wall_ns < deadline:
+                return Wait(deadline, "barriers incomplete")
+            self._stuck = True
+            self._declare_stall()
+            if self._gone:
+                for waiter, token in self._gates.break_all(list(self._gone)):
+                    self._make_ready(waiter, token)
+                return Resume(self._take_ready())
+        return Wait(None, "barriers incomplete")
 
     def _wake(self) -> None:
         sleepers = self._sleepers
@@ -442,6 +483,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
     def _create(self, name: str, session: int, *, once: bool, state: State, last: str) -> None:
         actor = Actor(name, session, once, state, last)
         self.actors[name] = actor
+        self._gone.pop(name, None)
         if state is State.HELD:
             self._held[name] = actor
 
@@ -456,11 +498,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         if actor.state is State.SLEEPING:
             tokens += [t for _, _, serial, t in self._sleepers if serial == actor.serial]
         elif actor.state is State.BARRIER:
-            for group, gate in list(self._barriers.items()):
-                tokens += [t for waiter, t in gate.waiting if waiter is actor]
-                gate.waiting = [(w, t) for w, t in gate.waiting if w is not actor]
-                if not gate.waiting:
-                    del self._barriers[group]
+            tokens += self._gates.forget(actor)
         for child in actor.children:
             tokens += self._forget(child)
         return tokens
@@ -495,8 +533,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
 
     def _check_new(self, names: Sequence[str]) -> None:
         for index, name in enumerate(names):
-            if not name:
-                raise ActorError("an actor's name cannot be empty")
+            check_name(name)
             if name in self.actors or name in names[:index]:
                 raise ActorError(f"actor {name} is already registered")
 

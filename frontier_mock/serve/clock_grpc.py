@@ -66,6 +66,7 @@ class GrpcClock:
     async def Register(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """Creates leases, owned by this call."""
         clock = self._clock
+        await self._alive(context)
         self._sessions += 1
         session = self._sessions
         with self._checked() as refused:
@@ -83,6 +84,7 @@ class GrpcClock:
 
     async def Fork(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Creates leases before their parent parks."""
+        await self._alive(context)
         with self._checked() as refused:
             self._clock.keeper.fork(request.parent, list(request.children), once=request.once)
         await refused.tell(context)
@@ -102,22 +104,29 @@ class GrpcClock:
                 rename=request.rename or None,
             )
 
-        await self._parked(arm, context)
+        await self._parked(arm, context, request.rename or request.actor)
         return self._now()
 
     async def Barrier(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Parks until a group is complete."""
         keeper = self._clock.keeper
         await self._parked(
-            lambda wake: keeper.barrier(request.actor, request.group, request.size, wake), context
+            lambda wake: keeper.barrier(request.actor, request.group, request.size, wake),
+            context,
+            request.actor,
         )
+        fault = keeper.take_fault(request.actor)
+        if fault:
+            await context.abort(grpc.StatusCode.ABORTED, fault)
         return self._now()
 
     async def Release(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Forgets actors."""
+        await self._alive(context)
         actions: list[Callable[[], None]] = []
         with self._checked() as refused:
             actions = self._clock.keeper.release(list(request.actors))
+            actions += self._clock.keeper.release_session(request.session)
         await refused.tell(context)
         for action in actions:
             action()
@@ -162,14 +171,28 @@ class GrpcClock:
 
     # Parts
 
-    async def _parked(self, arm: Arm, context: Context) -> None:
-        """Wait until the Timekeeper resumes what `arm` has parked."""
+    async def _parked(self, arm: Arm, context: Context, actor: str = "") -> None:
+        """Wait until the Timekeeper resumes what `arm` has parked.
+
+        If the call ends before, its `actor` is not parked any more.
+        """
+        await self._alive(context)
         woken = asyncio.get_running_loop().create_future()
         with self._checked() as refused:
             arm(lambda: None if woken.done() else woken.set_result(None))
         await refused.tell(context)
         self._clock.poke()
-        await woken
+        try:
+            await woken
+        except asyncio.CancelledError:
+            if woken.cancelled():
+                self._clock.keeper.give_up(actor)
+                self._clock.poke()
+            raise
+        await self._alive(context)
+
+    async def _alive(self, context: Context) -> None:
+        """End the call if the clock has stopped for good."""
         error = self._clock.error
         if error is not None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

@@ -19,7 +19,7 @@ from frontier_mock.serve.vllm_app import Handler
 from frontier_mock.simtime import SimTime, from_seconds
 
 _MAX_SECONDS = 1e9
-"""Longest sleep in one call, about thirty years: keeps absurd numbers out of the calendar."""
+"""As far as time goes, about thirty years: keeps absurd numbers out of the calendar."""
 
 _MAX_NS = from_seconds(_MAX_SECONDS)
 
@@ -145,14 +145,17 @@ class ClockRoutes:
             then = {"children": []}
         if not isinstance(then, dict):
             raise VerbError("then_fork must be an object")
+        rename = _name(body, "rename") if "rename" in body else None
+        name = _name(body, "actor")
         self._driver.keeper.sleep(
-            _name(body, "actor"),
+            name,
             until_ns,
             lambda: exchange.reply(self._now()),
             children=_names(then, "children"),
             once=_flag(then, "once"),
-            rename=_name(body, "rename") if "rename" in body else None,
+            rename=rename,
         )
+        self._watch(exchange, rename or name)
         return None
 
     def _barrier(self, body: Body, exchange: Exchange) -> Answer | None:
@@ -161,11 +164,24 @@ class ClockRoutes:
             raise VerbError("size must be an integer")
         keeper = self._driver.keeper
         name, group = _name(body, "actor"), _name(body, "group")
-        keeper.barrier(name, group, size, lambda: exchange.reply(self._now()))
+
+        def met() -> None:
+            fault = keeper.take_fault(name)
+            exchange.reply(json_answer({"error": fault}, 409) if fault else self._now())
+
+        keeper.barrier(name, group, size, met)
+        self._watch(exchange, name)
         return None
 
     def _release(self, body: Body, exchange: Exchange) -> Answer | None:
-        _run(self._driver.keeper.release(_names(body, "actors")))
+        keeper = self._driver.keeper
+        session = body.get("session")
+        if session is None:
+            _run(keeper.release(_names(body, "actors")))
+        elif isinstance(session, int) and not isinstance(session, bool):
+            _run(keeper.release_session(session))
+        else:
+            raise VerbError("session must be an integer")
         return self._now()
 
     def _advance(self, body: Body, exchange: Exchange) -> Answer | None:
@@ -178,6 +194,16 @@ class ClockRoutes:
 
         self._driver.keeper.advance(self._until(body), arrived)
         return None
+
+    def _watch(self, exchange: Exchange, name: str) -> None:
+        """Hold the lease again if whoever asked for this verb does not await its answer."""
+
+        def lost() -> None:
+            self._driver.keeper.give_up(name)
+            self._driver.poke()
+
+        if not exchange.is_lost():
+            exchange.on_lost = lost
 
     # Views
 
@@ -249,7 +275,10 @@ class ClockRoutes:
 
 
 def until_ns_of(body: Body, now_ns: SimTime) -> SimTime:
-    """The time that `until_ns` or `seconds` of a verb mean. Raises VerbError."""
+    """The time that `until_ns` or `seconds` of a verb mean. Raises VerbError.
+
+    None is beyond `_MAX_NS`, so that times fit into the 64 bits that others keep them in.
+    """
     until_ns, seconds = body.get("until_ns"), body.get("seconds")
     if isinstance(until_ns, int) and not isinstance(until_ns, bool):
         if not -_MAX_NS <= until_ns <= _MAX_NS:
@@ -258,6 +287,10 @@ def until_ns_of(body: Body, now_ns: SimTime) -> SimTime:
     if isinstance(seconds, int | float) and not isinstance(seconds, bool):
         if not (math.isfinite(seconds) and 0 <= seconds <= _MAX_SECONDS):
             raise VerbError(f"seconds must be between 0 and {_MAX_SECONDS:g}")
+        if now_ns + from_seconds(seconds) > _MAX_NS:
+            raise VerbError(
+                f"seconds: {seconds:g} from now is beyond the end of time, {_MAX_NS} ns"
+            )
         return now_ns + from_seconds(seconds)
     raise VerbError("until_ns (an integer) or seconds (a number) is required")
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'frontier_mock/stubs/virtual_clock.proto\x12\x16\x66rontier_mock.clock.v1\"\x15\n\x03Now\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\"!\n\x0fRegisterRequest\x12\x0e\n\x06\x61\x63tors\x18\x01 \x03(\t\"0\n\rRegisterReply\x12\x0f\n\x07session\x18\x01 \x01(\x03\x12\x0e\n\x06now_ns\x18\x02 \x01(\x03\"=\n\x0b\x46orkRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08\x63hildren\x18\x02 \x03(\t\x12\x0c\n\x04once\x18\x03 \x01(\x08\"~\n\x0cSleepRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x12\n\x08until_ns\x18\x02 \x01(\x03H\x00\x12\x11\n\x07seconds\x18\x03 \x01(\x01H\x00\x12\x11\n\tthen_fork\x18\x04 \x03(\t\x12\x0c\n\x04once\x18\x05 \x01(\x08\x12\x0e\n\x06rename\x18\x06 \x01(\tB\x07\n\x05until\"<\n\x0e\x42\x61rrierRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x05\" \n\x0eReleaseRequest\x12\x0e\n\x06\x61\x63tors\x18\x01 \x03(\t\"@\n\x0e\x41\x64vanceRequest\x12\x12\n\x08until_ns\x18\x01 \x01(\x03H\x00\x12\x11\n\x07seconds\x18\x02 \x01(\x01H\x00\x42\x07\n\x05until\".\n\x0c\x41\x64vanceReply\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\"\x0e\n\x0cStateRequest\"\x8f\x02\n\nStateReply\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\r\n\x05\x62\x61ton\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\x03\x12\x0f\n\x07next_ns\x18\x06 \x01(\x03\x12-\n\x06\x61\x63tors\x18\x07 \x03(\x0b\x32\x1d.frontier_mock.clock.v1.Actor\x12/\n\x07held_by\x18\x08 \x03(\x0b\x32\x1e.frontier_mock.clock.v1.Holder\x12\r\n\x05jumps\x18\t \x01(\x03\x12\x13\n\x0bgrace_jumps\x18\n \x01(\x03\x12\x0e\n\x06stalls\x18\x0b \x01(\x03\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"X\n\x05\x41\x63tor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04last\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x03\x12\x13\n\x0boutstanding\x18\x05 \x01(\x05\"$\n\x06Holder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\t2\xce\x04\n\x0cVirtualClock\x12\\\n\x08Register\x12\'.frontier_mock.clock.v1.RegisterRequest\x1a%.frontier_mock.clock.v1.RegisterReply0\x01\x12H\n\x04\x46ork\x12#.frontier_mock.clock.v1.ForkRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12J\n\x05Sleep\x12$.frontier_mock.clock.v1.SleepRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12N\n\x07\x42\x61rrier\x12&.frontier_mock.clock.v1.BarrierRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12N\n\x07Release\x12&.frontier_mock.clock.v1.ReleaseRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12W\n\x07\x41\x64vance\x12&.frontier_mock.clock.v1.AdvanceRequest\x1a$.frontier_mock.clock.v1.AdvanceReply\x12Q\n\x05State\x12$.frontier_mock.clock.v1.StateRequest\x1a\".frontier_mock.clock.v1.StateReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'frontier_mock/stubs/virtual_clock.proto\x12\x16\x66rontier_mock.clock.v1\"\x15\n\x03Now\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\"!\n\x0fRegisterRequest\x12\x0e\n\x06\x61\x63tors\x18\x01 \x03(\t\"0\n\rRegisterReply\x12\x0f\n\x07session\x18\x01 \x01(\x03\x12\x0e\n\x06now_ns\x18\x02 \x01(\x03\"=\n\x0b\x46orkRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08\x63hildren\x18\x02 \x03(\t\x12\x0c\n\x04once\x18\x03 \x01(\x08\"~\n\x0cSleepRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x12\n\x08until_ns\x18\x02 \x01(\x03H\x00\x12\x11\n\x07seconds\x18\x03 \x01(\x01H\x00\x12\x11\n\tthen_fork\x18\x04 \x03(\t\x12\x0c\n\x04once\x18\x05 \x01(\x08\x12\x0e\n\x06rename\x18\x06 \x01(\tB\x07\n\x05until\"<\n\x0e\x42\x61rrierRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x05\"1\n\x0eReleaseRequest\x12\x0e\n\x06\x61\x63tors\x18\x01 \x03(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\"@\n\x0e\x41\x64vanceRequest\x12\x12\n\x08until_ns\x18\x01 \x01(\x03H\x00\x12\x11\n\x07seconds\x18\x02 \x01(\x01H\x00\x42\x07\n\x05until\".\n\x0c\x41\x64vanceReply\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\"\x0e\n\x0cStateRequest\"\x8f\x02\n\nStateReply\x12\x0e\n\x06now_ns\x18\x01 \x01(\x03\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\r\n\x05\x62\x61ton\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\x03\x12\x0f\n\x07next_ns\x18\x06 \x01(\x03\x12-\n\x06\x61\x63tors\x18\x07 \x03(\x0b\x32\x1d.frontier_mock.clock.v1.Actor\x12/\n\x07held_by\x18\x08 \x03(\x0b\x32\x1e.frontier_mock.clock.v1.Holder\x12\r\n\x05jumps\x18\t \x01(\x03\x12\x13\n\x0bgrace_jumps\x18\n \x01(\x03\x12\x0e\n\x06stalls\x18\x0b \x01(\x03\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"X\n\x05\x41\x63tor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04last\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x03\x12\x13\n\x0boutstanding\x18\x05 \x01(\x05\"$\n\x06Holder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\t2\xce\x04\n\x0cVirtualClock\x12\\\n\x08Register\x12\'.frontier_mock.clock.v1.RegisterRequest\x1a%.frontier_mock.clock.v1.RegisterReply0\x01\x12H\n\x04\x46ork\x12#.frontier_mock.clock.v1.ForkRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12J\n\x05Sleep\x12$.frontier_mock.clock.v1.SleepRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12N\n\x07\x42\x61rrier\x12&.frontier_mock.clock.v1.BarrierRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12N\n\x07Release\x12&.frontier_mock.clock.v1.ReleaseRequest\x1a\x1b.frontier_mock.clock.v1.Now\x12W\n\x07\x41\x64vance\x12&.frontier_mock.clock.v1.AdvanceRequest\x1a$.frontier_mock.clock.v1.AdvanceReply\x12Q\n\x05State\x12$.frontier_mock.clock.v1.StateRequest\x1a\".frontier_mock.clock.v1.StateReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,19 +44,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BARRIERREQUEST']._serialized_start=366
   _globals['_BARRIERREQUEST']._serialized_end=426
   _globals['_RELEASEREQUEST']._serialized_start=428
-  _globals['_RELEASEREQUEST']._serialized_end=460
-  _globals['_ADVANCEREQUEST']._serialized_start=462
-  _globals['_ADVANCEREQUEST']._serialized_end=526
-  _globals['_ADVANCEREPLY']._serialized_start=528
-  _globals['_ADVANCEREPLY']._serialized_end=574
-  _globals['_STATEREQUEST']._serialized_start=576
-  _globals['_STATEREQUEST']._serialized_end=590
-  _globals['_STATEREPLY']._serialized_start=593
-  _globals['_STATEREPLY']._serialized_end=864
-  _globals['_ACTOR']._serialized_start=866
-  _globals['_ACTOR']._serialized_end=954
-  _globals['_HOLDER']._serialized_start=956
-  _globals['_HOLDER']._serialized_end=992
-  _globals['_VIRTUALCLOCK']._serialized_start=995
-  _globals['_VIRTUALCLOCK']._serialized_end=1585
+  _globals['_RELEASEREQUEST']._serialized_end=477
+  _globals['_ADVANCEREQUEST']._serialized_start=479
+  _globals['_ADVANCEREQUEST']._serialized_end=543
+  _globals['_ADVANCEREPLY']._serialized_start=545
+  _globals['_ADVANCEREPLY']._serialized_end=591
+  _globals['_STATEREQUEST']._serialized_start=593
+  _globals['_STATEREQUEST']._serialized_end=607
+  _globals['_STATEREPLY']._serialized_start=610
+  _globals['_STATEREPLY']._serialized_end=881
+  _globals['_ACTOR']._serialized_start=883
+  _globals['_ACTOR']._serialized_end=971
+  _globals['_HOLDER']._serialized_start=973
+  _globals['_HOLDER']._serialized_end=1009
+  _globals['_VIRTUALCLOCK']._serialized_start=1012
+  _globals['_VIRTUALCLOCK']._serialized_end=1602
 # @@protoc_insertion_point(module_scope)

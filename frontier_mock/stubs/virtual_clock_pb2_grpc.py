@@ -104,7 +104,7 @@ class VirtualClockServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Forgets actors.
+        """Forgets actors. A session that ends without has failed, and so do barriers that wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

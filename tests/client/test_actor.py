@@ -130,6 +130,22 @@ async def test_fork_and_barrier(server: ClusterServer) -> None:
         assert await actor.sleep(1.0) == 8.0
 
 
+async def test_actor_that_leaves_in_order_is_not_lost_and_one_that_fails_is(
+    server: ClusterServer,
+) -> None:
+    keeper = server.driver.keeper
+    async with Actor(server.urls[0], "orderly"):
+        pass
+    assert list(keeper.actors) == []
+    with pytest.raises(ZeroDivisionError):
+        async with Actor(server.urls[0], "failed"):
+            raise ZeroDivisionError
+    with anyio.fail_after(10):
+        while keeper.actors:
+            await anyio.sleep(0.001)
+    assert list(keeper._gone) == ["failed"]
+
+
 async def test_every_client_carries_the_lease(server: ClusterServer) -> None:
     httpx2 = pytest.importorskip("httpx2")
     url = server.urls[0]

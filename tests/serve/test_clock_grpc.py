@@ -132,6 +132,56 @@ async def test_refusals_name_the_actor_or_the_key(server: ClusterServer) -> None
         assert await clock.sleep("a", 3) == 3
 
 
+async def test_cancelled_verb_leaves_its_actor_outside(server: ClusterServer) -> None:
+    async with GrpcClockClient(target(server), ["a", "b"]) as clock:
+        actors = server.driver.keeper.actors
+        for verb in (clock.sleep("a", 1_000), clock.barrier("a", "g", 2)):
+            cut = asyncio.create_task(verb)
+            while actors["a"].state.value == "held":
+                await asyncio.sleep(0)
+            cut.cancel()
+            while actors["a"].state.value != "held":
+                await asyncio.sleep(0)
+        await clock.release(["b"])
+        assert await clock.sleep("a", 500) == 500
+
+
+async def test_broken_barrier_says_who_was_lost() -> None:
+    spec = replace(serve_spec(replace(WARP, patience_s=0.02)), clock_grpc_port=0)
+    async with live(spec) as server, GrpcClockClient(target(server), ["a"]) as clock:
+        channel = grpc.aio.insecure_channel(target(server))
+        stub = pb_grpc.VirtualClockStub(channel)
+        held_open = stub.Register(pb.RegisterRequest(actors=["rank1"]))
+        await held_open.read()
+        waiting = asyncio.create_task(clock.barrier("a", "step", 2))
+        await channel.close()
+        with pytest.raises(ClockError, match=r"ABORTED: barrier step is broken: .*: rank1$"):
+            await waiting
+        assert await clock.sleep("a", 5) == 5
+
+
+async def test_client_that_leaves_in_order_is_not_lost(server: ClusterServer) -> None:
+    async with GrpcClockClient(target(server), ["a"]) as clock:
+        await clock.fork("a", ["a/0"])
+    assert list(server.driver.keeper.actors) == []
+
+
+async def test_clock_that_stopped_refuses_every_verb(server: ClusterServer) -> None:
+    async with grpc.aio.insecure_channel(target(server)) as channel:
+        stub = pb_grpc.VirtualClockStub(channel)
+        held_open = stub.Register(pb.RegisterRequest(actors=["a"]))
+        await held_open.read()
+        server.driver.fail(RuntimeError("the end"))
+        for call in (
+            stub.Sleep(pb.SleepRequest(actor="a", seconds=1)),
+            stub.Fork(pb.ForkRequest(parent="a", children=["b"])),
+            stub.Release(pb.ReleaseRequest(actors=["a"])),
+            stub.Register(pb.RegisterRequest(actors=["c"])).read(),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match="the end"):
+                await call
+
+
 async def test_port_in_use_is_a_configuration_error(server: ClusterServer) -> None:
     assert server.grpc is not None
     taken = ClusterServer(replace(serve_spec(WARP), clock_grpc_port=server.grpc.port))

@@ -12,6 +12,7 @@ import pytest
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.core.journal import from_lines
+from frontier_mock.drive.leases import State
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.up import ServeSpec
 from tests.serve.live import FAST, WARP, live, serve_spec
@@ -121,6 +122,9 @@ async def test_advance_moves_an_idle_clock_and_counts_what_happened() -> None:
         ("release", {"actors": ["ghost"]}, 409, "ghost is not registered"),
         ("register", {"actors": ["a"]}, 409, "a is already registered"),
         ("register", [], 400, "must be an object"),
+        ("register", {"actors": ["a,b"]}, 409, "printable ASCII"),
+        ("register", {"actors": ["\ud800"]}, 409, "printable ASCII"),
+        ("release", {"session": "1"}, 400, "session must be an integer"),
     ],
 )
 async def test_senseless_verbs_are_told_why(
@@ -266,6 +270,75 @@ async def test_killed_client_frees_time_for_the_others() -> None:
             await doomed.close()
             await generate(client, "survivor")
             assert list(server.driver.keeper.actors) == ["survivor"]
+
+
+async def test_time_has_an_end_which_nobody_passes() -> None:
+    async with (
+        live(serve_spec(WARP)) as server,
+        aiohttp.ClientSession(server.urls[0]) as client,
+        registered(client, "a"),
+    ):
+        await verb(client, "sleep", actor="a", seconds=1e9)
+        async with client.post("/sim/clock/sleep", json={"actor": "a", "seconds": 1}) as response:
+            assert response.status == 400
+            assert "beyond the end of time" in (await response.json())["error"]
+        await verb(client, "sleep", actor="a", seconds=0)
+        arrival, finish = await generate(client, "a")
+        assert arrival < finish
+        assert (await client.get("/sim/report")).status == 200
+
+
+async def test_clock_client_whose_verb_is_cut_off_holds_time_again() -> None:
+    """Its actor is outside: it can say something at the present instant, such as the verb again."""
+    async with (
+        live(serve_spec(WARP)) as server,
+        aiohttp.ClientSession(server.urls[0]) as client,
+        registered(client, "a", "b"),
+    ):
+        actors = server.driver.keeper.actors
+        for body, state in (
+            ({"actor": "a", "seconds": 9}, "sleep"),
+            ({"actor": "a", "group": "g", "size": 2}, "barrier"),
+        ):
+            cut = asyncio.create_task(client.post(f"/sim/clock/{state}", json=body))
+            while actors["a"].state is State.HELD:
+                await asyncio.sleep(0)
+            cut.cancel()
+            while actors["a"].state is not State.HELD:
+                await asyncio.sleep(0)
+            assert actors["a"].last.startswith(f"gave up: {state}")
+        await verb(client, "release", actors=["b"])
+        assert server.driver.now_ns() == 0
+        assert await verb(client, "sleep", actor="a", seconds=1) == {"now_ns": SECOND}
+
+
+async def test_barrier_that_lost_an_actor_is_broken_and_names_it() -> None:
+    spec = serve_spec(replace(WARP, patience_s=0.02))
+    async with (
+        live(spec) as server,
+        aiohttp.ClientSession(server.urls[0]) as client,
+        registered(client, "a"),
+    ):
+        async with registered(client, "rank1"):
+            body = {"actor": "a", "group": "step", "size": 2}
+            waiting = asyncio.create_task(client.post("/sim/clock/barrier", json=body))
+        response = await waiting
+        assert response.status == 409
+        assert (await response.json())["error"].endswith("without a release: rank1")
+        # The actor itself is none the worse for it.
+        assert await verb(client, "sleep", actor="a", seconds=1) == {"now_ns": SECOND}
+
+
+async def test_session_can_be_released_as_a_whole() -> None:
+    async with (
+        live(serve_spec(WARP)) as server,
+        aiohttp.ClientSession(server.urls[0]) as client,
+        registered(client, "a", "b") as session,
+        registered(client, "c"),
+    ):
+        await verb(client, "fork", parent="a", children=["a/0"])
+        await verb(client, "release", session=session["session"])
+        assert list(server.driver.keeper.actors) == ["c"]
 
 
 async def test_shutdown_answers_actors_that_sleep() -> None:
