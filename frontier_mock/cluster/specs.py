@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.specs import AnySchedulerSpec
 
@@ -12,7 +13,8 @@ class WorkerSpec:
 
     A server with data parallelism is `dp_size` of these in a row, alike but for `dp_rank`; routers
     see the first one's name and port. They step together if `step.parallel.dp` says so, and
-    `rank_policy` is how the server spreads requests over them (`cluster.ranks`).
+    `rank_policy` is how the server spreads requests over them (`cluster.ranks`). With `afd` they
+    are ranks of attention only, and share FFN GPUs.
     """
 
     name: str
@@ -24,6 +26,7 @@ class WorkerSpec:
     dp_rank: int = 0
     dp_size: int = 1
     rank_policy: str = "vllm"
+    afd: AfdSpec | None = None
 
     @property
     def server(self) -> str:

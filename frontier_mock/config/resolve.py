@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec, ranks_of
+from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
@@ -22,6 +23,9 @@ from frontier_mock.config.vllm_flags import (
     SHAPE_KEYS,
     VllmArgs,
 )
+from frontier_mock.cost.afd.memory import FfnMemory, attention_only, plan_ffn
+from frontier_mock.cost.afd.spec import AfdSpec
+from frontier_mock.cost.afd.step import build_afd_cost
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
@@ -49,7 +53,8 @@ SMALL_GPU_MAX_NUM_SEQS = 256
 class ResolvedWorker:
     """One worker: what the engine simulates, the flags it was started with, its memory plan.
 
-    For an SGLang worker `sglang` has the flags and `args` only what any engine has.
+    For an SGLang worker `sglang` has the flags and `args` only what any engine has. `ffn_memory` is
+    that of one FFN GPU, if they are apart.
     """
 
     spec: WorkerSpec
@@ -57,6 +62,7 @@ class ResolvedWorker:
     memory: MemoryPlan
     without_effect: tuple[str, ...] = ()
     sglang: SglangArgs | None = None
+    ffn_memory: FfnMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ def resolve_scenario(
     if base_port is not None:
         groups = tuple(replace(group, port=None if base_port else 0) for group in groups)
     if host is not None:
-        groups = tuple(replace(group, args=replace(group.args, host=host)) for group in groups)
+        groups = tuple(_bound_to(group, host) for group in groups)
     workers: list[ResolvedWorker] = []
     next_port = DEFAULT_PORT if base_port is None else base_port
     for group in groups:
@@ -136,17 +142,18 @@ def resolve_worker(
     max_num_seqs, max_num_batched_tokens = _batch_limits(args, hardware, engine, max_model_len)
     graphs = _capture_sizes(args, max_num_seqs, max_num_batched_tokens)
     utilization = args.gpu_memory_utilization
+    if utilization is None:
+        utilization = engine.gpu_memory_utilization
     parallel = _parallel(args, model)
+    afd = None if args.afd is None else afd_spec(args.afd, hardware, precision.weights)
 
     def plan(longest: int) -> MemoryPlan:
         return plan_kv_cache(
             hardware,
-            model,
+            model if afd is None else attention_only(model),
             parallel,
             precision,
-            gpu_memory_utilization=engine.gpu_memory_utilization
-            if utilization is None
-            else utilization,
+            gpu_memory_utilization=utilization,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
             block_size=args.block_size,
@@ -183,10 +190,22 @@ def resolve_worker(
         max_num_queued_reqs=args.max_num_queued_reqs,
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
+    ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
     served = args.served_model_name[0] if args.served_model_name else args.model
-    ranks = args.data_parallel_size
-    spec = WorkerSpec(name, port, "colocated", served, step, scheduler, dp_size=ranks)
-    return ResolvedWorker(spec, args, memory)
+    ranks = args.data_parallel_size if afd is None else parallel.dp
+    spec = WorkerSpec(name, port, "colocated", served, step, scheduler, dp_size=ranks, afd=afd)
+    return ResolvedWorker(spec, args, memory, ffn_memory=ffn)
+
+
+def ffn_memory(step: StepSpec, afd: AfdSpec, rank_tokens: int, utilization: float) -> FfnMemory:
+    """What an FFN GPU holds for steps of at most `rank_tokens` a rank. Raises ConfigError."""
+    model = step.model
+    if model.experts is None:
+        raise ConfigError(f"afd: {model.name} has no experts to move to FFN GPUs")
+    try:
+        return plan_ffn(step, afd, -(-rank_tokens // afd.micro_batches), utilization)
+    except OutOfMemory as error:
+        raise ConfigError(f"{model.name}, afd {afd.name}: {error}") from None
 
 
 def resolve_sglang(
@@ -199,17 +218,25 @@ def resolve_sglang(
         model=args.model_path,
         quantization=args.quantization,
         tensor_parallel_size=args.tp_size,
+        tokenizer=args.tokenizer_path,
+        seed=args.random_seed,
         host=args.host,
     )
     return ResolvedWorker(spec, common, memory, sglang=args)
 
 
 def resolve_single_sglang(
-    args: SglangArgs, hardware: str, engine: str, seed: int
+    args: SglangArgs, hardware: str, engine: str, seed: int, *, single_step: bool = False
 ) -> ResolvedCluster:
     """One SGLang worker, named w0. Raises ConfigError."""
     worker = resolve_sglang(args, hardware, engine, "w0", args.port)
     return cluster_of([worker], ClusterSpec((), "round_robin", seed))
+
+
+def _bound_to(group: WorkerGroup, host: str) -> WorkerGroup:
+    """The group, listening on another address than it asks for."""
+    sglang = None if group.sglang is None else replace(group.sglang, host=host)
+    return replace(group, args=replace(group.args, host=host), sglang=sglang)
 
 
 def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
@@ -249,16 +276,20 @@ def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:
 
 def build_costs(spec: ClusterSpec) -> tuple[StepCost, ...]:
     """The price of each worker's steps; equal workers share one. Raises ConfigError."""
-    costs: dict[StepSpec, StepCost] = {}
+    costs: dict[tuple[StepSpec, AfdSpec | None], StepCost] = {}
     for worker in spec.workers:
-        if worker.step not in costs:
-            costs[worker.step] = _build_cost(worker.step)
-    return tuple(costs[worker.step] for worker in spec.workers)
+        key = (worker.step, worker.afd)
+        if key not in costs:
+            costs[key] = _build_cost(*key)
+    return tuple(costs[worker.step, worker.afd] for worker in spec.workers)
 
 
-def _build_cost(step: StepSpec) -> StepCost:
+def _build_cost(step: StepSpec, afd: AfdSpec | None) -> StepCost:
+    tables = load_kernels(step.hardware.kernels)
     try:
-        return build_step_cost(step, load_kernels(step.hardware.kernels))
+        if afd is not None:
+            return build_afd_cost(step, afd, tables, load_kernels(afd.ffn_hardware.kernels))
+        return build_step_cost(step, tables)
     except ValueError as error:
         raise ConfigError(f"{step.model.name} on {step.hardware.name}: {error}") from None
 
@@ -274,9 +305,12 @@ def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
 def _parallel(args: VllmArgs, model: ModelSpec) -> ParallelSpec:
     """vLLM ignores --enable-expert-parallel where there are no experts.
 
-    There, data-parallel ranks are engines that know nothing of each other.
+    There, data-parallel ranks are engines that know nothing of each other. With FFN GPUs apart it
+    is the attention GPUs that are divided.
     """
     tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    if args.afd is not None:
+        return ParallelSpec(tp=tp, dp=args.afd.ranks(tp))
     if model.experts is None:
         return ParallelSpec(tp=tp)
     return ParallelSpec(

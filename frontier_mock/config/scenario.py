@@ -8,11 +8,12 @@ the line, the key's path and what is allowed.
 import importlib.resources
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from frontier_mock.cluster.routing import POLICIES
+from frontier_mock.config.afd import read_afd
 from frontier_mock.config.document import Value, plain, read_document
 from frontier_mock.config.errors import ConfigError, nearest, shown
 from frontier_mock.config.flags import Flag, from_mapping
@@ -112,6 +113,7 @@ PARALLEL = Key("parallel", optional(mapping()), None, "ranks per worker along ea
 QUANTIZATION = Key("quantization", one_of(*QUANTIZATIONS), "none", "weight format")
 ENGINE_ARGS = Key("engine_args", optional(mapping()), None, "the engine's flags, its own names")
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
+AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
 WORKER_KEYS: tuple[Key[Any], ...] = (
     WORKER_NAME,
     WORKER_COUNT,
@@ -123,6 +125,7 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     QUANTIZATION,
     ENGINE_ARGS,
     PORT,
+    AFD,
 )
 
 TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
@@ -233,6 +236,8 @@ def _read_worker(value: Value) -> WorkerGroup:
     parallel = _read_parallel(section)
     sglang = None
     if section.get(ENGINE).lower().startswith("sglang"):
+        if section.has("afd"):
+            raise section.at("afd").error("only vLLM engines are simulated with attention apart")
         sglang, idle = _read_sglang_args(section, parallel)
         args = VllmArgs(
             model=sglang.model_path,
@@ -276,9 +281,17 @@ def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArg
         argv = _engine_argv(value, vllm_flags())
     argv += _common_argv(section, parallel)
     try:
-        return parse_engine_args(argv)
+        args, idle = parse_engine_args(argv)
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
+    afd = section.get(AFD)
+    if afd is None:
+        return args, idle
+    if args.afd is not None:
+        raise section.at("engine_args").error(
+            "additional-config.afd is set by the worker's key afd"
+        )
+    return replace(args, afd=read_afd(afd)), idle
 
 
 def _read_sglang_args(

@@ -251,7 +251,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --engram-config | json | - |
 --reasoning-config | json | - |
 --kernel-config | json | - |
---additional-config | json | - |
+--additional-config | json | - | afd: attention/FFN disaggregation, as vllm-project/afd-plugin
 --structured-outputs-config | json | - |
 --aux-output-config | json | - |
 --profiler-config | json | - |
@@ -340,6 +340,7 @@ FRONTEND_FLAGS = """
 
 SIMULATOR_FLAGS = """
 --sim-hardware | text | h800 | GPU type: a profile under profiles/hardware
+--sim-ffn-hardware | text | - | GPU type of the FFN side, if attention and FFN are apart
 --sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
 --sim-seed | int>=0 | 0 | seed of every random stream of the simulator

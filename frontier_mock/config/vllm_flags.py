@@ -1,9 +1,10 @@
 """`vllm serve` flags and the simulator's own, from a command line to frozen arguments."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from frontier_mock.config.afd import AfdArgs, afd_of_plugin, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
@@ -122,6 +123,7 @@ class VllmArgs:
     fingerprint_value: str | None = None
     max_new_tokens: int | None = None
     hf_overrides: Mapping[str, int] = field(default_factory=dict)
+    afd: AfdArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class SimulatorArgs:
     """The --sim-* flags."""
 
     hardware: str = "h800"
+    ffn_hardware: str | None = None
     engine: str = "vllm-0.33"
     clock: str = "real"
     seed: int = 0
@@ -182,7 +185,12 @@ def parse_serve(argv: Sequence[str], environment: Mapping[str, str]) -> ServeArg
     if not given.get("api_key") and environment.get("VLLM_API_KEY"):
         given["api_key"] = [environment["VLLM_API_KEY"]]
     simulator = SimulatorArgs(**{name.removeprefix("sim_"): value for name, value in own.items()})
-    return ServeArgs(to_vllm_args(given), simulator, without_effect(given))
+    args = to_vllm_args(given)
+    args = replace(args, afd=on_hardware(args.afd, simulator.ffn_hardware))
+    idle = without_effect(given)
+    if args.afd is None and simulator.ffn_hardware is not None:
+        idle += ("--sim-ffn-hardware",)
+    return ServeArgs(args, simulator, idle)
 
 
 def parse_engine_args(argv: Sequence[str]) -> tuple[VllmArgs, tuple[str, ...]]:
@@ -211,6 +219,10 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _compilation(given.get("compilation_config"), given)
     values |= _generation(given.get("override_generation_config"))
     values |= _overrides(values.pop("hf_overrides", None))
+    ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
+    values["afd"] = afd_of_plugin(
+        given.get("additional_config"), ranks, values.get("enable_dbo", False)
+    )
     if "optimization_level" in values:
         values["optimization_level"] = int(values["optimization_level"])
     _check(values)
