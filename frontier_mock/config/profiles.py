@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import yaml
@@ -45,11 +45,16 @@ RESIDUAL_SCALE = 4096.0
 
 _Spec = TypeVar("_Spec", HardwareSpec, EnginePreset, ModelSpec)
 
+_CALIBRATED: Final = (".yaml", ".yml")
+"""Endings of a hardware or engine name that is a file."""
+
 _YamlLoader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_hardware(name: str) -> HardwareSpec:
-    """The GPU called `name` (case does not matter)."""
+    """The GPU called `name` (case does not matter), or of a file that `calibrate` wrote."""
+    if name.endswith(_CALIBRATED):
+        return _calibrated(HardwareSpec, name, "hardware")
     return _hardware(name.lower())
 
 
@@ -117,8 +122,11 @@ def _model_cards() -> dict[str, dict[str, Any]]:
 def load_engine(name: str) -> EnginePreset:
     """The preset of an engine version: the newest one not newer than `vllm-X.Y[.Z]`.
 
-    `vllm` alone is the newest preset. The returned preset keeps its own name and version.
+    `vllm` alone is the newest preset. The returned preset keeps its own name and version. A file
+    that `calibrate` wrote will do too.
     """
+    if name.endswith(_CALIBRATED):
+        return _calibrated(EnginePreset, name, "engine")
     presets = {stem: _version_of(stem) for stem in _stems(_root() / "engines")}
     family, _, version = name.lower().partition("-")
     ours = {stem: at for stem, at in presets.items() if stem.startswith(f"{family}-")}
@@ -133,6 +141,23 @@ def load_engine(name: str) -> EnginePreset:
         raise ConfigError(f"engine: {name!r} is older than any preset; allowed: {oldest} or later")
     best = max(older, key=lambda stem: ours[stem])
     return _filled(EnginePreset, _read_yaml(_root() / "engines" / f"{best}.yaml"), f"engine {best}")
+
+
+def _calibrated(spec: type[_Spec], name: str, key: str) -> _Spec:
+    """The profile under `key` of a file that `calibrate` wrote."""
+    try:
+        data = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_YamlLoader)
+        values = data[key]
+        expected = {field.name for field in dataclasses.fields(spec)}
+        if set(values) != expected:
+            raise KeyError(min(set(values) ^ expected))
+        return spec(**values)
+    except OSError as error:
+        raise ConfigError(f"{key}: {name}: {error.strerror}") from None
+    except (KeyError, TypeError, yaml.YAMLError):
+        raise ConfigError(
+            f"{key}: {name} has no {key} as `frontier-mock calibrate` of this version writes it"
+        ) from None
 
 
 def _version_of(stem: str) -> tuple[int, ...]:
