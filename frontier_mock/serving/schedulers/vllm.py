@@ -20,6 +20,12 @@ Rule 6. With `prefill_schedule_interval` above 1 prompts wait while decodes run,
         steps have passed since the last step with a prompt in it, or the waiting queue has not
         been emptied by it.
 
+Rule 7. A sequence whose prompt comes from another engine (`serving.remote_kv`) takes its turn in
+        the queue, gets blocks for its whole prompt and stands aside. When the KV has come, the
+        engine learns of it with the output of the step that it launches next; then the sequence
+        goes to the front, has its last prompt token computed and decodes. One whose KV another
+        engine will fetch keeps its blocks after its end.
+
 Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md section 8 has it.
 """
 
@@ -28,7 +34,8 @@ from heapq import heapify, heappop, heappush
 
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
-from frontier_mock.serving.kv_cache import KvCache
+from frontier_mock.serving.kv_cache import KvCache, Match
+from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import (
     DECODE,
@@ -36,6 +43,7 @@ from frontier_mock.serving.sequence import (
     DRAINING,
     FRONTEND,
     PREFILL,
+    RECEIVING,
     WAITING,
     Sequence,
 )
@@ -67,7 +75,11 @@ class VllmScheduler:
         self._caching = spec.enable_prefix_caching
         self._lag = 1 if spec.async_scheduling else 0
         self._priority = spec.policy == "priority"
+        self.exchange: Exchange | None = None
         self.running: dict[int, Sequence] = {}
+        self._receiving: dict[int, Sequence] = {}
+        self._arrived: list[Sequence] = []
+        self._ready: deque[Sequence] = deque()
         self._fcfs: deque[Sequence] = deque()
         self._heap: list[tuple[int, int, Sequence]] = []
         self._prefilling: list[Sequence] = []
@@ -91,7 +103,8 @@ class VllmScheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for admission, preempted ones included."""
-        return len(self._heap) if self._priority else len(self._fcfs)
+        queued = self._heap if self._priority else self._fcfs
+        return len(queued) + len(self._receiving)
 
     @property
     def num_live(self) -> int:
@@ -105,7 +118,8 @@ class VllmScheduler:
             heappush(self._heap, (seq.priority, seq.rid, seq))
             self.blocked = False
         else:
-            if not self._fcfs:
+            # With more of them an adaptive threshold falls, and the head's first chunk may fit.
+            if not self._fcfs or self.spec.long_prefill_token_threshold_adaptive:
                 self.blocked = False
             self._fcfs.append(seq)
 
@@ -117,11 +131,16 @@ class VllmScheduler:
             self._fcfs.appendleft(seq)
 
     def _head(self) -> Sequence | None:
+        if self._ready:
+            return self._ready[0]
         if self._priority:
             return self._heap[0][2] if self._heap else None
         return self._fcfs[0] if self._fcfs else None
 
     def _pop_head(self) -> None:
+        if self._ready:
+            del self._receiving[self._ready.popleft().rid]
+            return
         if self._priority:
             heappop(self._heap)
         else:
@@ -208,7 +227,10 @@ class VllmScheduler:
             self._prefilling.remove(seq)
         if seq.state in (DECODE, PREFILL):
             del self.running[seq.rid]
-            self._free(seq, finished)
+            if finished and sends(seq):
+                self._pin(seq)
+            else:
+                self._free(seq, finished)
         seq.state = DONE
         self.blocked = False
 
@@ -222,6 +244,8 @@ class VllmScheduler:
                 self._fcfs.remove(seq)
             # If it was preempted, its last token may still be in flight.
             seq.drop_tokens_after(step)
+        if seq.state == RECEIVING:
+            self._part_receiver(seq)
         if seq.state in (DECODE, DRAINING):
             seq.close_span(min(step, seq.finish_step))
         if seq.state != FRONTEND:
@@ -255,6 +279,30 @@ class VllmScheduler:
         seq.table = None
         seq.held_blocks = 0
 
+    def _pin(self, seq: Sequence) -> None:
+        """Keep the blocks of a sequence that has ended, until another engine has them."""
+        table = seq.table
+        assert table is not None
+        seq.pinned = seq.offset + min(self.last_scheduled, self._last_step(seq))
+        seq.held_blocks = max(seq.held_blocks, -(-seq.pinned // self._block))
+        full = max(seq.offset + seq.finish_step, seq.goal) // self._block
+        self.kv.writer = seq.submit
+        self.kv.commit(table, self._content_keys(seq, full), full)
+
+    def unpin(self, seq: Sequence) -> None:
+        """Free what a sequence that has ended still holds."""
+        self._close(seq)
+        seq.pinned = 0
+
+    def _close(self, seq: Sequence) -> None:
+        """Free all blocks, of which no more than now are cached."""
+        assert seq.table is not None
+        self.kv.writer = seq.submit
+        self.kv.close(seq.table, seq.held_blocks, seq.keys, 0)
+        seq.table = None
+        seq.held_blocks = 0
+        self.blocked = False
+
     def _content_keys(self, seq: Sequence, num_blocks: int) -> bytes:
         """Keys of the first `num_blocks` blocks; output nobody can ask for gets keys of its own."""
         keys = seq.keys
@@ -269,12 +317,80 @@ class VllmScheduler:
             return keys + tail
         return keys
 
+    # Prompts from elsewhere ------------------------------------------------------------------
+
+    def _receive(self, seq: Sequence, match: Match, t_ns: SimTime) -> None:
+        """Take the head of the queue aside, with blocks for all of its prompt."""
+        hit = match.num_blocks * self._block
+        blocks = -(-seq.goal // self._block)
+        seq.table = self.kv.open(match)
+        self.kv.take(blocks - match.num_blocks)
+        seq.held_blocks = blocks
+        seq.cached_tokens = hit
+        self.query_tokens += seq.goal
+        self.hit_tokens += hit
+        seq.state = RECEIVING
+        self._receiving[seq.rid] = seq
+        assert self.exchange is not None
+        self.exchange.allocated(seq, hit, t_ns)
+
+    def received(self, seq: Sequence, step: int) -> None:
+        """The KV has come while `step` was executing.
+
+        The step launched when that one ends looks, and its output says so.
+        """
+        seq.known_at = step + 2 * (1 + self._lag)
+        self._arrived.append(seq)
+        self.blocked = False
+
+    def _take_arrivals(self, step: int) -> None:
+        """Sequences whose KV is known to be here go to the front of the queue."""
+        # With nothing to compute, the engine looks all the time.
+        idle = not self.num_decodes and not self._prefilling and not self._joining
+        late = []
+        for seq in self._arrived:
+            if seq.known_at > step and not idle:
+                late.append(seq)
+                continue
+            assert seq.table is not None
+            full = seq.goal // self._block
+            self.kv.writer = seq.submit
+            self.kv.commit(seq.table, self._content_keys(seq, full), full)
+            seq.computed = seq.goal - 1
+            seq.transfer = None
+            self._ready.append(seq)
+        self._arrived = late
+
+    def _resume(self, seq: Sequence, step: int, t_ns: SimTime) -> None:
+        """The last token of a prompt that came from elsewhere is computed here."""
+        self._pop_head()
+        self._join_running(seq)
+        self._log.append(Scheduled(t_ns, self._worker, seq.rid, seq.cached_tokens, False))
+        self._grant(seq, 1, step)
+
+    def lost(self, seq: Sequence) -> None:
+        """The KV will not come: `seq` gives its blocks back and computes its prompt itself."""
+        self._part_receiver(seq)
+        seq.transfer = None
+        self._requeue(seq)
+
+    def _part_receiver(self, seq: Sequence) -> None:
+        del self._receiving[seq.rid]
+        if seq in self._ready:
+            self._ready.remove(seq)
+        elif seq in self._arrived:
+            self._arrived.remove(seq)
+        self._close(seq)
+        seq.computed = 0
+
     # One step --------------------------------------------------------------------------------
 
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide what `step` computes; None if there is nothing to compute."""
         if self._joining or (step - 1) in self._leaving:
             self._roll(step)
+        if self._arrived:
+            self._take_arrivals(step)
         self._grants = []
         budget = self._token_budget - self.num_decodes
         need = self._phase_counts[(1 - step) % self._block]
@@ -289,14 +405,14 @@ class VllmScheduler:
             budget, preempted = self._schedule_running(step, t_ns)
         if self._interval > 1 and self._grants:
             self._last_prefill_step = step
-        if not preempted and (self._fcfs or self._heap):
+        if not preempted and (self._fcfs or self._heap or self._ready):
             self._admit(step, t_ns, budget)
         if not preempted and not self._deferring:
             self._prefill_bound = self.num_waiting > 0
         self.last_scheduled = step
         grants = self._grants
         # Without grants, nothing can be admitted later either, until something ends or arrives.
-        self.blocked = not preempted and not grants and not self._prefilling
+        self.blocked = not (preempted or grants or self._prefilling or self._arrived)
         if self._deferring and self.num_waiting:
             self.blocked = False
         if not grants:
@@ -453,6 +569,10 @@ class VllmScheduler:
             seq = self._head()
             if seq is None:
                 return
+            if seq.state == RECEIVING:
+                self._resume(seq, step, t_ns)
+                budget -= 1
+                continue
             if not seq.keys and self._caching:
                 seq.keys = seq.submit.prompt.block_keys(block)
             goal = seq.goal
@@ -470,7 +590,8 @@ class VllmScheduler:
                 if not spec.enable_chunked_prefill:
                     return
                 new = budget
-            whole = goal if spec.reserve_full_isl else hit + new
+            remote = seq.transfer is not None and not seq.transfer.sends
+            whole = goal if spec.reserve_full_isl or remote else hit + new
             required = -(-whole // block) - match.num_blocks + match.num_evictable
             if self.running and spec.watermark > 0:
                 # vLLM counts its null block among all blocks.
@@ -478,6 +599,9 @@ class VllmScheduler:
             if required > kv.num_free:
                 return
             self._pop_head()
+            if remote:
+                self._receive(seq, match, t_ns)
+                continue
             if is_prefill:
                 self._last_prefill_step = step
             seq.table = kv.open(match)
@@ -488,14 +612,19 @@ class VllmScheduler:
                 seq.cached_tokens = hit
                 self.query_tokens += goal
                 self.hit_tokens += hit
-            seq.state = PREFILL
-            self.running[seq.rid] = seq
-            seq.place = self._admitted
-            self._admitted += 1
-            self._prefilling.append(seq)
+            self._join_running(seq)
             self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
+            if sends(seq) and self.exchange is not None:
+                self.exchange.scheduled(seq, t_ns)
             self._grant(seq, new, step)
             budget -= new
+
+    def _join_running(self, seq: Sequence) -> None:
+        seq.state = PREFILL
+        self.running[seq.rid] = seq
+        seq.place = self._admitted
+        self._admitted += 1
+        self._prefilling.append(seq)
 
     def _preempt(self, victim: Sequence, step: int, t_ns: SimTime, had_turn: bool) -> None:
         """Evict a running sequence while `step` is being scheduled (recompute preemption).
