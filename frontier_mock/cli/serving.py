@@ -101,21 +101,31 @@ def front_end(
 
     Raises ConfigError if two workers ask for different ones.
     """
+    hosts = [worker.args.host for worker in cluster.workers]
+    servers = [worker for worker in cluster.workers if worker.sglang is None]
+    if not servers:
+        # SGLang's front ends have their settings with them; what is left is where they listen.
+        servers = [cluster.workers[0]]
     asked = [
         (
             http_settings(worker.args, worker.spec.step.engine.version, environment),
             worker.args.host,
         )
-        for worker in cluster.workers
+        for worker in servers
     ]
-    for worker, (http, host) in zip(cluster.workers, asked, strict=True):
+    if len(set(hosts)) > 1 and len(set(asked)) == 1:
+        raise ConfigError(
+            f"cluster.workers: hosts {', '.join(sorted(map(str, set(hosts))))} differ; "
+            "allowed: one value for all workers served together"
+        )
+    for worker, (http, host) in zip(servers, asked, strict=True):
         if (http, host) != asked[0]:
             names = [*(field.name for field in fields(HttpSettings)), "host"]
             mine = [*(getattr(http, name) for name in names[:-1]), host]
             first = [*(getattr(asked[0][0], name) for name in names[:-1]), asked[0][1]]
             differ = [n for n, a, b in zip(names, first, mine, strict=True) if a != b]
             raise ConfigError(
-                f"cluster.workers: {cluster.workers[0].spec.name} and {worker.spec.name} differ in "
+                f"cluster.workers: {servers[0].spec.name} and {worker.spec.name} differ in "
                 f"{', '.join(differ)}; allowed: one value for all workers served together"
             )
     return asked[0]

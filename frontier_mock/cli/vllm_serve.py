@@ -35,16 +35,17 @@ def help_text() -> str:
             "Serve a mock of vLLM on --port. Every flag of vLLM 0.33.0's `vllm serve` is accepted.",
             "",
             "The simulator's own:",
-            *map(_row, simulator_flags()),
+            *map(flag_row, simulator_flags()),
             "",
             "vLLM's flags that act:",
-            *map(_row, acted),
+            *map(flag_row, acted),
             "",
             f"Another {idle} flags of vLLM are accepted without effect (docs/flags.md).",
         ]
     )
 
 
-def _row(flag: Flag) -> str:
+def flag_row(flag: Flag) -> str:
+    """One flag as a line of a help text."""
     default = "" if flag.default == "-" else f" [{flag.default}]"
     return f"  {', '.join(flag.options):<34} {flag.effect}{default}"

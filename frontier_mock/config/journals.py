@@ -56,7 +56,7 @@ def journal_head(cluster: ResolvedCluster) -> str:
 
 def _recorded_args(worker: ResolvedWorker) -> dict[str, Any]:
     if worker.sglang is not None:
-        return asdict(replace(worker.sglang, api_key=None))
+        return asdict(replace(worker.sglang, api_key=None, admin_api_key=None))
     return asdict(replace(worker.args, api_key=()))
 
 

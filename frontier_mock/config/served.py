@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import getrandbits
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
+from frontier_mock.config.sglang_front import sglang_front
 from frontier_mock.config.tokenizers import load_tokenizer
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.specs import ParallelSpec
@@ -33,11 +34,6 @@ def served_models(
     rings: dict[tuple[str | None, int], TextRing] = {}
     models = []
     for worker in cluster.workers:
-        if worker.sglang is not None:
-            raise ConfigError(
-                f"engine: {worker.spec.step.engine.name} is simulated offline only so far; "
-                "run it with frontier-mock simulate"
-            )
         source = tokenizer_source(worker.args)
         if source not in tokenizers:
             tokenizers[source] = load_tokenizer(source)
@@ -45,7 +41,12 @@ def served_models(
         key = (source, worker.spec.scheduler.block_size)
         if key not in rings:
             rings[key] = _ring(tokenizer, key[1])
-        models.append(_served(worker, tokenizer, rings[key], eos, environment))
+        model = _served(worker, tokenizer, rings[key], eos, environment)
+        if worker.sglang is not None:
+            name = worker.sglang.served_model_name or worker.sglang.model_path
+            front = sglang_front(worker)
+            model = replace(model, names=(name,), system_fingerprint=None, sglang=front)
+        models.append(model)
     return models
 
 

@@ -52,7 +52,7 @@ FIRST_FLAGS = """
 --enable-memory-saver | flag | False |
 --enable-weights-cpu-backup | flag | False |
 --enable-draft-weights-cpu-backup | flag | False |
---enable-custom-logit-processor | flag | False |
+--enable-custom-logit-processor | flag | False | accept custom_logit_processor
 --enable-watermark | flag | False |
 --watermark-config | text | - |
 --enable-return-hidden-states | flag | False |
@@ -269,7 +269,7 @@ amx_attn,xpu_attn | - |
 --mm-feature-transport | choice:cpu,cuda_ipc,cuda_vmm'] | - |
 --model-path --model | text | - | model to simulate: a name under profiles/models,\
  or a directory or config.json
---load-format | text | auto |
+--load-format | text | auto | shown in /model_info
 --model-loader-extra-config | text | {} |
 --trust-remote-code | flag | False |
 --context-length | human | - | longest prompt plus output

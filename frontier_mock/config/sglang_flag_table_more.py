@@ -51,14 +51,14 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --uvicorn-access-log-exclude-prefixes | texts | - |
 --crash-dump-folder | text | - |
 --show-time-cost | flag | False |
---enable-metrics | flag | False |
+--enable-metrics | flag | False | serve /metrics, and times in meta_info
 --smg-http-sidecar-port | int | - |
 --enable-mfu-metrics | flag | False |
 --enable-metrics-for-all-schedulers | flag | False |
 --load-snapshot-publish-interval | int | 15 |
 --tokenizer-metrics-custom-labels-header | text | x-custom-labels |
 --tokenizer-metrics-allowed-custom-labels | texts | - |
---extra-metric-labels | text | - |
+--extra-metric-labels | text | - | JSON; labels of the metrics
 --bucket-time-to-first-token | texts | - |
 --bucket-inter-token-latency | texts | - |
 --bucket-e2e-request-latency | texts | - |
@@ -197,30 +197,30 @@ is used
 --ssl-keyfile-password | text | - |
 --enable-ssl-refresh | flag | False |
 --api-key | text | - | key clients must send
---admin-api-key | text | - |
+--admin-api-key | text | - | key administrators must send
 --served-model-name | text | - | name the server answers to
---weight-version | text | default |
+--weight-version | text | default | version the weights have until an update
 --chat-template | text | - |
---trust-request-chat-template | flag | False |
+--trust-request-chat-template | flag | False | accept a chat template from a request
 --hf-chat-template-name | text | - |
 --completion-template | text | - |
 --file-storage-path | text | - |
---enable-cache-report | flag | False |
+--enable-cache-report | flag | False | usage tells cached tokens
 --return-input-ids | flag | False |
 --return-output-ids | flag | False |
 --default-chat-template-kwargs | text | - |
 --strip-thinking-cache | flag | False |
---enable-strict-thinking | flag | False |
+--enable-strict-thinking | flag | False | accept max_thinking_tokens
 --tool-server | text | - |
 --sampling-defaults | choice:openai,model | model |
 --asr-max-buffer-seconds | int | 60 |
 --asr-max-concurrent-sessions | int | 32 |
---preferred-sampling-params | text | - |
---allow-auto-truncate | flag | False |
---stream-interval | int | 1 |
+--preferred-sampling-params | text | - | JSON; sampling that clients do not set
+--allow-auto-truncate | flag | False | cut long prompts instead of refusing them
+--stream-interval | int | 1 | tokens per streamed chunk
 --batch-notify-size | int | 16 |
---stream-response-default-include-usage | flag | False |
---incremental-streaming-output | flag | False |
+--stream-response-default-include-usage | flag | False | streams end with usage
+--incremental-streaming-output | flag | False | chunks of /generate carry what is new
 --enable-streaming-session | flag | False |
 --constrained-json-whitespace-pattern | text | - |
 --constrained-json-disable-any-whitespace | flag | False |

@@ -1,13 +1,14 @@
 """`sglang serve` flags: from a command line or a scenario's engine_args to frozen arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, parse, read_table
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import MORE_FLAGS
+from frontier_mock.config.vllm_flags import SimulatorArgs, simulator_flags
 from frontier_mock.serving.radix_cache import EVICTION_POLICIES
 from frontier_mock.serving.schedulers.sglang_policy import POLICIES
 
@@ -16,6 +17,9 @@ FP8_QUANTIZATION = ("fp8", "w8a8_fp8", "modelopt_fp8")
 
 FP8_KV_TYPES = ("fp8_e5m2", "fp8_e4m3")
 """--kv-cache-dtype values simulated as a one-byte KV cache."""
+
+DEFAULT_ENGINE = "sglang-0.5.23"
+"""The version impersonated unless --sim-engine names another."""
 
 _LARGE = 2**31 - 1
 
@@ -66,9 +70,12 @@ class SglangArgs:
     cuda_graph_bs_decode: tuple[int, ...] | None = None
     disable_cuda_graph: bool = False
     disable_cuda_graph_padding: bool = False
-    host: str = "127.0.0.1"
+    host: str | None = None
     port: int = 30000
     api_key: str | None = None
+    admin_api_key: str | None = None
+    given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
+    """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
 
 def sglang_flags() -> tuple[Flag, ...]:
@@ -86,10 +93,39 @@ def parse_sglang_args(argv: Sequence[str]) -> tuple[SglangArgs, tuple[str, ...]]
     return to_sglang_args(given), idle
 
 
+@dataclass(frozen=True, slots=True)
+class SglangServeArgs:
+    """A parsed `sglang serve` command line; `without_effect` are flags accepted but idle."""
+
+    sglang: SglangArgs
+    simulator: SimulatorArgs
+    without_effect: tuple[str, ...]
+
+
+def parse_sglang_serve(argv: Sequence[str]) -> SglangServeArgs:
+    """Read what follows `sglang serve`; the model may be named without its flag.
+
+    Raises ConfigError on an unknown flag, a bad value, or one that is not simulated.
+    """
+    given = parse(sglang_flags() + simulator_flags(), argv, positional="model_tag")
+    model_tag = given.pop("model_tag", None)
+    if model_tag is not None:
+        given["model_path"] = model_tag
+    own = {name.removeprefix("sim_"): given.pop(name) for name in list(given) if name[:4] == "sim_"}
+    simulator = SimulatorArgs(**{"engine": DEFAULT_ENGINE, **own})
+    if not simulator.engine.lower().startswith("sglang"):
+        raise ConfigError(
+            f"argument --sim-engine: {shown(simulator.engine)} does not take SGLang's flags; "
+            "allowed: sglang-X.Y.Z"
+        )
+    idle = tuple(f.options[0] for f in sglang_flags() if not f.effect and f.name in given)
+    return SglangServeArgs(to_sglang_args(given), simulator, idle)
+
+
 def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
     """Check what argparse cannot and make the arguments. Raises ConfigError."""
     _refuse(given)
-    acted = {field.name for field in fields(SglangArgs)}
+    acted = {one.name for one in fields(SglangArgs)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
@@ -100,8 +136,16 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
     if not values.get("model_path"):
         raise ConfigError("argument --model-path: is required")
     _check(values)
+    values["given"] = tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in given.items()
+        if name not in SECRETS
+    )
     return SglangArgs(**values)
 
+
+SECRETS = ("api_key", "admin_api_key")
+"""Flags that journals must not show."""
 
 _NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
     "disaggregation_mode": ("null",),

@@ -33,9 +33,13 @@ from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.settings import HttpSettings
+from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
+from frontier_mock.serve.sglang_port import sglang_app
 from frontier_mock.serve.sockets import bind, bind_file, url_of
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import ServerMetrics, WorkerMetrics
+from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime, to_seconds
 from frontier_mock.wire.served import ServedModel
 
@@ -130,7 +134,7 @@ class ClusterServer:
             self._follower = Follower(spec.clock_server, me, names)
         created_s = time.time()
         self.metrics = [
-            WorkerMetrics(self.cluster.workers[index], served, created_s, rank)
+            metrics_of(self.cluster.workers[index], served, created_s, rank)
             for server, served in zip(self.cluster.servers, spec.served, strict=True)
             for rank, index in enumerate(server)
         ]
@@ -162,6 +166,7 @@ class ClusterServer:
         self._servers: list[asyncio.Server] = []
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
+        self._sglang: list[SglangApp] = []
 
     def _let_go(self, events: Sequence[Event]) -> None:
         """The log is about to forget these events: nobody needs the times of their steps then."""
@@ -186,6 +191,8 @@ class ClusterServer:
         parts = zip(self.cluster.servers, self._spec.served, self._sockets, strict=True)
         for server, served, sock in parts:
             app = self.app(server.start, served)
+            if isinstance(app, SglangApp):
+                self._sglang.append(app)
             web = Http1Server(app, _KEEPALIVE_S)
             if not isinstance(loop, VirtualTimeLoop):
                 # There a client's pool may count real seconds and be silent for virtual hours.
@@ -193,21 +200,33 @@ class ClusterServer:
             self.webs.append(web)
             listen = loop.create_server if self._spec.http.uds is None else loop.create_unix_server
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
-            logger.info("Starting vLLM server on %s", url_of(sock, self._spec.host))
+            engine = "vLLM" if served.sglang is None else "SGLang"
+            logger.info("Starting %s server on %s", engine, url_of(sock, self._spec.host))
         uvicorn_logger.info("Started server process [%d]", os.getpid())
         uvicorn_logger.info("Waiting for application startup.")
         uvicorn_logger.info("Application startup complete.")
+        for app in self._sglang:
+            app.open()
         self._write_ready_file()
 
-    def app(self, number: int, served: ServedModel) -> VllmApp:
+    def app(self, number: int, served: ServedModel) -> VllmApp | SglangApp:
         """The application of the server whose first engine is `number`.
 
         With AUTO_WORKER it is that of the cluster behind its own router, with the metrics of the
         first server.
         """
         engines = self.cluster.ranks(max(number, 0))
+        if served.sglang is not None:
+            return sglang_app(
+                number,
+                served,
+                self.driver,
+                [self.metrics[index] for index in engines],
+                [self._clock_routes],
+            )
         running = [partial(self.driver.running_tokens, index) for index in engines]
-        metrics = ServerMetrics([self.metrics[index] for index in engines], running)
+        folds = [self.metrics[index] for index in engines]
+        metrics = ServerMetrics([m for m in folds if isinstance(m, WorkerMetrics)], running)
         part = WorkerPart(number, served, metrics)
         return VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
 
@@ -215,6 +234,8 @@ class ClusterServer:
         """No new connections; let requests in flight drain or abort them; close and report."""
         for server in self._servers:
             server.close()
+        for app in self._sglang:
+            app.state.exiting = True
         driver = self.driver
         driver.accepting = False
         patience_s = self._spec.http.shutdown_timeout_s
@@ -292,6 +313,15 @@ class ClusterServer:
         else:
             logger.info("%s", driver.drift.verdict())
         logger.info("digest: %s", self.cluster.log.digest())
+
+
+def metrics_of(
+    worker: Worker, served: ServedModel, created_s: float, rank: int
+) -> WorkerMetrics | SglangWorkerMetrics:
+    """The fold over a worker's events that its kind of engine wants."""
+    if served.sglang is not None:
+        return SglangWorkerMetrics(worker, served, created_s, rank)
+    return WorkerMetrics(worker, served, created_s, rank)
 
 
 def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from frontier_mock.core.commands import AUTO_WORKER
 from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
 
@@ -29,7 +30,9 @@ class ServedModel:
     client used. `root` is the model path. `vocab_size` is the model's, which may exceed the
     tokenizer's; ids below either are valid in prompts. `new_id` makes the base of a request id when
     the client brings none; servers pass `lambda: uuid4().hex`. `eos` is None for a model that
-    never stops by itself. `worker` is the one requests are submitted to, by its number.
+    never stops by itself. `keeps_tokens` has prompts remember their ids, for
+    KV events. `worker` is the one requests are submitted to, by its number. `sglang` has
+    SGLang's own settings if that is the engine.
     """
 
     names: tuple[str, ...]
@@ -56,6 +59,8 @@ class ServedModel:
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
     worker: int = AUTO_WORKER
+    keeps_tokens: bool = False
+    sglang: SglangFront | None = None
 
     @property
     def block_tokens(self) -> int:

@@ -1,0 +1,169 @@
+"""From a resolved SGLang worker to what its HTTP layer is told, all of ServerArgs included."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.flags import Flag
+from frontier_mock.config.resolve import ResolvedWorker
+from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
+from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.wire.sglang.served import SglangFront
+from frontier_mock.wire.tokenizer import Json
+
+_INPUT_MARGIN_TOKENS = 5
+"""`max_req_len - max_req_input_len` (SGLang 0.5.23 managers/tp_worker.py)."""
+
+_PORTS = 30000
+
+
+def sglang_front(worker: ResolvedWorker) -> SglangFront:
+    """SGLang's own settings of a worker. Raises ConfigError for a flag that ought to be JSON.
+
+    The longest request of the scheduler is `max_req_len - 1` of SGLang.
+    """
+    args, spec = worker.sglang, worker.spec
+    assert args is not None
+    scheduler = spec.scheduler
+    assert isinstance(scheduler, SglangSchedulerSpec)
+    given = dict(args.given)
+    step = spec.step
+    model, parallel = step.model, step.parallel
+    max_req_len = scheduler.context_length + 1
+    labels = _object(given, "extra_metric_labels") or {}
+    return SglangFront(
+        context_len=args.context_length or model.max_position_embeddings,
+        max_req_len=max_req_len,
+        max_req_input_len=max_req_len - _INPUT_MARGIN_TOKENS,
+        num_pages=scheduler.num_pages,
+        page_size=scheduler.page_size,
+        max_running_requests=scheduler.max_running_requests,
+        chunked_prefill_size=scheduler.chunked_prefill_size,
+        num_dp_ranks=spec.dp_size,
+        server_args=server_args(worker),
+        api_key=args.api_key,
+        admin_api_key=args.admin_api_key,
+        stream_interval=max(1, _whole(given, "stream_interval", 1)),
+        incremental_streaming_output=_flag(given, "incremental_streaming_output"),
+        stream_response_default_include_usage=_flag(given, "stream_response_default_include_usage"),
+        enable_cache_report=_flag(given, "enable_cache_report"),
+        enable_metrics=_flag(given, "enable_metrics"),
+        enable_priority_scheduling=scheduler.enable_priority_scheduling,
+        enable_strict_thinking=_flag(given, "enable_strict_thinking"),
+        enable_custom_logit_processor=_flag(given, "enable_custom_logit_processor"),
+        enable_return_hidden_states=_flag(given, "enable_return_hidden_states"),
+        enable_lora=_flag(given, "enable_lora"),
+        allow_auto_truncate=_flag(given, "allow_auto_truncate"),
+        trust_request_chat_template=_flag(given, "trust_request_chat_template"),
+        disaggregation_mode=str(given.get("disaggregation_mode", "null")),
+        tokenizer_path=args.tokenizer_path or args.model_path,
+        weight_version=str(given.get("weight_version", "default")),
+        load_format=str(given.get("load_format", "auto")),
+        preferred_sampling_params=_object(given, "preferred_sampling_params"),
+        reasoning_parser=_text(given, "reasoning_parser"),
+        tool_call_parser=_text(given, "tool_call_parser"),
+        extra_metric_labels={name: str(value) for name, value in labels.items()},
+        num_layers=model.num_layers,
+        experts_per_token=0 if model.experts is None else model.experts.top_k,
+        weight_gb=worker.memory.weights_bytes / (1 << 30),
+        kv_cache_gb=worker.memory.kv_bytes / (1 << 30),
+        accelerator=step.hardware.name,
+        num_accelerators=parallel.gpus // parallel.dp,
+        version=step.engine.version,
+    )
+
+
+def server_args(worker: ResolvedWorker) -> dict[str, Json]:
+    """Every field of ServerArgs that has a flag, as resolution leaves it."""
+    args, spec = worker.sglang, worker.spec
+    assert args is not None
+    scheduler = spec.scheduler
+    assert isinstance(scheduler, SglangSchedulerSpec)
+    given = dict(args.given)
+    fields: dict[str, Json] = {flag.name: _value(flag, given) for flag in sglang_flags()}
+    attention_ranks = spec.step.parallel.dp
+    fields |= {
+        "model_path": args.model_path,
+        "served_model_name": args.served_model_name or args.model_path,
+        "tokenizer_path": args.tokenizer_path or args.model_path,
+        "host": args.host or "127.0.0.1",
+        "port": spec.port or _PORTS,
+        "api_key": args.api_key,
+        "admin_api_key": args.admin_api_key,
+        "tp_size": args.tp_size,
+        "dp_size": spec.dp_size if attention_ranks == 1 else 1,
+        "attn_dp_size": attention_ranks,
+        "enable_dp_attention": attention_ranks > 1,
+        "random_seed": args.random_seed,
+        "context_length": args.context_length,
+        "page_size": scheduler.page_size,
+        "chunked_prefill_size": scheduler.chunked_prefill_size,
+        "max_running_requests": scheduler.max_running_requests * attention_ranks,
+        "schedule_conservativeness": scheduler.schedule_conservativeness,
+        "cuda_graph_bs_decode": [*spec.step.cudagraph_sizes],
+        "cuda_graph_max_bs_decode": max(spec.step.cudagraph_sizes, default=0),
+        "launch_command": _launch_command(args),
+    }
+    return fields
+
+
+def _launch_command(args: SglangArgs) -> str:
+    words = ["sglang", "serve"]
+    for name, value in args.given:
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, tuple):
+            words += [str(item) for item in value]
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def _value(flag: Flag, given: Mapping[str, object]) -> Json:
+    """What the flag's field holds: the value given, else its default with the right type."""
+    if flag.name in given:
+        value: Any = given[flag.name]
+        return [*value] if isinstance(value, tuple) else value
+    kind = flag.kind.partition(":")[0]
+    default = flag.default
+    if kind in ("flag", "switch"):
+        return default == "True"
+    if default in ("-", ""):
+        return None if default == "-" else ""
+    if kind in ("int", "human", "float"):
+        try:
+            number = float(default)
+        except ValueError:
+            return None
+        return number if kind == "float" else int(number)
+    return default
+
+
+def _flag(given: Mapping[str, object], name: str) -> bool:
+    value = given.get(name, False)
+    return value is True or str(value).lower() == "true"
+
+
+def _whole(given: Mapping[str, object], name: str, default: int) -> int:
+    value = given.get(name)
+    return value if isinstance(value, int) else default
+
+
+def _text(given: Mapping[str, object], name: str) -> str | None:
+    value = given.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _object(given: Mapping[str, object], name: str) -> dict[str, Json] | None:
+    text = _text(given, name)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        option = "--" + name.replace("_", "-")
+        raise ConfigError(f"argument {option}: {shown(text)} is not a JSON object")
+    return value

@@ -1,0 +1,242 @@
+"""One SGLang worker's HTTP surface: routes, keys, and the way from a request to the Driver.
+
+One `SglangApp` serves one port (specs/sglang_and_routers.md sections 1.1 to 1.4). What changes a
+running server (pauses, weights, sessions, adapters) comes from routes that are handed in.
+"""
+
+import logging
+from asyncio import Future
+from collections.abc import Callable, Mapping, Sequence
+
+from frontier_mock.core.commands import Abort
+from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.operations import Done
+from frontier_mock.drive.protocol import ShutdownError
+from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.cors import Cors
+from frontier_mock.serve.entrance import Accepted, enter
+from frontier_mock.serve.http1 import Request
+from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
+from frontier_mock.serve.sglang_keys import Keys
+from frontier_mock.serve.sglang_state import UP, InFlight, ServerState
+from frontier_mock.serve.sglang_streaming import Stream, Whole, engine_gone
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.chat import parse_chat
+from frontier_mock.wire.sglang.completions import parse_completion
+from frontier_mock.wire.sglang.errors import (
+    SglangError,
+    denied,
+    native_error,
+    openai_error,
+    stream_error_frame,
+    unsupported_media_type,
+)
+from frontier_mock.wire.sglang.generate import LateError, parse_generate, read_abort
+from frontier_mock.wire.sglang.request import GENERATE, SglangRequest
+from frontier_mock.wire.sglang.tokenize import detokenize_body, tokenize_body
+from frontier_mock.wire.sse import DONE
+
+logger = logging.getLogger("frontier_mock")
+
+Parse = Callable[[bytes, Mapping[str, str], ServedModel], SglangRequest]
+
+_JSON_ROUTES = frozenset(
+    (
+        *("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/tokenize"),
+        *("/v1/detokenize", "/detokenize"),
+    )
+)
+"""Routes that want to be told that the body is JSON."""
+
+
+class SglangApp:
+    """The HTTP application of one worker (`serve.connection.App`)."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        driver: Driver,
+        state: ServerState,
+        keys: Keys,
+        more: Sequence[Routes],
+    ) -> None:
+        """`served.worker` is the port's first engine, or AUTO_WORKER for the cluster's own router.
+
+        `more` are the routes beside those that generate.
+        """
+        self.state = state
+        self._served = served
+        self._driver = driver
+        self._keys = keys
+        self._cors = Cors(("*",), ("*",), ("*",), allow_credentials=True)
+        self._generators: dict[str, Parse] = {
+            "/generate": parse_generate,
+            "/v1/chat/completions": parse_chat,
+            "/v1/completions": parse_completion,
+            "/invocations": parse_chat,
+        }
+        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
+
+    def open(self) -> None:
+        """Warm-up is over: the server says that it is ready, and /health agrees."""
+        self.state.status = UP
+        logger.info("The server is fired up and ready to roll!")
+
+    def _own_routes(self) -> Table:
+        table: dict[tuple[str, str], Handler] = {
+            ("PUT", "/generate"): self._generate,
+            ("POST", "/abort_request"): self._abort,
+        }
+        for path in self._generators:
+            table["POST", path] = self._generate
+        for prefix in ("", "/v1"):
+            table["POST", f"{prefix}/tokenize"] = self._tokenize
+            table["POST", f"{prefix}/detokenize"] = self._detokenize
+        return table
+
+    # What a connection says
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer one request, now or later. Never raises."""
+        request = exchange.request
+        answer: Answer | None
+        try:
+            answer = self._before(request)
+            if answer is None:
+                exchange.began_ns = self._driver.now_ns()
+                found = self._routes.find(request.path, request.method)
+                answer = found if isinstance(found, Answer) else found(exchange)
+        except SglangError as error:
+            answer = Answer(error.status, error.body())
+        except Exception as error:
+            logger.error("%s %s failed: %r", request.method, request.path, error)
+            logger.debug("cause", exc_info=error)
+            answer = Answer(500, b"Internal Server Error", "text/plain; charset=utf-8")
+        if answer is not None:
+            exchange.reply(answer)
+
+    def answering(self, exchange: Exchange, status: int) -> str:
+        """Cross-origin lines."""
+        return self._cors.lines(exchange.request) if exchange.began_ns >= 0 else ""
+
+    def answered(self, exchange: Exchange, status: int, body_bytes: int) -> None:
+        """Nothing is counted here yet."""
+
+    def arriving(self, request: Request) -> None:
+        """Time stands still while a prompt is on its way in."""
+        if request.path in self._generators:
+            self._driver.keeper.arriving()
+
+    def received(self, request: Request) -> None:
+        """The end of `arriving`."""
+        if request.path in self._generators:
+            self._driver.keeper.received()
+            self._driver.poke()
+
+    def _before(self, request: Request) -> Answer | None:
+        """The answer of whoever stands before the routes: keys, then cross-origin rules."""
+        status = self._keys.refusal(
+            request.method, request.path, request.headers.get("authorization")
+        )
+        if status:
+            return Answer(status, denied(status).body())
+        return self._cors.preflight(request) if request.method == "OPTIONS" else None
+
+    # Generation
+
+    def _generate(self, exchange: Exchange) -> Answer | None:
+        request = exchange.request
+        state = self.state
+
+        def read() -> Accepted:
+            self._check_json(request)
+            parsed = self._generators[request.path](request.body, request.headers, self._served)
+            try:
+                entry = state.enter(parsed)
+            except ValueError as error:
+                if parsed.kind == GENERATE:
+                    raise LateError(str(error), parsed.stream) from None
+                raise openai_error(str(error)) from None
+            kind = Stream if parsed.stream else Whole
+            subscriber = kind(entry, exchange, state)
+            submits = [sequence.plan.submit for sequence in parsed.sequences]
+            entries.append(entry)
+            return Accepted(submits, subscriber, parsed.n, parsed.routing.actor)
+
+        entries: list[InFlight] = []
+        try:
+            ticket = enter(self._driver, exchange, read)
+        except LateError as error:
+            if error.stream:
+                return Answer(200, stream_error_frame(error.message) + DONE, EVENT_STREAM)
+            raise native_error(error.message) from None
+        except ShutdownError:
+            for entry in entries:
+                state.leave(entry)
+            raise engine_gone() from None
+        (entry,) = entries
+        entry.ticket = ticket
+
+        def lost() -> None:
+            state.leave(entry)
+            self._driver.abort(ticket)
+
+        exchange.on_lost = lost
+        return None
+
+    def _check_json(self, request: Request) -> None:
+        if request.path in _JSON_ROUTES:
+            kind = request.headers.get("content-type", "").lower()
+            if kind.split(";")[0] != "application/json":
+                raise unsupported_media_type()
+
+    # What ends it
+
+    def _abort(self, exchange: Exchange) -> Answer:
+        """POST /abort_request: always 200. The id must be one in flight, or everything is meant.
+
+        From there on it is a prefix: the scheduler aborts whatever begins so. Running sequences
+        end with their next token, and their answers carry what there is.
+        """
+        rid, everything = read_abort(exchange.request.body)
+        state = self.state
+        if everything:
+            rid = ""
+        elif not rid or rid not in state:
+            return Answer(200, b"", "")
+        state.aborts_asked += 1
+        self.abort_matching(rid)
+        return Answer(200, b"", "")
+
+    def abort_matching(self, prefix: str) -> None:
+        """Abort every sequence of this port whose id begins so; "" is all of them."""
+        waiting = False
+        for entry, position in self.state.matching(prefix):
+            ticket = entry.ticket
+            if ticket is None or ticket.closed:
+                continue
+            if position < len(ticket.flights):
+                flight = ticket.flights[position]
+                if flight.finish_ns < 0:
+                    self._driver.operate(Abort(flight.rid))
+            else:
+                waiting = True
+        if waiting:
+            # They have not been fed yet: ask again once this instant's commands have been.
+            turn = self._driver.operate(None)
+            turn.add_done_callback(lambda done: self._abort_again(done, prefix))
+
+    def _abort_again(self, turn: Future[Done], prefix: str) -> None:
+        if turn.exception() is None:
+            self.abort_matching(prefix)
+
+    # The rest
+
+    def _tokenize(self, exchange: Exchange) -> Answer:
+        self._check_json(exchange.request)
+        return Answer(200, tokenize_body(exchange.request.body, self._served))
+
+    def _detokenize(self, exchange: Exchange) -> Answer:
+        self._check_json(exchange.request)
+        return Answer(200, detokenize_body(exchange.request.body, self._served))

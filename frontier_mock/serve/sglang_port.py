@@ -1,0 +1,36 @@
+"""Everything an SGLang port serves, put together: the application and all that adds routes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from frontier_mock.drive.driver import Driver
+from frontier_mock.serve.routing import Routes
+from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_info import InfoRoutes
+from frontier_mock.serve.sglang_keys import Keys
+from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
+from frontier_mock.serve.sglang_state import ServerState
+from frontier_mock.serve.worker_metrics import WorkerMetrics
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.plan import front_of
+
+
+def sglang_app(
+    number: int,
+    served: ServedModel,
+    driver: Driver,
+    folds: Sequence[WorkerMetrics | SglangWorkerMetrics],
+    more: Sequence[Routes],
+) -> SglangApp:
+    """The application of the server whose first engine is `number`; `folds` are its ranks'.
+
+    Whoever adds routes to SGLang's port (its control plane, say) adds them here: a class with
+    `table()` that is handed the port's `state`.
+    """
+    front = front_of(served)
+    served = replace(served, worker=number)
+    state = ServerState(served)
+    ranks = [fold for fold in folds if isinstance(fold, SglangWorkerMetrics)]
+    routes: list[Routes] = [InfoRoutes(served, driver, state, ranks), *more]
+    keys = Keys(front.api_key, front.admin_api_key)
+    return SglangApp(served, driver, state, keys, routes)

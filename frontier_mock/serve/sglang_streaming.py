@@ -1,0 +1,230 @@
+"""Who waits for a request to SGLang: a whole answer, or a stream. See `serve.streaming`."""
+
+import time
+
+from frontier_mock.drive.protocol import Flight, Ticket
+from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.sglang_state import InFlight, ServerState
+from frontier_mock.serve.streaming import virtual_times
+from frontier_mock.wire.sglang.errors import (
+    QUEUE_FULL,
+    SglangError,
+    http_error,
+    openai_error,
+    openai_stream_error_frame,
+    stream_error_frame,
+)
+from frontier_mock.wire.sglang.native import GenerateStream, render_generate
+from frontier_mock.wire.sglang.openai import OpenAiStream, render_openai
+from frontier_mock.wire.sglang.request import GENERATE, Ended, Live, SglangRequest
+from frontier_mock.wire.sse import DONE
+
+_NAMES = {400: "BAD_REQUEST", 503: "SERVICE_UNAVAILABLE", 500: "INTERNAL_SERVER_ERROR"}
+
+
+def ended(state: ServerState, ticket: Ticket, flight: Flight, reason: str) -> Ended:
+    """The engine's word on one sequence, in SGLang's terms."""
+    return Ended(
+        index=flight.position,
+        output_tokens=flight.output_tokens,
+        reason=reason,
+        cached_tokens=flight.cached_tokens,
+        retractions=flight.preemptions,
+        queued=flight.queued,
+        arrival_ns=ticket.arrival_ns,
+        scheduled_ns=flight.scheduled_ns,
+        first_token_ns=flight.first_token_ns,
+        finish_ns=flight.finish_ns,
+        weight_version=state.weight_version,
+        weight_versions=state.spans_of(flight),
+        now_s=time.time(),
+        dp_rank=state.rank_of(flight),
+    )
+
+
+def refusal(ticket: Ticket) -> SglangError:
+    """What SGLang answers to a request that its engine would not take."""
+    if ticket.rejected == "queue_full":
+        return http_error(QUEUE_FULL, 503)
+    return openai_error(f"Internal server error: {ticket.rejected}", "InternalServerError", 500)
+
+
+def engine_gone() -> SglangError:
+    """500 once the engine is gone, where SGLang's own process would be gone with it."""
+    return openai_error("Internal server error: engine is dead", "InternalServerError", 500)
+
+
+class Whole:
+    """Waits for every sequence, then renders once."""
+
+    __slots__ = ("_endings", "_entry", "_exchange", "_request", "_state")
+
+    stream_interval = 0
+
+    def __init__(self, entry: InFlight, exchange: Exchange, state: ServerState) -> None:
+        self._entry = entry
+        self._request: SglangRequest = entry.request
+        self._exchange = exchange
+        self._state = state
+        self._endings: list[Ended] = []
+
+    def started(self, ticket: Ticket) -> None:
+        """Nothing to say before the end."""
+
+    def tokens(self, position: int, first: int, last: int) -> bool:
+        """Nothing to say before the end."""
+        return True
+
+    def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
+        """One sequence is complete."""
+        self._endings.append(ended(self._state, ticket, flight, reason))
+
+    def deliver(self, ticket: Ticket) -> None:
+        """The answer, or why there is none."""
+        self._state.leave(self._entry)
+        self._state.last_output_ns = ticket.arrival_ns
+        if ticket.rejected:
+            error = refusal(ticket)
+            self._exchange.reply(Answer(error.status, error.body()))
+            return
+        request, endings = self._request, self._endings
+        if request.kind == GENERATE:
+            body = render_generate(request, endings)
+        else:
+            body = render_openai(request, endings, int(time.time()))
+        times = virtual_times(ticket, [one.outcome for one in endings])
+        self._exchange.reply(Answer(200, body, extra=times))
+
+    def failed(self, error: BaseException) -> None:
+        """The engine is gone."""
+        self._state.leave(self._entry)
+        gone = engine_gone()
+        self._exchange.reply(Answer(gone.status, gone.body()))
+
+
+class Stream:
+    """Writes one event stream.
+
+    /generate sends its status as soon as a request is in; the OpenAI routes wait for the first
+    chunk, so that a refusal can still be a plain error.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_endings",
+        "_entry",
+        "_exchange",
+        "_last",
+        "_renderer",
+        "_request",
+        "_state",
+        "_ticket",
+        "stream_interval",
+    )
+
+    def __init__(self, entry: InFlight, exchange: Exchange, state: ServerState) -> None:
+        request = entry.request
+        self.stream_interval = request.stream_interval
+        self._entry = entry
+        self._request = request
+        self._exchange = exchange
+        self._state = state
+        self._renderer: GenerateStream | OpenAiStream = (
+            GenerateStream(request)
+            if request.kind == GENERATE
+            else OpenAiStream(request, int(time.time()))
+        )
+        self._endings: list[Ended] = []
+        self._ticket: Ticket | None = None
+        self._begun = False
+        self._last = b""
+
+    def started(self, ticket: Ticket) -> None:
+        """The engine has taken it."""
+        self._ticket = ticket
+        if self._request.kind == GENERATE:
+            self._begin(ticket)
+
+    def _begin(self, ticket: Ticket) -> None:
+        if not self._begun:
+            self._begun = True
+            self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n")
+
+    def tokens(self, position: int, first: int, last: int) -> bool:
+        """One step's worth of one sequence; a reader that is behind gets several at once later."""
+        exchange, ticket = self._exchange, self._ticket
+        assert ticket is not None
+        if exchange.behind():
+            return False
+        flight = ticket.flights[position]
+        live = Live(
+            flight.cached_tokens,
+            flight.preemptions,
+            self._state.weight_version,
+            time.time(),
+            self._state.rank_of(flight),
+        )
+        data = self._renderer.delta(position, first, last, live)
+        if data:
+            self._begin(ticket)
+            exchange.write(data)
+        return True
+
+    def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
+        """Last text of a sequence. That of the last one waits for `deliver`."""
+        result = ended(self._state, ticket, flight, reason)
+        self._endings.append(result)
+        data = self._renderer.finish(result.index, flight.sent, result)
+        if ticket.open == 0:
+            self._last = data
+        elif data:
+            self._begin(ticket)
+            self._exchange.write(data)
+
+    def deliver(self, ticket: Ticket) -> None:
+        """The last bytes: last text, what follows it, `[DONE]`, end of body."""
+        self._state.leave(self._entry)
+        if ticket.rejected:
+            self._refuse(ticket)
+            return
+        self._begin(ticket)
+        self._exchange.end(self._last + self._renderer.tail(self._endings))
+
+    def failed(self, error: BaseException) -> None:
+        """The engine is gone."""
+        self._state.leave(self._entry)
+        gone = engine_gone()
+        if self._begun:
+            self._exchange.end(self._error_frame(gone) + DONE)
+        else:
+            self._exchange.reply(Answer(gone.status, gone.body()))
+
+    def _refuse(self, ticket: Ticket) -> None:
+        """A refusal by the scheduler is a chunk of /generate, and an error frame elsewhere."""
+        error = refusal(ticket)
+        self._begin(ticket)
+        if self._request.kind != GENERATE:
+            self._exchange.end(self._error_frame(error) + DONE)
+            return
+        renderer = self._renderer
+        assert isinstance(renderer, GenerateStream)
+        word = Ended(
+            0,
+            0,
+            "abort",
+            queued=True,
+            arrival_ns=ticket.arrival_ns,
+            finish_ns=ticket.arrival_ns,
+            weight_version=self._state.weight_version,
+            message=error.message,
+            status=error.status,
+            now_s=time.time(),
+        )
+        self._exchange.end(renderer.finish(0, 0, word) + DONE)
+
+    def _error_frame(self, error: SglangError) -> bytes:
+        if self._request.kind == GENERATE:
+            return stream_error_frame(error.message, error.status)
+        name = _NAMES.get(error.status, str(error.status))
+        return openai_stream_error_frame(error.message, name, error.status)

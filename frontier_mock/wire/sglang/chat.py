@@ -1,0 +1,235 @@
+"""POST /v1/chat/completions: from bytes to a request, with SGLang 0.5.23's checks in its order."""
+
+from dataclasses import replace
+
+from frontier_mock.wire.errors import ApiError
+from frontier_mock.wire.fields import (
+    Fields,
+    check_fields,
+    flag_field,
+    int_field,
+    load_object,
+    optional_int_field,
+    text_field,
+)
+from frontier_mock.wire.generation import PromptText
+from frontier_mock.wire.messages import render_prompt
+from frontier_mock.wire.plan import Headers
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.errors import openai_error, validation_error
+from frontier_mock.wire.sglang.generate import (
+    make_rids,
+    namespace_of,
+    read_bootstrap,
+    read_dp_rank,
+    read_ids,
+)
+from frontier_mock.wire.sglang.openai_fields import (
+    CHAT_FIELDS,
+    adapter_in,
+    common_wishes,
+    lacks_schema,
+    routing_of,
+    sampling_dict,
+)
+from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
+from frontier_mock.wire.sglang.request import CHAT, LogprobWish, SglangRequest, SglangSequence
+from frontier_mock.wire.sglang.sampling import read_sampling
+from frontier_mock.wire.tokenizer import Json, TokenIds
+
+_MEDIA_PARTS = ("image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio")
+
+
+def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:
+    """The request that a chat body asks for. Raises SglangError with SGLang's answer if it is bad.
+
+    Everything is found before an answer begins: SGLang takes the first chunk before it sends.
+    """
+    try:
+        raw = load_object(body)
+        fields = check_fields(raw, CHAT_FIELDS, ("messages",))
+    except ApiError as error:
+        raise validation_error(error) from None
+    refused = _refusal(fields, served)
+    if refused:
+        raise openai_error(refused)
+    try:
+        ids = _prompt(fields, headers, served)
+    except ValueError as error:
+        raise openai_error(str(error), "BadRequest") from None
+    except ApiError as error:
+        raise openai_error(error.message, "BadRequest") from None
+    try:
+        return _plan(raw, fields, headers, ids, served)
+    except ValueError as error:
+        raise openai_error(str(error)) from None
+
+
+def _refusal(fields: Fields, served: ServedModel) -> str:
+    """The message of the handler's own validation (`_validate_request`), empty if it is content."""
+    front = served.sglang
+    assert front is not None
+    messages = fields["messages"]
+    if not messages:
+        return "Messages cannot be empty."
+    own = fields.get("chat_template_kwargs")
+    if isinstance(own, dict) and "chat_template" in own and not front.trust_request_chat_template:
+        return (
+            "Request-supplied chat_template is not allowed. Start the server with "
+            "--trust-request-chat-template to permit it."
+        )
+    for name in ("return_sampling_mask", "return_flat_raw_output_top_logprobs"):
+        if flag_field(fields, name) and not flag_field(fields, "return_meta_info"):
+            return f"{name} requires return_meta_info=true."
+    media = _media_in(messages)
+    if media:
+        return f"Model only supports text input; received unsupported content type '{media}'."
+    refused = _tool_refusal(fields)
+    if refused:
+        return refused
+    cap = _cap(fields)
+    if cap and cap > front.context_len and not front.allow_auto_truncate:
+        return (
+            f"max_completion_tokens is too large: {cap}.This model supports at most "
+            f"{front.context_len} completion tokens."
+        )
+    if lacks_schema(fields):
+        return "schema_ is required for json_schema response format request."
+    return ""
+
+
+def _tool_refusal(fields: Fields) -> str:
+    tools = fields.get("tools")
+    functions = [
+        tool.get("function") if isinstance(tool, dict) else None
+        for tool in (tools if isinstance(tools, list) else [])
+    ]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    choice = fields.get("tool_choice")
+    if choice == "required" and not names:
+        return "Tools cannot be empty if tool choice is set to required."
+    if isinstance(choice, dict):
+        if not names:
+            return "Tools cannot be empty if tool choice is set to a specific tool."
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in names:
+            return f"Tool '{name}' not found in tools list."
+    for i, function in enumerate(functions):
+        parameters = function.get("parameters") if isinstance(function, dict) else None
+        if parameters is not None and not isinstance(parameters, dict | bool):
+            return (
+                f"Tool {i} function has invalid 'parameters' schema: {parameters!r} is not of "
+                "type 'object', 'boolean'"
+            )
+    return ""
+
+
+def _media_in(messages: Json) -> str:
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in _MEDIA_PARTS:
+                return str(kind)
+    return ""
+
+
+def _cap(fields: Fields) -> int | None:
+    """`max_completion_tokens or max_tokens`: zero counts as absent, and absent is all there is."""
+    return (
+        optional_int_field(fields, "max_completion_tokens")
+        or optional_int_field(fields, "max_tokens")
+        or None
+    )
+
+
+def _prompt(fields: Fields, headers: Headers, served: ServedModel) -> TokenIds:
+    """The prompt's ids. Raises ValueError and ApiError."""
+    if flag_field(fields, "stream"):
+        for name, where in (
+            ("return_prompt_token_ids", ""),
+            ("return_token_ids", " on /v1/chat/completions"),
+            ("return_meta_info", ""),
+        ):
+            if flag_field(fields, name):
+                raise ValueError(
+                    f"{name} is not supported with streaming{where}. Please set stream=false when "
+                    f"using {name}=true."
+                )
+    ids = fields.get("input_ids")
+    if ids is not None:
+        return read_ids(ids)
+    asked: Fields = {"messages": fields["messages"]}
+    for name in ("tools", "chat_template_kwargs"):
+        if fields.get(name) is not None:
+            asked[name] = fields[name]
+    if fields.get("tool_choice") == "none":
+        asked.pop("tools", None)
+    if flag_field(fields, "continue_final_message"):
+        asked |= {"continue_final_message": True, "add_generation_prompt": False}
+    _, text = render_prompt(asked, served.tokenizer)
+    return encode(text, served, add_special_tokens=False)
+
+
+def _plan(
+    raw: dict[str, Json], fields: Fields, headers: Headers, ids: TokenIds, served: ServedModel
+) -> SglangRequest:
+    front = front_of(served)
+    sampling = read_sampling(sampling_dict(fields, front, _cap(fields)), served.model_vocab_size)
+    n = max(1, int_field(fields, "n", 1))
+    name = text_field(fields, "model") or "default"
+    adapter = adapter_in(name, served.names[0])
+    if adapter is not None:
+        fields["lora_path"] = adapter
+    rank = read_dp_rank(fields, headers, served)
+    ids = check_length(ids, served)
+    namespace = namespace_of(fields, 0)
+    priority = int_field(fields, "priority", 0)
+    plans, cap = plan_prompt(ids, 0, n, sampling, served, namespace=namespace, priority=priority)
+    wish = None
+    if flag_field(fields, "logprobs"):
+        wish = LogprobWish(-1, int_field(fields, "top_logprobs", 0), (), True)
+    rids = make_rids(fields.get("rid"), 1, True, served)
+    sequences = tuple(
+        SglangSequence(
+            served.new_id() if n > 1 else rids[0],
+            plan,
+            cap,
+            len(ids),
+            wish,
+            read_bootstrap(fields, plan.index, n > 1),
+        )
+        for plan in plans
+    )
+    wishes = replace(
+        common_wishes(raw, fields, front),
+        return_prompt_token_ids=flag_field(fields, "return_prompt_token_ids"),
+        return_meta_info=flag_field(fields, "return_meta_info"),
+        return_input_ids_in_sglext=flag_field(fields, "return_input_ids_in_sglext")
+        or headers.get("x-sglext-return-input-ids") == "1",
+        return_output_ids_in_sglext=flag_field(fields, "return_output_ids_in_sglext")
+        or headers.get("x-sglext-return-output-ids") == "1",
+        ids_framed=headers.get("x-sglext-ids-framed") == "1",
+    )
+    keep = (
+        wishes.return_prompt_token_ids
+        or wishes.return_token_ids
+        or wishes.return_input_ids_in_sglext
+    )
+    return SglangRequest(
+        kind=CHAT,
+        sequences=sequences,
+        prompts=(PromptText(len(ids), ids if keep else None, None),),
+        tokenizer=served.tokenizer,
+        stream=flag_field(fields, "stream"),
+        stream_interval=sampling.stream_interval or front.stream_interval,
+        n=n,
+        single=n == 1,
+        model=name,
+        incremental=front.incremental_streaming_output,
+        cache_report=front.enable_cache_report,
+        metrics=front.enable_metrics,
+        wishes=wishes,
+        routing=routing_of(raw, fields, headers, rank),
+    )
