@@ -37,6 +37,7 @@ _MARK_HELP = (
     "seconds (default 60). Implied by the mock_cluster fixture."
 )
 _LIMIT_S = 30 * 86400.0
+_OPTIONS = ("limit_s", "patience_s", "outside_grace_s")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -69,7 +70,12 @@ def pytest_asyncio_loop_factories(
 def _virtual_loop(mark: pytest.Mark | None) -> asyncio.AbstractEventLoop:
     from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 
-    return VirtualTimeLoop(**{"limit_s": _LIMIT_S, **(mark.kwargs if mark is not None else {})})
+    options = {} if mark is None else mark.kwargs
+    for option in options:
+        if option not in _OPTIONS:
+            allowed = ", ".join(_OPTIONS)
+            raise pytest.UsageError(f"{_MARK}: {option} is no option of it; allowed: {allowed}")
+    return VirtualTimeLoop(**{"limit_s": _LIMIT_S, **options})
 
 
 @_async_fixture
@@ -80,7 +86,7 @@ async def mock_cluster() -> AsyncIterator[StartCluster]:
     async with AsyncExitStack() as stack:
 
         async def start(scenario: str | None = None, **options: Any) -> MockCluster:
-            if "flags" in options:
+            if not isinstance(options.get("flags", ""), str):
                 options["flags"] = tuple(options["flags"])
             spec = MockSpec(scenario=scenario, **options)
             return await stack.enter_async_context(open_cluster(spec))

@@ -14,6 +14,7 @@ unless the module is listed in `modules`), `datetime.now`, C code, other process
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ from typing import Any, TypeVar
 
 from frontier_mock.client.actor import Actor
 from frontier_mock.client.wrap import current_actor
-from frontier_mock.drive.virtual_loop import VirtualTimeLoop, working_thread
+from frontier_mock.drive.virtual_loop import VirtualTimeLoop
+from frontier_mock.drive.working_threads import working_thread
 from frontier_mock.simtime import NS_PER_S, from_seconds
 
 ResultT = TypeVar("ResultT")
@@ -68,12 +70,27 @@ def patched_clocks(
             virtual_ns = _reader_ns(now_ns, offset_ns, real_ns)
             stack.enter_context(_patched(time, name, virtual, modules))
             stack.enter_context(_patched(time, f"{name}_ns", virtual_ns, modules))
-        stack.enter_context(_patched(time, "sleep", sleep, modules))
+        stack.enter_context(_patched(time, "sleep", _checked(sleep), modules))
         yield
 
 
 Now = Callable[[], int | None]
 """Virtual time for whoever calls, None if it has no part in it."""
+
+
+def _checked(sleep: Callable[[float], None]) -> Callable[[float], None]:
+    """Refuse what `time.sleep` refuses, as it does."""
+
+    def checked(seconds: float) -> None:
+        if math.isnan(seconds):
+            raise ValueError("Invalid value NaN (not a number)")
+        if seconds < 0:
+            raise ValueError("sleep length must be non-negative")
+        if math.isinf(seconds):
+            raise OverflowError("timestamp too large to convert to C PyTime_t")
+        sleep(seconds)
+
+    return checked
 
 
 def _clock_of_loop(loop: VirtualTimeLoop) -> tuple[Now, Callable[[float], None]]:

@@ -22,6 +22,7 @@ from frontier_mock.client.loadgen import (
     run_warp,
 )
 from frontier_mock.report.latency import LatencyStats, Sample
+from frontier_mock.report.oracle import OracleStats
 from frontier_mock.report.records import ABORTED, COMPLETED, REJECTED, RequestRecord
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.report.summary import ClientStats, RunReport, WorkerStats, report_records
@@ -231,6 +232,8 @@ async def _merge_server(clock: HttpClient, report: RunReport, before: ClockState
         return
     client["server_requests"] = requests["submitted"]
     result["workers"] = cast(list[WorkerStats], server["workers"])
+    if "cache_oracle" in server:
+        result["cache_oracle"] = cast(OracleStats, server["cache_oracle"])
     result["preemptions"] = cast(int, server["preemptions"])
     result["itl_ms"] = cast(LatencyStats, server["itl_ms"])
 

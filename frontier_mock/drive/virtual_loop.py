@@ -6,12 +6,14 @@ Everything that runs on one loop in one process can be looked through completely
 leases here (shared/specs/virtual_time.md section 3.4). The loop's selector decides:
 
 1. Poll first. What is readable or ready is handled at the present instant.
-2. A thread is at work for this loop (`run_in_executor`, `thread`): wait for it in real time. What
-   it computes takes no virtual time, like everything that runs on a CPU here.
+2. A thread is at work for this loop (`run_in_executor`, `thread`), or a program that it started:
+   wait for it in real time. What it computes takes no virtual time, like everything that runs on a
+   CPU here. Programs that wait to be told something do not count (`drive.child_processes`).
 3. The instant is quiescent. Run what waits for that (`call_when_idle`), once.
 4. A descriptor leads out of this process: wait a real moment for it, then count a guess. Sockets
    whose other end is on the same loop do not count: what they carry has been delivered already.
-5. Jump to the next timer. If there is none, nobody will ever wake anybody: `Deadlock`, at once.
+5. Jump to the next timer. If there is none, or its time is infinity, nobody will ever wake
+   anybody: `Deadlock`, at once.
 
 Each task has a *path*: its parent's path and its number among that parent's children. Paths depend
 only on the program, never on which of several ready tasks happened to run first, and they sort like
@@ -27,10 +29,17 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from enum import Enum
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from frontier_mock.drive.child_processes import ChildProcesses, program_name
 from frontier_mock.drive.watched_selector import Ready, WatchedSelector
+from frontier_mock.drive.working_threads import (
+    ThreadState,
+    WorkingThread,
+    name_of,
+    uncounted,
+    working_thread,
+)
 from frontier_mock.simtime import NS_PER_S, SimTime, from_seconds, to_seconds
 
 ResultT = TypeVar("ResultT")
@@ -43,7 +52,14 @@ _POLLS_PER_INSTANT = 500_000
 _POOL_THREADS = 32
 """Threads of the default executor: asyncio's own cap, without its dependence on the machine."""
 
-_local = threading.local()
+_LONGEST_SELECT_S = 24 * 3600.0
+"""asyncio.base_events.MAXIMUM_SELECT_TIMEOUT."""
+
+_END_NS = 1 << 62
+"""The end of time, 146 years: engines keep times in 64 bits."""
+
+_NEVER_NS = 2 * _END_NS
+_NEVER_S = to_seconds(_NEVER_NS)
 
 
 class Deadlock(RuntimeError):
@@ -52,17 +68,6 @@ class Deadlock(RuntimeError):
 
 class TimeLimit(RuntimeError):
     """Virtual time reached the loop's limit: something keeps setting timers."""
-
-
-class ThreadState(Enum):
-    """What a thread that belongs to a loop is doing."""
-
-    QUEUED = "queued"
-    """Its executor has not begun to run it."""
-    WORKING = "working"
-    """Time waits for it."""
-    PARKED = "parked"
-    """It waits for virtual time, or for the loop, itself."""
 
 
 class PathTask(asyncio.Task[Any]):
@@ -74,87 +79,10 @@ class PathTask(asyncio.Task[Any]):
     num_children: int
 
 
-class WorkingThread:
-    """A thread whose work virtual time waits for."""
-
-    __slots__ = ("_loop", "executor", "name", "num_children", "path", "state")
-
-    def __init__(
-        self,
-        loop: "VirtualTimeLoop",
-        name: str,
-        path: str,
-        executor: concurrent.futures.Executor | None,
-    ) -> None:
-        """`executor` None means that the thread runs already."""
-        self._loop = loop
-        self.name = name
-        self.path = path
-        self.num_children = 0
-        self.executor = executor
-        self.state = ThreadState.WORKING if executor is None else ThreadState.QUEUED
-
-    @property
-    def loop(self) -> "VirtualTimeLoop":
-        """Whose time it lives in."""
-        return self._loop
-
-    def run(self, func: Callable[..., ResultT], *args: Any) -> ResultT:
-        """Run `func` in the calling thread, on this object's account."""
-        self.state = ThreadState.WORKING
-        with self.as_current():
-            return func(*args)
-
-    @contextlib.contextmanager
-    def as_current(self) -> Iterator[None]:
-        """Let `working_thread()` find this object in the calling thread."""
-        before = working_thread()
-        _local.thread = self
-        try:
-            yield
-        finally:
-            _local.thread = before
-
-    def wait_for(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run `coroutine` on the loop and wait for it; time is free to move meanwhile."""
-        result: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
-
-        def begin() -> None:
-            self.state = ThreadState.PARKED
-            task = self._loop.create_child_task(self, coroutine)
-            task.add_done_callback(end)
-
-        def end(task: "asyncio.Task[ResultT]") -> None:
-            # Working again before the thread knows, or time could slip past it.
-            self.state = ThreadState.WORKING
-            if task.cancelled():
-                result.set_exception(concurrent.futures.CancelledError())
-            elif (error := task.exception()) is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(task.result())
-
-        try:
-            self._loop.call_soon_threadsafe(begin)
-        except RuntimeError:
-            coroutine.close()
-            raise
-        return result.result()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for virtual time."""
-        self.wait_for(asyncio.sleep(seconds))
-
-
-def working_thread() -> WorkingThread | None:
-    """The calling thread's account with a virtual loop, if it has one."""
-    return getattr(_local, "thread", None)
-
-
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """See the theory of operation at the top of this module.
 
-    `limit_s` is how far virtual time may go (None: as far as it likes). `patience_s` is how many
+    `limit_s` is how far virtual time may go (None: 146 years). `patience_s` is how many
     real seconds a thread or an outside descriptor may keep time from moving before that is a
     Deadlock. `outside_grace_s` is how long, in real time, a jump waits for outside descriptors.
     """
@@ -175,11 +103,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self.guesses = 0
         """How often it moved although something outside might still have said something."""
         self._now_ns: SimTime = 0
-        self._limit_ns = None if limit_s is None else from_seconds(limit_s)
+        self._limit_ns = _END_NS if limit_s is None else min(from_seconds(limit_s), _END_NS)
         self._patience_s = patience_s
         self._outside_grace_s = outside_grace_s
         self._when_idle: list[asyncio.Handle] = []
         self._threads: dict[WorkingThread, None] = {}
+        self._processes = ChildProcesses()
+        self._gave_up = False
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._parent: WorkingThread | None = None
         self._roots = 0
@@ -215,9 +145,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if self._ready or self._when_idle or self._threads or t_ns <= self._now_ns:
             return False
         # Cancelled timers count as well: one that might have been leapt over costs a lap, no more.
-        if self._scheduled and from_seconds(self._scheduled[0].when()) <= t_ns:
+        if self._scheduled and self._first_timer_ns() <= t_ns:
             return False
-        if self._limit_ns is not None and t_ns > self._limit_ns:
+        if self._processes.at_work() or self._processes.in_conversation():
+            return False
+        if t_ns > self._limit_ns:
             return False
         if self._watched.outside() or self._watched.poll():
             return False
@@ -235,8 +167,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """As asyncio's; time waits until the function has returned."""
         if executor is None:
             executor = self._own_executor()
-        name = getattr(func, "__qualname__", None) or repr(func)
-        thread = WorkingThread(self, name, self._next_path(), executor)
+        thread = WorkingThread(self, name_of(func), self._next_path(), executor)
         self._threads[thread] = None
         try:
             if isinstance(executor, concurrent.futures.ThreadPoolExecutor):
@@ -277,7 +208,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._pool = executor
 
     async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
-        """As asyncio's; time waits for the thread that joins the others."""
+        """As asyncio's; time waits for the thread that joins the others.
+
+        After a Deadlock it joins nobody: that would say the same again, about itself.
+        """
+        if self._gave_up and self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            return
         joining = WorkingThread(self, "shutdown_default_executor", "", None)
         self._threads[joining] = None
         try:
@@ -316,6 +253,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             if thread.state is ThreadState.WORKING or (thread.state is ThreadState.QUEUED and free):
                 busy.append(thread.name)
         return sorted(busy)
+
+    # Programs
+
+    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
+        """As asyncio's; see rule 2."""
+        transport, protocol = await super().subprocess_exec(*args, **kwargs)
+        self._processes.started(transport, program_name(args[1]))
+        return transport, protocol
+
+    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:
+        """As asyncio's; see rule 2."""
+        transport, protocol = await super().subprocess_shell(*args, **kwargs)
+        self._processes.started(transport, program_name(args[1]))
+        return transport, protocol
 
     # Tasks
 
@@ -364,17 +315,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             return ready
         if busy := self._busy_threads():  # 2
             return self._wait_outside(inner, f"threads at work: {', '.join(busy)}")
+        if busy := self._processes.at_work():
+            return self._wait_outside(inner, f"programs at work: {', '.join(busy)}")
         if self._when_idle:  # 3
             handles, self._when_idle = self._when_idle, []
             for handle in handles:
                 if not handle.cancelled():
                     self.call_soon(handle._run)
             return ready
-        outside = self._watched.outside()
-        if timeout is None:
+        outside = self._watched.outside() or self._processes.in_conversation()
+        if timeout is None or self._scheduled[0].when() == math.inf:
             if outside:
                 return self._wait_outside(inner, "nothing came from outside the process")
-            raise Deadlock(self._complaint("nothing is scheduled, so nobody can wake anybody"))  # 5
+            reason = f"nothing is scheduled, so nobody can wake anybody{uncounted(self._threads)}"
+            raise Deadlock(self._complaint(reason))  # 5
         if outside:  # 4
             ready = inner.select(self._outside_grace_s)
             if ready:
@@ -386,17 +340,25 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _wait_outside(self, inner: selectors.BaseSelector, why: str) -> Ready:
         ready = inner.select(self._patience_s)
         if not ready:
+            self._gave_up = True
             raise Deadlock(self._complaint(f"no progress for {self._patience_s:g} real s; {why}"))
         return ready
 
     def _jump(self, timeout_s: float) -> None:
         # At least 1 ns, or the rounding of a far deadline could be waited for without end.
-        target_ns = max(self._now_ns + 1, from_seconds(self.time() + timeout_s))
-        if self._limit_ns is not None and target_ns > self._limit_ns:
+        # asyncio selects for a day at most, over and over; a far timer is gone to at once.
+        far = timeout_s >= _LONGEST_SELECT_S
+        target_ns = self._first_timer_ns() if far else from_seconds(self.time() + timeout_s)
+        target_ns = max(self._now_ns + 1, target_ns)
+        if target_ns > self._limit_ns:
             reason = f"virtual time reached the limit of {to_seconds(self._limit_ns):g} s"
-            self._limit_ns = None  # what cleans up after the error may take its time
+            self._limit_ns = _END_NS  # what cleans up after the error may take its time
             raise TimeLimit(self._complaint(reason))
         self._move_to(target_ns)
+
+    def _first_timer_ns(self) -> SimTime:
+        when_s = self._scheduled[0].when()
+        return from_seconds(when_s) if when_s < _NEVER_S else _NEVER_NS
 
     def _move_to(self, target_ns: SimTime) -> None:
         self._now_ns = target_ns

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from frontier_mock.cli.serving import eos_model, http_settings
 from frontier_mock.client.wrap import with_actor
+from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_head
@@ -67,9 +68,14 @@ class MockSpec:
     journal: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for no workers at all."""
+        """Raises ConfigError for values that no cluster can have."""
+        if isinstance(self.flags, str):
+            raise ConfigError(f"flags: {self.flags!r} is one string; allowed: a list of them")
         if self.workers < 1:
             raise ConfigError(f"workers: {self.workers} is not at least 1")
+        if self.router_policy not in POLICIES:
+            allowed = ", ".join(POLICIES)
+            raise ConfigError(f"router_policy: {self.router_policy!r} is not one of {allowed}")
 
 
 def resolve(spec: MockSpec) -> tuple[ResolvedCluster, SimulatorArgs]:

@@ -11,7 +11,8 @@ from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from frontier_mock.client.wrap import carrier_of
-from frontier_mock.drive.virtual_loop import VirtualTimeLoop, working_thread
+from frontier_mock.drive.virtual_loop import VirtualTimeLoop
+from frontier_mock.drive.working_threads import working_thread
 from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import App, Exchange
 from frontier_mock.serve.http1 import Request

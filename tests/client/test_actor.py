@@ -18,6 +18,7 @@ from frontier_mock.client.patched_clocks import patched_clocks
 from frontier_mock.client.wrap import current_actor, with_actor
 from frontier_mock.core.events import Submitted
 from frontier_mock.serve.up import ClusterServer
+from frontier_mock.testing import run_virtual
 from tests.serve.live import WARP, serve_spec
 
 BODY = {"prompt": "hello", "max_tokens": 3, "ignore_eos": True}
@@ -207,6 +208,23 @@ async def test_patched_clocks_follow_the_actor(server: ClusterServer) -> None:
                 async with asyncio.timeout(0.001):
                     await asyncio.Event().wait()
     assert real == (time.time, time.monotonic, time.perf_counter, time.sleep, asyncio.sleep)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [(-1.0, ValueError), (float("nan"), ValueError), (float("inf"), OverflowError)],
+)
+def test_patched_sleep_refuses_what_the_real_one_refuses(
+    seconds: float, error: type[Exception]
+) -> None:
+    async def main() -> None:
+        with patched_clocks():
+            time.sleep(seconds)
+
+    with pytest.raises(error):
+        time.sleep(seconds)
+    with pytest.raises(error):
+        run_virtual(main())
 
 
 async def test_patched_clocks_need_a_subject() -> None:

@@ -1,6 +1,7 @@
 """The loop alone: order, jumps, threads, descriptors, and what it says when nothing can happen."""
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -15,8 +16,8 @@ from frontier_mock.drive.virtual_loop import (
     TimeLimit,
     VirtualTimeLoop,
     task_path,
-    working_thread,
 )
+from frontier_mock.drive.working_threads import working_thread
 
 HOUR_S = 3600.0
 
@@ -60,6 +61,49 @@ def test_far_deadlines_do_not_spin() -> None:
         return the_loop().time()
 
     assert run(main()) >= 40 * 365 * 86400.0
+
+
+@pytest.mark.parametrize("delay_s", [2.0 * 86400.0, 1e9])
+def test_days_are_one_jump(delay_s: float) -> None:
+    async def main() -> tuple[float, int]:
+        await asyncio.sleep(delay_s)
+        return the_loop().time(), the_loop().jumps
+
+    assert run(main()) == (delay_s, 1)
+
+
+def test_a_timer_that_never_comes_wakes_nobody() -> None:
+    async def main() -> None:
+        await asyncio.sleep(math.inf)
+
+    with pytest.raises(Deadlock, match="nothing is scheduled"):
+        run(main())
+
+
+@pytest.mark.parametrize("delay_s", [1e10, 1e300])
+def test_time_ends(delay_s: float) -> None:
+    async def main() -> None:
+        await asyncio.sleep(delay_s)
+
+    with pytest.raises(TimeLimit, match=r"the limit of 4\.61169e\+09 s"):
+        run(main())
+
+
+def test_deadlock_hints_at_threads_that_nobody_counts() -> None:
+    go_on = threading.Event()
+
+    async def main() -> None:
+        thread = threading.Thread(target=go_on.wait, name="stray", daemon=True)
+        thread.start()
+        await asyncio.to_thread(int)  # leaves a pool's thread, which is nobody's hope
+        await asyncio.Event().wait()
+
+    try:
+        with pytest.raises(Deadlock) as caught:
+            run(main())
+    finally:
+        go_on.set()
+    assert "time does not wait for, see loop.thread(): ['stray'])" in str(caught.value)
 
 
 def test_a_poll_comes_before_a_jump() -> None:
@@ -182,7 +226,7 @@ def test_a_thread_that_never_returns_is_named() -> None:
         finally:
             go_on.set()
 
-    with pytest.raises(Deadlock, match="never_returns"):
+    with pytest.raises(Deadlock, match=r"threads at work: [\w.<>]*never_returns; at"):
         run(main(), patience_s=0.01)
 
 

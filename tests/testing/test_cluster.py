@@ -274,6 +274,10 @@ async def test_bad_arguments_are_refused(mock_cluster: StartCluster) -> None:
         cluster.aiohttp("direct")
     with pytest.raises(ConfigError, match="workers: 0"):
         MockSpec(workers=0)
+    with pytest.raises(ConfigError, match="router_policy: 'best' is not one of round_robin"):
+        MockSpec(router_policy="best")
+    with pytest.raises(ConfigError, match="flags: '--no-sim-eos' is one string"):
+        MockSpec(flags="--no-sim-eos")  # type: ignore[arg-type]  # what a test's author may write
     assert cluster.environment()["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
 
 

@@ -60,6 +60,25 @@ def test_a_hang_fails_at_once_and_says_where(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*Deadlock: nothing is scheduled*", "*test_hangs() at *"])
 
 
+def test_misspelt_options_are_named(pytester: pytest.Pytester) -> None:
+    result = outcome(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.virtual_time(limit=60)
+        async def test_mark():
+            pass
+
+        async def test_flags(mock_cluster):
+            await mock_cluster(flags="--no-sim-eos")
+        """,
+    )
+    result.assert_outcomes(errors=1, failed=1)
+    result.stdout.fnmatch_lines(["*virtual_time: limit is no option of it; allowed: limit_s,*"])
+    result.stdout.fnmatch_lines(["*ConfigError: flags: '--no-sim-eos' is one string*"])
+
+
 def test_runaway_time_fails(pytester: pytest.Pytester) -> None:
     result = outcome(
         pytester,
