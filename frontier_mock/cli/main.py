@@ -13,6 +13,8 @@ from frontier_mock.config.errors import ConfigError, nearest, shown
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "vllm serve": ("vllm_serve", "one mock vLLM, started by vLLM's own command line"),
+    "sglang serve": ("sglang_serve", "one mock SGLang, started by SGLang's own command line"),
+    "sglang launch_server": ("sglang_serve", "the same, by its older name"),
     "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
     "clock": ("clock", "one clock for several `up` processes"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
@@ -20,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "a production trace through sglang-router over 8 simulated H800 workers"),
     "report": ("report", "print the report of an earlier run once more"),
     "trace": ("trace", "inspect, convert or synthesise request traces"),
+    "calibrate": ("calibrate", "fit a cluster's constants to benchmark results taken on it"),
     "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),
     "doctor": ("doctor", "check that this machine has what is needed"),
