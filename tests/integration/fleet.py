@@ -168,7 +168,12 @@ def shared_fleet(
 
 @contextmanager
 def router(
-    name: str, policy: str, urls: Sequence[str], log: Path, port: int | None = None
+    name: str,
+    policy: str,
+    urls: Sequence[str],
+    log: Path,
+    port: int | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[str]:
     """An unmodified router from PyPI in front of `urls`; its URL once it has taken all of them."""
     module, argv = ROUTERS[name]
@@ -177,7 +182,7 @@ def router(
     free, metrics = free_ports(2)
     port = port or free
     argv = [*argv, "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
-    argv += ["--policy", policy, "--worker-urls", *urls]
+    argv += [*more, "--policy", policy, "--worker-urls", *urls]
     with process(name, argv, log) as running:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/health"), running, name, log)
