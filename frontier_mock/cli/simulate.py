@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     source, rows = scenario_source(scenario, options.requests, options.duration)
     journal = None if options.journal is None else Journal()
-    report = simulate(scenario, cluster, source, journal)
+    report = simulate(scenario, cluster, source, journal, with_oracle=options.oracle)
     publish(report, rows, options)
     if journal is not None:
         lines = journal_lines(cluster, journal)
@@ -56,6 +56,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--single-step", action="store_true", help="simulate every step on its own (slow, equal)"
     )
+    parser.add_argument("--oracle", action="store_true", help="score routing by what was cached")
     add_outcome_options(parser)
     return parser.parse_args(list(argv))
 
@@ -80,10 +81,15 @@ def scenario_source(
 
 
 def simulate(
-    scenario: ScenarioSpec, resolved: ResolvedCluster, source: Source, journal: Journal | None
+    scenario: ScenarioSpec,
+    resolved: ResolvedCluster,
+    source: Source,
+    journal: Journal | None,
+    *,
+    with_oracle: bool = False,
 ) -> RunReport:
     """Play `source` on the cluster and report; `wall_s` of the report is the loop's own time."""
-    cluster = build_cluster(resolved.spec, resolved.costs)
+    cluster = build_cluster(resolved.spec, resolved.costs, with_oracle=with_oracle)
     started_s = time.perf_counter()
     done = run_offline(cluster, source, journal)
     wall_s = time.perf_counter() - started_s

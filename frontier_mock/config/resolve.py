@@ -5,13 +5,14 @@ Defaults and the order in which they are applied are those of vLLM 0.33's `Engin
 GPU decides there comes from the hardware profile, what the version decides from the engine preset.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec, ranks_of
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
@@ -53,8 +54,8 @@ SMALL_GPU_MAX_NUM_SEQS = 256
 class ResolvedWorker:
     """One worker: what the engine simulates, the flags it was started with, its memory plan.
 
-    For an SGLang worker `sglang` has the flags and `args` only what any engine has. `ffn_memory` is
-    that of one FFN GPU, if they are apart.
+    For an SGLang worker `sglang` has the flags and `args` only what any engine has. `place` counts
+    the equal workers before this one. `ffn_memory` is that of one FFN GPU, if they are apart.
     """
 
     spec: WorkerSpec
@@ -62,6 +63,7 @@ class ResolvedWorker:
     memory: MemoryPlan
     without_effect: tuple[str, ...] = ()
     sglang: SglangArgs | None = None
+    place: int = 0
     ffn_memory: FfnMemory | None = None
 
 
@@ -188,6 +190,7 @@ def resolve_worker(
         watermark=args.watermark,
         reserve_full_isl=args.scheduler_reserve_full_isl,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        enable_kv_cache_events=args.enable_prefix_caching and _publishes(args.kv_events_config),
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
@@ -255,7 +258,11 @@ def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Itera
             raise ConfigError(f"{group.where}: port: {port} is beyond 65535")
         name = group.name if group.count == 1 else f"{group.name}{index}"
         spec = replace(worker.spec, name=name, port=port)
-        yield replace(worker, spec=spec, without_effect=group.without_effect)
+        yield replace(worker, spec=spec, without_effect=group.without_effect, place=index)
+
+
+def _publishes(kv_events_config: Mapping[str, Any] | None) -> bool:
+    return kv_events_config is not None and read_kv_events(kv_events_config).publishes
 
 
 def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:

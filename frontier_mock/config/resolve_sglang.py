@@ -6,6 +6,7 @@ RULES_SINCE also schedule by the older rules (see `SglangSchedulerSpec.classic`)
 
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory
@@ -120,6 +121,7 @@ def resolve_sglang_worker(
         max_queued_requests=args.max_queued_requests or 0,
         random_seed=args.random_seed,
         classic=classic,
+        enable_kv_cache_events=not args.disable_radix_cache and _publishes(args),
     )
     overlap = scheduler.enable_overlap
     step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
@@ -130,6 +132,11 @@ def resolve_sglang_worker(
         name, port, "colocated", served, step, scheduler, dp_size=ranks, rank_policy=policy
     )
     return worker, memory
+
+
+def _publishes(args: SglangArgs) -> bool:
+    config = dict(args.given).get("kv_events_config")
+    return config is not None and read_kv_events(config, sglang=True).publishes
 
 
 def _parallel(args: SglangArgs, model: ModelSpec) -> tuple[int, ParallelSpec]:

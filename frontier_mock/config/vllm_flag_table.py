@@ -135,7 +135,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --kv-cache-dtype | text | auto | fp8 types size KV blocks at one byte per element
 --num-gpu-blocks-override | int | - | number of KV blocks in place of the memory formula
 --enable-prefix-caching | switch | True | reuse cached prompt blocks
---prefix-caching-hash-algo | choice:sha256,sha256_cbor,xxhash,xxhash_cbor | sha256 |
+--prefix-caching-hash-algo | choice:sha256,sha256_cbor,xxhash,xxhash_cbor | sha256 | in KV events
 --prefix-cache-retention-interval | int>=0 | 0 |
 --kv-cache-dtype-skip-layers | texts | - |
 --kv-sharing-fast-prefill | switch | False |
@@ -243,7 +243,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --watermark-config | json | - |
 --diffusion-config -dc | json | - |
 --kv-transfer-config | json | - |
---kv-events-config | json | - |
+--kv-events-config | json | - | publishes what the KV cache stores and forgets (docs/kv-events.md)
 --ec-transfer-config | json | - |
 --ec-manager-config | json | - |
 --compilation-config -cc | json | - | its cudagraph keys are read
@@ -343,6 +343,9 @@ SIMULATOR_FLAGS = """
 --sim-ffn-hardware | text | - | GPU type of the FFN side, if attention and FFN are apart
 --sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
+--sim-kv-event-dialect | text | - | vllm-map, sglang-map or array in place of the engine's own
+--sim-kv-event-settle-ms | float>=0 | 1.0 | warp: real time subscribers get before a response ends
+--sim-oracle | switch | False | score routing by what each worker had cached (/sim/report)
 --sim-seed | int>=0 | 0 | seed of every random stream of the simulator
 --sim-journal | text | - | file to journal every stamped command to
 --sim-single-step | switch | False | simulate every step on its own; same results, slower

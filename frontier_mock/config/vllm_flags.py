@@ -7,6 +7,7 @@ from typing import Any
 from frontier_mock.config.afd import AfdArgs, afd_of_plugin, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
+from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
@@ -123,6 +124,8 @@ class VllmArgs:
     fingerprint_value: str | None = None
     max_new_tokens: int | None = None
     hf_overrides: Mapping[str, int] = field(default_factory=dict)
+    prefix_caching_hash_algo: str = "sha256"
+    kv_events_config: Mapping[str, Any] | None = None
     afd: AfdArgs | None = None
 
 
@@ -150,6 +153,9 @@ class SimulatorArgs:
     strict: bool = False
     baton: bool = False
     clock_grpc_port: int | None = None
+    kv_event_dialect: str | None = None
+    kv_event_settle_ms: float = 1.0
+    oracle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values["afd"] = afd_of_plugin(
         given.get("additional_config"), ranks, values.get("enable_dbo", False)
     )
+    if values.get("kv_events_config") is not None:
+        read_kv_events(values["kv_events_config"])
     if "optimization_level" in values:
         values["optimization_level"] = int(values["optimization_level"])
     _check(values)

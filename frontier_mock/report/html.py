@@ -9,6 +9,7 @@ import numpy as np
 
 from frontier_mock.report.charts import Chart, Line, draw, short
 from frontier_mock.report.latency import COLUMNS, Floats, Ints, Sample, in_columns
+from frontier_mock.report.oracle import oracle_lines, oracle_title
 from frontier_mock.report.records import NEVER, RequestRecord
 from frontier_mock.report.summary import Result, RunReport, latencies
 from frontier_mock.report.terminal import figure, notes
@@ -68,7 +69,7 @@ def html_report(report: RunReport) -> str:
         f'<h1>{title}</h1><p class="sub">{_subtitle(result)}</p>{digest}{_cards(result)}'
         f"<h2>Latency, ms</h2>{_latency_table(result)}{_distributions(report)}"
         f"<h2>Over time</h2>{_timeline(report.records)}"
-        f"{_worker_table(result)}{_note_list(result)}"
+        f"{_oracle_table(result)}{_worker_table(result)}{_note_list(result)}"
         f"<details><summary>Result as JSON</summary><pre>{raw}</pre></details></body></html>\n"
     )
 
@@ -105,6 +106,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody>'
         "</table></div>"
     )
+
+
+def _oracle_table(result: Result) -> str:
+    stats = result.get("cache_oracle")
+    if stats is None:
+        return ""
+    title = escape(oracle_title(stats).capitalize())
+    return f"<h2>{title}</h2>{_table(('', 'tokens hit'), oracle_lines(stats))}"
 
 
 def _latency_table(result: Result) -> str:

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.cluster.observed import ObservedCluster
 from frontier_mock.report.itl import inter_token_gaps
 from frontier_mock.report.latency import Ints, LatencyStats, Sample
+from frontier_mock.report.oracle import OracleStats, oracle_stats
 from frontier_mock.report.records import (
     ABORTED,
     COMPLETED,
@@ -116,6 +118,7 @@ class Result(TypedDict):
     preemptions: int
     workers: list[WorkerStats]
     digest: str
+    cache_oracle: NotRequired[OracleStats]
     trace: NotRequired[TraceStats]
     client: NotRequired[ClientStats]
 
@@ -163,7 +166,11 @@ def report_cluster(
     gaps = inter_token_gaps(kept.finished, [worker.timeline for worker in cluster.workers])
     warmup = len(everything.records) - len(kept.records)
     digest = cluster.log.digest()
-    return report_records(kept.records, scenario, wall_s, slo, gaps, workers, digest, warmup)
+    report = report_records(kept.records, scenario, wall_s, slo, gaps, workers, digest, warmup)
+    if isinstance(cluster, ObservedCluster) and cluster.oracle is not None:
+        stats = oracle_stats(cluster.oracle, everything.records, measured)
+        report.result["cache_oracle"] = stats
+    return report
 
 
 def worker_stats(cluster: Cluster, records: Sequence[RequestRecord]) -> list[WorkerStats]:

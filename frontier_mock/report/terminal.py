@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from frontier_mock.report.latency import COLUMNS, in_columns
+from frontier_mock.report.oracle import OracleStats, oracle_lines, oracle_title
 from frontier_mock.report.summary import ClientStats, Result, WorkerStats, latencies
 
 WIDTH = 80
@@ -22,6 +23,9 @@ def print_result(result: Result, console: Console) -> None:
 def terminal_report(result: Result) -> RenderableType:
     """The result as something rich can print."""
     parts: list[RenderableType] = [_headline(result), _latencies(result), _rates(result)]
+    oracle = result.get("cache_oracle")
+    if oracle is not None:
+        parts.append(_oracle(oracle))
     if result["workers"]:
         parts.append(_workers(result["workers"]))
     parts.extend(_notes(result))
@@ -80,6 +84,15 @@ def _rates(result: Result) -> Table:
         f"{cache['hit_tokens']:,} of {cache['query_tokens']:,} tokens ({cache['hit_rate']:.2%})",
     )
     table.add_row("preemptions", f"{result['preemptions']:,}")
+    return table
+
+
+def _oracle(stats: OracleStats) -> Table:
+    table = Table(title=oracle_title(stats), title_justify="left", show_header=False, box=None)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in oracle_lines(stats):
+        table.add_row(name, value)
     return table
 
 

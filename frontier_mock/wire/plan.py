@@ -26,6 +26,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import SequencePlan
+from frontier_mock.wire.kv_tokens import TokenPrompt
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.stops import StopRules, find_ending
 from frontier_mock.wire.text import output_keys
@@ -241,6 +242,9 @@ def plan_sequences(
         text = ending.text
         with_text = text.num_tokens - (text.end_id >= 0)
         after = output_keys(ring, start, with_text, tail, 0 if len(keys) else salt)
+        if served.keeps_tokens:
+            asked_salt = text_field(fields, "cache_salt") if wishes.salt else None
+            prompt = TokenPrompt(len(ids), size, prompt.keys, ids, text, asked_salt)
         submit = Submit(
             prompt,
             text.num_tokens,

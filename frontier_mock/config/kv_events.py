@@ -1,0 +1,167 @@
+"""--kv-events-config of both engines: where each engine publishes its KV events, and how.
+
+Keys and defaults are vLLM 0.33's `config/kv_events.py` and SGLang 0.5.23's `KVEventsConfig`. vLLM
+publishes if `enable_kv_cache_events` is set, SGLang if `publisher` is "zmq".
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from frontier_mock.config.errors import ConfigError, nearest, shown
+from frontier_mock.wire.kv_events import DIALECTS
+from frontier_mock.wire.kv_hashes import DEFAULT_SEED
+
+OPTION: Final = "--kv-events-config"
+PUBLISHERS: Final = ("null", "zmq")
+
+
+@dataclass(frozen=True, slots=True)
+class KvEventsConfig:
+    """One publisher, under the engines' own names. `bind` and `format` are SGLang's alone."""
+
+    enable_kv_cache_events: bool = False
+    publisher: str = "null"
+    endpoint: str = "tcp://*:5557"
+    replay_endpoint: str | None = None
+    buffer_steps: int = 10_000
+    hwm: int = 100_000
+    max_queue_size: int = 100_000
+    topic: str = ""
+    bind: bool | None = None
+    format: str = "default"
+
+    @property
+    def publishes(self) -> bool:
+        """Whether there is a socket at all."""
+        return self.enable_kv_cache_events and self.publisher == "zmq"
+
+    @property
+    def binds(self) -> bool:
+        """Whether the publisher waits for subscribers, or goes to one that waits for publishers."""
+        if self.bind is not None:
+            return self.bind
+        wild = ("*", "::", "0.0.0.0")
+        return any(word in self.endpoint for word in wild) or self.endpoint.startswith(
+            ("ipc://", "inproc://")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KvSource:
+    """What one engine publishes: its socket, its data-parallel rank, hashes and dialect.
+
+    `hash_algorithm` is vLLM's --prefix-caching-hash-algo, None for SGLang's hashes; `hash_seed` the
+    string its chain begins with; `as_bytes` is VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0.
+    """
+
+    config: KvEventsConfig
+    rank: int
+    block_tokens: int
+    dialect: str
+    hash_algorithm: str | None = None
+    hash_seed: str = DEFAULT_SEED
+    as_bytes: bool = False
+
+
+_TEXTS = ("publisher", "endpoint", "replay_endpoint", "topic", "format")
+_COUNTS = ("buffer_steps", "hwm", "max_queue_size")
+_FLAGS = ("enable_kv_cache_events", "bind")
+_SGLANG_ONLY = ("bind", "format")
+
+
+def read_kv_events(given: object, *, sglang: bool = False) -> KvEventsConfig:
+    """The value of --kv-events-config: a JSON object, or its text. Raises ConfigError."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            raise ConfigError(f"argument {OPTION}: {shown(given)} is not JSON") from None
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"argument {OPTION}: {shown(given)} is not a JSON object")
+    own = ("enable_kv_cache_events",) if sglang else _SGLANG_ONLY
+    keys = [key for key in (*_TEXTS, *_COUNTS, *_FLAGS) if key not in own]
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in keys:
+            raise ConfigError(
+                f"argument {OPTION}: unknown key {shown(key)}{nearest(str(key), keys)}; "
+                f"allowed: {', '.join(keys)}"
+            )
+        if value is None and key in ("publisher", "replay_endpoint", "bind"):
+            continue
+        values[key] = _checked(key, value)
+    if sglang:
+        values["enable_kv_cache_events"] = values.get("publisher", "null") == "zmq"
+    elif "publisher" not in values and values.get("enable_kv_cache_events"):
+        values["publisher"] = "zmq"
+    return KvEventsConfig(**values)
+
+
+def _checked(key: str, value: object) -> object:
+    if key in _FLAGS and not isinstance(value, bool):
+        raise ConfigError(f"argument {OPTION}: {key}: {shown(value)} is not true or false")
+    if key in _COUNTS and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ConfigError(f"argument {OPTION}: {key}: {shown(value)} is not a whole number >= 0")
+    if key in _TEXTS and not isinstance(value, str):
+        raise ConfigError(f"argument {OPTION}: {key}: {shown(value)} is not text")
+    if key == "publisher" and value not in PUBLISHERS:
+        allowed = ", ".join(PUBLISHERS)
+        raise ConfigError(f"argument {OPTION}: publisher: {shown(value)}; allowed: {allowed}")
+    if key == "format" and value != "default":
+        raise ConfigError(f"argument {OPTION}: format: {shown(value)} is not simulated: default is")
+    if key.endswith("endpoint"):
+        assert isinstance(value, str)
+        _check_endpoint(key, value)
+    return value
+
+
+def _check_endpoint(key: str, endpoint: str) -> None:
+    scheme, separator, rest = endpoint.partition("://")
+    if separator and scheme in ("ipc", "inproc") and rest:
+        return
+    port = rest.rpartition(":")[2]
+    if scheme != "tcp" or not rest or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(
+            f"argument {OPTION}: {key}: {shown(endpoint)}; allowed: tcp://HOST:PORT, ipc://PATH"
+        )
+
+
+def placed(config: KvEventsConfig, name: str, model: str, number: int, rank: int) -> KvEventsConfig:
+    """The publisher of data-parallel rank `rank` of the server `name`.
+
+    Ranks count up from the given ports, as in both engines. `number` is how many engines of this
+    process's scenario come before the server on the same ports: real servers have hosts of their
+    own, ours share one. It does not count for a publisher that connects to its consumer. {worker}
+    and {model} in the topic stand for the names. Raises ConfigError for a port beyond 65535.
+    """
+    ports = number + rank if config.binds else rank
+    replay = config.replay_endpoint
+    return replace(
+        config,
+        endpoint=_moved(config.endpoint, ports),
+        replay_endpoint=None if replay is None else _moved(replay, number + rank),
+        topic=config.topic.replace("{worker}", name).replace("{model}", model),
+    )
+
+
+def _moved(endpoint: str, ports: int) -> str:
+    if not ports:
+        return endpoint
+    if endpoint.startswith("inproc://"):
+        return f"{endpoint}_dp{ports}"
+    if endpoint.startswith("ipc://"):
+        return f"{endpoint}-{ports}"
+    before, _, port = endpoint.rpartition(":")
+    moved = int(port) + ports if int(port) else 0
+    if moved > 65535:
+        raise ConfigError(f"argument {OPTION}: {endpoint}: port {moved} is beyond 65535")
+    return f"{before}:{moved}"
+
+
+def check_dialect(dialect: str | None) -> None:
+    """Raise ConfigError unless `dialect` is one we write, or None for the engine's own."""
+    if dialect is not None and dialect not in DIALECTS:
+        allowed = ", ".join(DIALECTS)
+        raise ConfigError(f"kv-event-dialect: {shown(dialect)}; allowed: {allowed}")

@@ -1,0 +1,57 @@
+"""Which engines of a resolved cluster publish KV events, and where."""
+
+from collections.abc import Mapping
+
+from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.kv_events import KvSource, check_dialect, placed, read_kv_events
+from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
+from frontier_mock.wire.kv_hashes import DEFAULT_SEED
+
+
+def kv_sources(
+    cluster: ResolvedCluster, environment: Mapping[str, str], dialect: str | None = None
+) -> dict[int, KvSource]:
+    """The publisher of every engine that has one, by engine number.
+
+    `dialect` replaces the engine's own. Of `environment`, PYTHONHASHSEED and
+    VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES count, as for vLLM. Raises ConfigError.
+    """
+    check_dialect(dialect)
+    sources: dict[int, KvSource] = {}
+    engine = 0
+    for worker in cluster.workers:
+        for rank in range(worker.spec.dp_size):
+            source = _source(worker, rank, environment, dialect)
+            if source is not None:
+                sources[engine] = source
+            engine += 1
+    return sources
+
+
+def _source(
+    worker: ResolvedWorker, rank: int, environment: Mapping[str, str], dialect: str | None
+) -> KvSource | None:
+    spec = worker.spec
+    if not spec.scheduler.enable_kv_cache_events:
+        return None
+    if worker.sglang is not None:
+        config = read_kv_events(dict(worker.sglang.given)["kv_events_config"], sglang=True)
+    else:
+        config = read_kv_events(worker.args.kv_events_config)
+    number = worker.place * spec.dp_size
+    config = placed(config, spec.name, spec.served_model_name, number, rank)
+    size = spec.scheduler.block_size
+    if worker.sglang is not None:
+        return KvSource(config, rank, size, dialect or "sglang-map")
+    algorithm = worker.args.prefix_caching_hash_algo
+    seed = environment.get("PYTHONHASHSEED")
+    if seed is None:
+        # vLLM draws one per process where hashes could be forged; ours differ by worker and repeat.
+        seed = DEFAULT_SEED if algorithm.startswith("sha256") else f"{worker.args.seed}/{spec.name}"
+    whole = environment.get("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", "1")
+    if whole not in ("0", "1"):
+        raise ConfigError(
+            f"environment variable VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES: {shown(whole)}; "
+            "allowed: 0, 1"
+        )
+    return KvSource(config, rank, size, dialect or "vllm-map", algorithm, seed, whole == "0")
