@@ -67,6 +67,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--ready-file", metavar="F", help="gets the URLs once every port answers")
     parser.add_argument("--journal", metavar="F", help="write every command with its stamp")
+    parser.add_argument("--oracle", action="store_true", help="score routing, see /sim/report")
+    parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
+    parser.add_argument(
+        "--kv-event-settle-ms", type=float, metavar="MS", help="warp: before a response ends"
+    )
     parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
     parser.add_argument("--single-step", action="store_true", help="simulate every step (slow)")
     parser.add_argument("--on-late", choices=["report", "abort"], help="real, scaled clocks")

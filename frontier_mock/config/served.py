@@ -82,6 +82,7 @@ def _served(
         vocab_size=worker.spec.step.model.vocab_size,
         seed=args.seed,
         data_parallel_size=worker.spec.dp_size,
+        keeps_tokens=worker.spec.scheduler.enable_kv_cache_events,
         eos=eos,
         system_fingerprint=fingerprint(worker),
         new_id=_random_id,
