@@ -7,15 +7,17 @@ deliveries from front ends precede wake-ups of the same nanosecond.
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frontier_mock.cluster.admission import limited, refusal
+from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec
-from frontier_mock.core.calendar import RANK_DELIVER, Calendar
+from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
     AUTO_WORKER,
     Abort,
@@ -24,11 +26,12 @@ from frontier_mock.core.commands import (
     Pause,
     Resume,
     Submit,
+    Transfer,
 )
-from frontier_mock.core.events import EventLog, Rejected, Submitted
+from frontier_mock.core.events import EventLog, Rejected, Submitted, prefill_leg
 from frontier_mock.cost.protocol import LockstepCost, StepCost
 from frontier_mock.serving.lockstep import Lockstep
-from frontier_mock.serving.sequence import DONE, Sequence
+from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime, from_seconds
 
@@ -53,9 +56,13 @@ class Cluster:
         self._ranks: dict[int, Ranks] = {}
         for server in self.servers:
             self._join_ranks(server, costs[server.start])
-        self._router = Router(
-            spec.router_policy, spec.seed, [self._engines(server) for server in self.servers]
-        )
+        self.pairing = self._build_pairing()
+        self._prefill = [server for server in self.servers if self._role(server) == "prefill"]
+        self._decode = [server for server in self.servers if self._role(server) == "decode"]
+        self._pairs = bool(self._prefill and self._decode)
+        self._entrance = self._prefill if self._pairs else self.servers
+        self._router = self._build_router(spec.router_policy, self._entrance)
+        self._decode_router = self._build_router(spec.decode_policy, self._decode)
         self._limited = [limited(worker.scheduler) for worker in spec.workers]
         self._live: dict[int, Sequence] = {}
         self._sweep_at = 1024
@@ -67,6 +74,23 @@ class Cluster:
 
     def _engines(self, server: range) -> list[Worker]:
         return self.workers[server.start : server.stop]
+
+    def _role(self, server: range) -> str:
+        return self.spec.workers[server.start].role
+
+    def _build_router(self, policy: str, servers: SequenceABC[range]) -> Router:
+        return Router(policy, self.spec.seed, [self._engines(server) for server in servers])
+
+    def _build_pairing(self) -> Pairing | None:
+        """What moves KV, if any engine has a connector."""
+        specs = self.spec.workers
+        if all(worker.connector is None for worker in specs):
+            return None
+        names, steps = [worker.name for worker in specs], [worker.step for worker in specs]
+        pairing = Pairing(self.spec.fabric, self.workers, names, steps, self.log)
+        pairing.handed_on = self._hand_on
+        pairing.failed_leg = self._fail_leg
+        return pairing
 
     def _join_ranks(self, server: range, cost: StepCost) -> None:
         """Make one server of data-parallel ranks; with experts they wait for each other."""
@@ -105,11 +129,28 @@ class Cluster:
                 worker = workers[seq.worker]
                 worker.deliver(seq, at_ns, self._frontend_ns[seq.worker] == (0, 0))
                 waker = worker.waker
+            elif rank == RANK_EXCHANGE:
+                assert self.pairing is not None
+                self.pairing.advance(at_ns)
+                self._look_at_pairing()
+                continue
             else:
                 waker = workers[key].waker
                 waker.wake(at_ns)
             calendar.wake_at(waker.index, waker.wake_ns)
+            if self.pairing is not None:
+                self._look_at_pairing()
         self.now_ns = t_ns
+
+    def _look_at_pairing(self) -> None:
+        """Bring the calendar up to date with what the exchange has done, and wants."""
+        pairing = self.pairing
+        assert pairing is not None
+        for index in pairing.touched:
+            waker = self.workers[index].waker
+            self._calendar.wake_at(waker.index, waker.wake_ns)
+        pairing.touched.clear()
+        self._calendar.exchange_at(pairing.next_time())
 
     def feed(self, t_ns: SimTime, command: Command) -> int:
         """Advance to `t_ns`, then apply `command`.
@@ -117,12 +158,18 @@ class Cluster:
         Returns the rid of a Submit, whether a Flush was done (1 or 0), and -1 for other commands.
         """
         self.advance_to(t_ns)
+        result = -1
         if isinstance(command, Submit):
-            return self._submit(command)
-        if isinstance(command, Abort):
+            result = self._submit(command)
+        elif isinstance(command, Abort):
             self._abort(command.rid)
-            return -1
-        return self._control(command)
+            if self._pairs:
+                self._abort(prefill_leg(command.rid))
+        else:
+            result = self._control(command)
+        if self.pairing is not None:
+            self._look_at_pairing()
+        return result
 
     def tokens(self, rid: int) -> int:
         """Output tokens that sequence `rid` has produced by now. Raises KeyError once it ended."""
@@ -167,34 +214,99 @@ class Cluster:
         self._next_rid = rid + 1
         index = command.worker
         if index == AUTO_WORKER:
-            index = self.servers[self._router.choose(command.prompt, self.now_ns)].start
+            index = self._entrance[self._router.choose(command.prompt, self.now_ns)].start
+            if self._pairs:
+                self._submit_legs(command, rid, index)
+                return rid
+        index = self._rank(index, command)
+        seq = self._accept(command, rid, index, self._refusal(command, index))
+        if seq is not None:
+            self._deliver(seq)
+        elif command.transfer is not None and self.pairing is not None:
+            self.pairing.gone(Sequence(rid, command, index), self.now_ns)
+        return rid
+
+    def _rank(self, index: int, command: Submit) -> int:
+        """The engine of a server that gets `command`."""
         if self._ranks and (ranks := self._ranks.get(index)) is not None:
-            index += ranks.choose(command, self.now_ns)
+            return index + ranks.choose(command, self.now_ns)
+        return index
+
+    def _refusal(self, command: Submit, index: int) -> str:
+        """Why an engine does not take a sequence, "" if it does."""
         worker = self.workers[index]
-        spec = worker.spec
+        if worker.refuses:
+            return "paused"
+        if command.prompt.num_tokens + command.output_tokens > worker.spec.max_model_len:
+            return "prompt_too_long"
+        if self._limited[index]:
+            ranks = self._engines(self.ranks(index - self.spec.workers[index].dp_rank))
+            return refusal(worker, ranks, self._live.values(), self.now_ns)
+        return ""
+
+    def _accept(self, command: Submit, rid: int, index: int, reason: str) -> Sequence | None:
+        """Note a sequence's arrival, and why it is refused if it is."""
         now = self.now_ns
         prompt_tokens = command.prompt.num_tokens
         self.log.append(Submitted(now, index, rid, prompt_tokens, command.max_tokens))
-        if worker.refuses:
-            self.log.append(Rejected(now, index, rid, "paused"))
-            return rid
-        if prompt_tokens + command.output_tokens > spec.max_model_len:
-            self.log.append(Rejected(now, index, rid, "prompt_too_long"))
-            return rid
-        if self._limited[index]:
-            engines = self._engines(self.ranks(index - self.spec.workers[index].dp_rank))
-            reason = refusal(worker, engines, self._live.values(), now)
-            if reason:
-                self.log.append(Rejected(now, index, rid, reason))
-                return rid
+        if reason:
+            self.log.append(Rejected(now, index, rid, reason))
+            return None
         seq = Sequence(rid, command, index)
         self._live[rid] = seq
-        worker.in_frontend += 1
-        base_ns, token_ns = self._frontend_ns[index]
-        self._calendar.deliver_at(now + base_ns + round(token_ns * prompt_tokens), rid)
         if len(self._live) >= self._sweep_at:
             self._sweep()
-        return rid
+        return seq
+
+    def _deliver(self, seq: Sequence, earliest_ns: SimTime = 0) -> None:
+        """Let a sequence pass its engine's front end from now on."""
+        self.workers[seq.worker].in_frontend += 1
+        base_ns, token_ns = self._frontend_ns[seq.worker]
+        due_ns = self.now_ns + base_ns + round(token_ns * seq.prompt_tokens)
+        self._calendar.deliver_at(max(due_ns, earliest_ns), seq.rid)
+
+    # Two legs --------------------------------------------------------------------------------
+
+    def _submit_legs(self, command: Submit, rid: int, server: int) -> None:
+        """What a router in front of prefill and decode engines makes of one request."""
+        pool = self._decode
+        target = pool[self._decode_router.choose(command.prompt, self.now_ns)].start
+        first, second = self._rank(server, command), self._rank(target, command)
+        connector = self.spec.workers[first].connector
+        assert connector is not None
+        transfer = Transfer(
+            f"rid {rid}",
+            True,
+            connector.style,
+            from_seconds(connector.patience_s),
+            connector.recompute,
+            connector.streams,
+        )
+        prefill = replace(
+            command, output_tokens=1, max_tokens=1, finish_reason="length", transfer=transfer
+        )
+        decode = replace(command, transfer=replace(transfer, sends=False))
+        reason = self._refusal(prefill, first) or self._refusal(decode, second)
+        sender = self._accept(prefill, prefill_leg(rid), first, reason)
+        receiver = self._accept(decode, rid, second, reason)
+        if sender is not None and receiver is not None:
+            self._deliver(sender)
+            if transfer.style != "pull":
+                self._deliver(receiver)
+
+    def _hand_on(self, leg: int, t_ns: SimTime) -> None:
+        """A prefill leg has finished: its decode leg is sent on."""
+        if leg < -1:
+            seq = self._live[prefill_leg(leg)]
+            if seq.state == FRONTEND:
+                self._deliver(seq, t_ns + 1)
+
+    def _fail_leg(self, leg: int, t_ns: SimTime) -> None:
+        """A prefill leg has ended otherwise: so does its decode leg, if that is still to come."""
+        seq = self._live.get(prefill_leg(leg)) if leg < -1 else None
+        if seq is not None and seq.state == FRONTEND:
+            seq.verdict = "error"
+            self.workers[seq.worker].abort(seq, t_ns)
 
     def _abort(self, rid: int) -> None:
         seq = self._live.get(rid)

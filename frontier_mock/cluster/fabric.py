@@ -8,9 +8,9 @@ Theory of operation
 2. Rates change only when a flow starts, ends, is cancelled or gets another cap. Between two such
    moments everything is a straight line, so the next end is known and costs one event.
 3. Bytes and rates are integers in units of 2**-RATE_BITS (byte; byte per nanosecond), and rates are
-   rounded down, so progress over any number of nanoseconds is exact, a link never carries more than
+   rounded down: progress over any number of nanoseconds is exact, a link never carries more than
    its capacity, and a flow's end is the first nanosecond by which all of it has moved.
-4. What a link has carried is the sum of what its flows have moved: nothing is counted twice or lost.
+4. What a link has carried is the sum of what its flows have moved, each byte once.
 """
 
 from collections.abc import Sequence

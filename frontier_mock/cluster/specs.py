@@ -1,10 +1,25 @@
 """What a cluster is made of."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.specs import AnySchedulerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSpec:
+    """How an engine's KV gets to others: vLLM's connector, SGLang's transfer backend.
+
+    `name` is the engine's own word for it; the rest is as in `core.commands.Transfer`.
+    """
+
+    name: str
+    style: str = "pull"
+    patience_s: float = 30.0
+    recompute: bool = False
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +29,8 @@ class WorkerSpec:
     A server with data parallelism is `dp_size` of these in a row, alike but for `dp_rank`; routers
     see the first one's name and port. They step together if `step.parallel.dp` says so, and
     `rank_policy` is how the server spreads requests over them (`cluster.ranks`). With `afd` they
-    are ranks of attention only, and share FFN GPUs.
+    are ranks of attention only, and share FFN GPUs. An engine of `role` "prefill" or "decode" has
+    a `connector`; others may have one.
     """
 
     name: str
@@ -27,6 +43,7 @@ class WorkerSpec:
     dp_size: int = 1
     rank_policy: str = "vllm"
     afd: AfdSpec | None = None
+    connector: ConnectorSpec | None = None
 
     @property
     def server(self) -> str:
@@ -52,9 +69,15 @@ def ranks_of(server: WorkerSpec) -> tuple[WorkerSpec, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """Engines in order, and the routing policy used when no real router stands in front."""
+    """Engines in order, and the routing policy used when no real router stands in front.
+
+    With prefill and decode engines that router makes two legs of each request: `router_policy`
+    chooses among the former and `decode_policy` among the latter, and KV moves over `fabric`.
+    """
 
     workers: tuple[WorkerSpec, ...]
     router_policy: str
     seed: int
     single_step: bool = False
+    decode_policy: str = "round_robin"
+    fabric: FabricSpec = field(default_factory=FabricSpec)

@@ -13,18 +13,25 @@ from frontier_mock.simtime import SimTime
 RANK_DELIVER = 0
 """A request leaves a worker's front end and reaches its scheduler."""
 
-RANK_WAKE = 1
+RANK_EXCHANGE = 1
+"""KV moves, or somebody has waited long enough for it."""
+
+RANK_WAKE = 2
 """A worker reaches the step boundary it asked to be woken at."""
 
 
 class Calendar:
-    """A priority queue of deliveries and of at most one pending wake-up per worker."""
+    """A priority queue of deliveries and of at most one pending wake-up per worker.
 
-    __slots__ = ("_heap", "_wakes")
+    The exchange between workers, if there is one, has one pending wake-up of its own.
+    """
+
+    __slots__ = ("_exchange", "_heap", "_wakes")
 
     def __init__(self, num_workers: int) -> None:
         self._heap: list[tuple[SimTime, int, int]] = []
         self._wakes: list[SimTime | None] = [None] * num_workers
+        self._exchange: SimTime | None = None
 
     def deliver_at(self, t_ns: SimTime, rid: int) -> None:
         """Enter a delivery of sequence `rid`."""
@@ -37,13 +44,22 @@ class Calendar:
             if t_ns is not None:
                 heappush(self._heap, (t_ns, RANK_WAKE, worker))
 
+    def exchange_at(self, t_ns: SimTime | None) -> None:
+        """Replace the exchange's pending wake-up; None cancels it."""
+        if self._exchange != t_ns:
+            self._exchange = t_ns
+            if t_ns is not None:
+                heappush(self._heap, (t_ns, RANK_EXCHANGE, 0))
+
     def next_time(self) -> SimTime | None:
         """Time of the earliest entry, or None."""
         heap = self._heap
         wakes = self._wakes
         while heap:
             t_ns, rank, key = heap[0]
-            if rank == RANK_DELIVER or wakes[key] == t_ns:
+            if rank == RANK_DELIVER:
+                return t_ns
+            if (self._exchange if rank == RANK_EXCHANGE else wakes[key]) == t_ns:
                 return t_ns
             heappop(heap)
         return None
@@ -56,7 +72,11 @@ class Calendar:
             entry = heappop(heap)
             if entry[1] == RANK_DELIVER:
                 return entry
-            if wakes[entry[2]] == entry[0]:
+            if entry[1] == RANK_EXCHANGE:
+                if self._exchange == entry[0]:
+                    self._exchange = None
+                    return entry
+            elif wakes[entry[2]] == entry[0]:
                 wakes[entry[2]] = None
                 return entry
         return None

@@ -8,6 +8,33 @@ AUTO_WORKER = -1
 """`Submit.worker` for "let the cluster's own router choose" (offline runs)."""
 
 
+TRANSFER_STYLES = ("pull", "push", "room")
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How the KV cache of a prompt gets from the engine that computes it to the one that decodes.
+
+    `key` is what both sides call it. `sends`: this sequence computes the prompt and one token, and
+    keeps its blocks until they have been fetched. Otherwise its prompt's KV comes from the sender
+    of the same key. Styles: "pull" (the receiver fetches from a sender that has finished: vLLM's
+    NIXL), "push" (both come in either order, and it moves when both are ready: NIXL push, Mooncake,
+    MoRIIO) and "room" (the receiver allocates before the sender computes; prompts move chunk by
+    chunk, and the first token with them: SGLang).
+
+    `patience_ns` is how long one side waits for the other. With `recompute` a receiver whose
+    transfer failed computes the prompt itself; else it ends with reason "error". `streams`: what is
+    computed moves while the rest is being computed.
+    """
+
+    key: str
+    sends: bool
+    style: str = "pull"
+    patience_ns: int = 30_000_000_000
+    recompute: bool = False
+    streams: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Submit:
     """One sequence to generate. A request with n choices is n of these.
@@ -19,7 +46,8 @@ class Submit:
     `output_keys` are block keys (see `core.prompt`) of the blocks that follow the prompt's last
     full block, once output tokens fill them; empty if generated text can never be a prefix.
     `worker` is an engine; of a server with data-parallel ranks it is the first one, and `rank`
-    says which of them is meant, -1 if the server may choose.
+    says which of them is meant, -1 if the server may choose. `transfer` is set if the prompt is
+    computed on one engine and the output on another.
     """
 
     prompt: Prompt
@@ -31,6 +59,7 @@ class Submit:
     output_keys: bytes = b""
     tag: str = ""
     rank: int = -1
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,19 @@
 
 Tuples rather than frozen dataclasses, because a run makes five per request and a NamedTuple costs
 a third. Each begins with (t_ns, worker, rid): when, on which worker, for which sequence. `rid` is
-the number of the Submit command, counted from 0 in the order in which they were fed.
+the number of the Submit command, counted from 0 in the order in which they were fed. The prefill
+leg that the cluster's own router makes of Submit `rid` is `prefill_leg(rid)`, a number below -1.
 """
 
 import hashlib
 from typing import NamedTuple
 
 from frontier_mock.simtime import SimTime
+
+
+def prefill_leg(rid: int) -> int:
+    """What the prefill leg of Submit `rid` is called; its own inverse."""
+    return -2 - rid
 
 
 class Submitted(NamedTuple):
@@ -61,7 +67,7 @@ class Preempted(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The sequence ended: `reason` is "stop", "length" or "abort".
+    """The sequence ended: `reason` is "stop", "length", "abort" or "error" (a failed transfer).
 
     `spans` are its output tokens as (first step, number of consecutive steps, one token each);
     the time of each is the end of that step, see `serving.timeline`.
@@ -76,7 +82,8 @@ class Finished(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Refused on arrival: `reason` is "prompt_too_long", "queue_full" or "paused"."""
+    """Refused on arrival: `reason` is "prompt_too_long", "queue_full", "backlog_full" or
+    "paused"."""
 
     t_ns: SimTime
     worker: int
@@ -97,7 +104,62 @@ class Controlled(NamedTuple):
     what: str
 
 
-Event = Submitted | Queued | Scheduled | FirstToken | Preempted | Finished | Rejected | Controlled
+class KvReceived(NamedTuple):
+    """The KV of the sequence's prompt has come from another engine, `num_bytes` of it.
+
+    When the prompt arrived at that engine, was first scheduled there and was all computed, and when
+    this sequence had blocks for it: what its time to first token was spent on.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    arrived_ns: SimTime
+    scheduled_ns: SimTime
+    computed_ns: SimTime
+    allocated_ns: SimTime
+    num_bytes: int
+
+
+class KvReleased(NamedTuple):
+    """The sequence's blocks, kept for another engine, are free.
+
+    `reason`: "sent", "expired" (nobody came for them in time) or "abandoned" (the other side is
+    gone).
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    reason: str
+
+
+class KvFailed(NamedTuple):
+    """The sequence's prompt did not come or could not be sent.
+
+    `reason`: "unknown" (no such sender), "expired", "timeout", "abandoned" (the other side is gone)
+    or "broken" (the transfer).
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    reason: str
+
+
+Event = (
+    Submitted
+    | Queued
+    | Scheduled
+    | FirstToken
+    | Preempted
+    | Finished
+    | Rejected
+    | Controlled
+    | KvReceived
+    | KvReleased
+    | KvFailed
+)
 
 
 class EventLog:

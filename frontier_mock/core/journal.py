@@ -8,7 +8,17 @@ import base64
 import json
 from collections.abc import Iterable
 
-from frontier_mock.core.commands import PAUSE_MODES, Abort, Command, Flush, Pause, Resume, Submit
+from frontier_mock.core.commands import (
+    PAUSE_MODES,
+    TRANSFER_STYLES,
+    Abort,
+    Command,
+    Flush,
+    Pause,
+    Resume,
+    Submit,
+    Transfer,
+)
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.simtime import SimTime
 
@@ -46,8 +56,16 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
             "priority": command.priority,
             "tag": command.tag,
             **pinned,
+            **_transfer_fields(command.transfer),
         }
     )
+
+
+def _transfer_fields(transfer: Transfer | None) -> dict[str, object]:
+    if transfer is None:
+        return {}
+    flags = [transfer.sends, transfer.recompute, transfer.streams]
+    return {"transfer": [transfer.key, transfer.style, transfer.patience_ns, *flags]}
 
 
 def _control_fields(command: Abort | Pause | Resume | Flush) -> dict[str, object]:
@@ -91,6 +109,20 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         output_keys=_unpack(fields["output_keys"]),
         tag=str(fields["tag"]),
         rank=_int(fields.get("rank", -1)),
+        transfer=_transfer(fields.get("transfer")),
+    )
+
+
+def _transfer(value: object) -> Transfer | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ValueError("transfer must be a list")
+    key, style, patience_ns, sends, recompute, streams = value
+    if style not in TRANSFER_STYLES:
+        raise ValueError(f"unknown transfer style {style!r}")
+    return Transfer(
+        str(key), bool(sends), str(style), _int(patience_ns), bool(recompute), bool(streams)
     )
 
 

@@ -94,7 +94,8 @@ def _releases(cluster: Cluster, source: Source, items: list[Item], seen: int) ->
     """Tell the source what ended since event number `seen`; returns what that releases."""
     ended: list[tuple[SimTime, int, Item]] = []
     for event in cluster.log.events[seen:]:
-        if isinstance(event, Finished | Rejected):
+        # Legs that the cluster's own router made are numbered below 0; the request ends with rid's.
+        if isinstance(event, Finished | Rejected) and event.rid >= 0:
             item = items[event.rid]
             ended.append((event.t_ns, item.seq, item))
     released: list[Timed] = []

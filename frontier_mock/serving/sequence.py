@@ -11,6 +11,10 @@ DECODE = 3
 DRAINING = 4
 """Preempted after its last token was already in flight: it holds nothing and will finish."""
 DONE = 5
+RECEIVING = 6
+"""It has blocks for its prompt and is not in the batch: their content is coming, or has come."""
+SENDING = 7
+"""Computed, and not over before another engine has its blocks (SGLang)."""
 
 
 class Sequence:
@@ -26,6 +30,11 @@ class Sequence:
     arrival in the waiting queue; `prefill`, the step in flight that will bring the next token, if
     that is not a decode; the radix tree's `node` locked, the `protected` blocks down to it and how
     many were ever `inserted`; and `aborted`, whether the next token is to be the last.
+
+    `transfer` is how its prompt's KV gets elsewhere, or here; None if it does not, or no more.
+    `pinned` is the context, in tokens, of a sequence that has ended and still has its blocks, 0
+    else; `known_at` the step in whose decision the engine knows that the KV has come; `verdict` why
+    it ends, if it is to end for another reason than its own.
     """
 
     __slots__ = (
@@ -42,10 +51,12 @@ class Sequence:
         "held_blocks",
         "inserted",
         "keys",
+        "known_at",
         "max_new",
         "node",
         "offset",
         "output_tokens",
+        "pinned",
         "place",
         "preemptions",
         "prefill",
@@ -58,6 +69,8 @@ class Sequence:
         "stops_early",
         "submit",
         "table",
+        "transfer",
+        "verdict",
         "worker",
     )
 
@@ -95,6 +108,10 @@ class Sequence:
         self.node: RadixNode | None = None
         self.protected = 0
         self.inserted = 0
+        self.transfer = submit.transfer
+        self.pinned = 0
+        self.known_at = 0
+        self.verdict = ""
 
     def produced_by(self, step: int) -> int:
         """Output tokens after the end of `step`."""

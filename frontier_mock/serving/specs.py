@@ -69,6 +69,8 @@ class SglangSchedulerSpec:
     max_queued_requests: int = 0
     random_seed: int = 0
     classic: bool = False
+    num_reserved_decode_tokens: int = 512
+    """Kept free per running request when a prompt from elsewhere gets its pages."""
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
 

@@ -18,6 +18,8 @@ Rule 6. Ranks of attention data parallelism step together (`serving.lockstep`): 
         cut or woken, all are, at the boundary they share.
 Rule 7. A pause is a hold: "keep" and "retract" decide no further step, "drain" goes on deciding but
         lets no new arrival in. The worker is at rest once it executes nothing under a hold.
+Rule 8. Of a prompt that is computed on one engine and decoded on another, the worker tells the
+        exchange (`serving.remote_kv`), whose answers come like arrivals, between boundaries.
 """
 
 from collections.abc import Callable
@@ -26,10 +28,12 @@ from typing import NamedTuple, Protocol
 from frontier_mock.core.commands import Pause
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
 from frontier_mock.cost.protocol import RankBatch, StepCost
+from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
-from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
+from frontier_mock.serving.sequence import DONE, FRONTEND, RECEIVING, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
+from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.simtime import SimTime
 
@@ -91,6 +95,8 @@ class Worker:
         self.timeline = Timeline()
         self.wake_ns: SimTime | None = None
         self.group: Group | None = None
+        self.step_log: list[StepRun] | None = None
+        """Give it a list before the first step, and it gets every run of steps."""
         self.in_frontend = 0
         self.on_output: Callable[[SimTime], None] | None = None
         self._cost = cost
@@ -132,8 +138,17 @@ class Worker:
         self._enter(seq, t_ns, at_once)
 
     def _enter(self, seq: Sequence, t_ns: SimTime, at_once: bool) -> None:
-        """Put a sequence into the scheduler's queue."""
+        """Take a sequence from the front end into the scheduler's queue."""
         self._log.append(Queued(t_ns, self.index, seq.rid))
+        if seq.transfer is not None:
+            if self.exchange is None:
+                seq.transfer = None
+            elif not self.exchange.arrives(seq, t_ns):
+                return
+        self.admit(seq, t_ns, at_once)
+
+    def admit(self, seq: Sequence, t_ns: SimTime, at_once: bool = False) -> None:
+        """Put a sequence into the scheduler's queue."""
         scheduler = self.scheduler
         if self._executing is None:
             scheduler.enqueue(seq)
@@ -149,12 +164,84 @@ class Worker:
         """Stop a sequence at the first boundary after `t_ns`; at once if no step can hold it."""
         if seq.state == DONE:
             return
+        if seq.state == SENDING:
+            self._tell_gone(seq, t_ns)
+            seq.verdict = "abort"
+            self.release(seq, t_ns, failed=True)
+            return
         if seq.state == FRONTEND or self._executing is None:
             self._drop(seq, self._step, t_ns)
             return
         step = self._reach(t_ns + 1)
         self._aborts.append(seq)
         self._cut(step)
+
+    # What comes of a transfer ------------------------------------------------------------------
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """Who moves KV between this engine and others."""
+        return self.scheduler.exchange
+
+    @exchange.setter
+    def exchange(self, exchange: Exchange) -> None:
+        self.scheduler.exchange = exchange
+
+    def received(self, seq: Sequence, t_ns: SimTime) -> None:
+        """The KV of a waiting sequence's prompt is here."""
+        if self._executing is None:
+            self.scheduler.received(seq, self._step)
+            if not self._frozen:
+                self._wake_idle(t_ns)
+            return
+        step = self._reach(t_ns)
+        self.scheduler.received(seq, step)
+        self._cut(step)
+
+    def release(self, seq: Sequence, t_ns: SimTime, failed: bool = False) -> None:
+        """Nobody needs the blocks any more that `seq` has kept."""
+        scheduler = self.scheduler
+        executing = self._executing is not None
+        step = self._reach(t_ns) if executing else 0
+        scheduler.unpin(seq)
+        if seq.state == SENDING:
+            seq.state = DONE
+            if failed and not seq.verdict:
+                seq.verdict = "error"
+            self._finish(seq, seq.submit.finish_reason, t_ns)
+        if executing:
+            if scheduler.num_waiting:
+                self._cut(step)
+        elif scheduler.num_waiting and not self._frozen:
+            self._wake_idle(t_ns)
+
+    def lost(self, seq: Sequence, t_ns: SimTime) -> None:
+        """What `seq` waited for on the other side of its transfer will not come."""
+        transfer = seq.transfer
+        if seq.state == DONE or transfer is None:
+            return
+        if transfer.recompute and not transfer.sends:
+            self._recompute(seq, t_ns)
+        else:
+            seq.verdict = "error"
+            self.abort(seq, t_ns)
+
+    def _recompute(self, seq: Sequence, t_ns: SimTime) -> None:
+        """Let the engine compute a prompt that did not come."""
+        if seq.state != RECEIVING:
+            seq.transfer = None
+            return
+        executing = self._executing is not None
+        step = self._reach(t_ns) if executing else 0
+        self.scheduler.lost(seq)
+        if executing:
+            self._cut(step)
+        elif not self._frozen:
+            self._wake_idle(t_ns)
+
+    def _tell_gone(self, seq: Sequence, t_ns: SimTime) -> None:
+        if seq.transfer is not None and self.exchange is not None:
+            self.exchange.gone(seq, t_ns)
 
     def _reach(self, t_ns: SimTime) -> int:
         """The step of the present run that `t_ns` falls into: the first to end then or later.
@@ -375,29 +462,37 @@ class Worker:
     def _complete(self, executing: Step, k: int, t_ns: SimTime) -> None:
         """Hand out what step `k` produced: first tokens, then finishes."""
         for seq in self.scheduler.complete(executing, k, t_ns):
-            self._finish(seq, "abort" if seq.aborted else seq.submit.finish_reason, t_ns)
+            if seq.state != SENDING:
+                self._finish(seq, "abort" if seq.aborted else seq.submit.finish_reason, t_ns)
+            if seq.pinned:
+                assert self.exchange is not None
+                self.exchange.finished(seq, t_ns)
+            elif seq.aborted:
+                self._tell_gone(seq, t_ns)
         if self.on_output is not None:
             self.on_output(t_ns)
 
     def _finish(self, seq: Sequence, reason: str, t_ns: SimTime) -> None:
         spans = tuple(seq.spans)
-        self._log.append(Finished(t_ns, self.index, seq.rid, reason, seq.base, spans))
+        end = seq.verdict or reason
+        self._log.append(Finished(t_ns, self.index, seq.rid, end, seq.base, spans))
 
     def _drop(self, seq: Sequence, step: int, t_ns: SimTime) -> None:
         if self.scheduler.abort(seq, step):
             self._finish(seq, "abort", t_ns)
+            self._tell_gone(seq, t_ns)
 
     def _start(self, current: Step, step: int, t_ns: SimTime) -> None:
         """Price `step` and decide how long nothing will happen."""
         n = current.num_decodes
         if not current.ticks:
             self._segment = (0, 0, 0)
-            self.put_off(t_ns, self._cost.mixed(0, 0, current.chunks))
+            # Without chunks it only takes in prompts that another engine has computed.
+            self.put_off(t_ns, self._cost.mixed(0, 0, current.chunks) if current.chunks else 0)
             return
         if current.chunks:
             self._segment = (0, 0, 0)
-            kv = current.kv_offset + n * step
-            self.open(t_ns, float(self._cost.mixed(n, kv, current.chunks)), 0.0)
+            self.open(t_ns, self._mixed_ns(current, step), 0.0)
             self.run(1)
             return
         segment_n, segment_offset, last = self._segment
@@ -408,6 +503,16 @@ class Worker:
             last = max(step, (line.kv_max - current.kv_offset) // n)
             self._segment = (n, current.kv_offset, last)
         self.run(1 if self._single_step else self.quiet_steps(last - self._step))
+
+    def _mixed_ns(self, current: Step, step: int) -> float:
+        """The price of a step with chunks in it; a chunk of one token is a decode to the GPU."""
+        n = current.num_decodes
+        kv = current.kv_offset + n * step
+        if any(chunk.new > 1 for chunk in current.chunks):
+            return float(self._cost.mixed(n, kv, current.chunks))
+        kv += sum(chunk.past + 1 for chunk in current.chunks)
+        line = self._cost.decode(n + len(current.chunks), kv)
+        return line.base_ns + line.slope_ns * kv
 
     # One step or many, for oneself or together with others ------------------------------------
 
@@ -427,11 +532,15 @@ class Worker:
     def open(self, t_ns: SimTime, first_ns: float, growth_ns: float) -> None:
         """From `t_ns` on a step takes `first_ns`, and each one `growth_ns` more than the last."""
         self.timeline.begin(self._step + 1, t_ns, first_ns, growth_ns)
+        if self.step_log is not None:
+            self.step_log.append(StepRun(self._step + 1, t_ns, self.batch()))
 
     def put_off(self, t_ns: SimTime, duration_ns: SimTime) -> None:
         """Execute a step that is no decode tick."""
         self.wake_ns = self.timeline.pause(self._step + 1, t_ns, duration_ns)
         self._run_end = self._step
+        if self.step_log is not None:
+            self.step_log.append(StepRun(self._step + 1, t_ns, self.batch(), self.wake_ns))
 
     def run(self, steps: int) -> None:
         """Execute that many like `executing`, on the segment opened last."""

@@ -6,6 +6,7 @@ The numbers of steps are explained in `serving.steps`.
 from typing import NamedTuple, Protocol
 
 from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.sequence import Sequence
 from frontier_mock.simtime import SimTime
 
@@ -79,6 +80,7 @@ class Scheduler(Protocol):
     or is aborted. The worker keeps the last tick whose output has been seen in `seen_step`.
     """
 
+    exchange: Exchange | None
     running: dict[int, Sequence]
     seen_step: int
     blocked: bool
@@ -110,6 +112,18 @@ class Scheduler(Protocol):
 
     def retract_all(self, t_ns: SimTime) -> None:
         """Send all that run back to the waiting queue; nothing is in flight when this is called."""
+        ...
+
+    def received(self, seq: Sequence, step: int) -> None:
+        """The KV of `seq` has come, while `step` was executing."""
+        ...
+
+    def lost(self, seq: Sequence) -> None:
+        """The KV of `seq` will not come: it is to compute its prompt itself."""
+        ...
+
+    def unpin(self, seq: Sequence) -> None:
+        """Free what `seq`, which has ended, kept for another engine."""
         ...
 
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:

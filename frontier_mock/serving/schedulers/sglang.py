@@ -22,6 +22,10 @@ Rule 5. If a tick lacks pages even after eviction, requests are retracted, those
 Rule 6. The new-token ratio, by which output is promised memory at admission, falls with every
         decode tick that is decided and is set anew by a retraction and when the engine is idle.
 Rule 7. An abort of a running request takes effect with its next token.
+Rule 8. On a decode engine (`sglang_remote`) a request gets pages for its whole prompt before that
+        is computed elsewhere, if that leaves enough for those that run; when its KV has come it
+        joins the batch in a step of no duration, whose first token has come with the KV. A prefill
+        engine's request is over when its pages have been sent.
 
 Source: SGLang 0.5.23, managers/scheduler.py and schedule_batch.py; specs/sglang_and_routers.md
 section 8. `classic` rules from 0.5.5 and 0.5.9.
@@ -32,6 +36,7 @@ from heapq import heappop, heappush
 from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.radix_cache import RadixCache
+from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.sglang_admission import (
     Admission,
@@ -41,8 +46,18 @@ from frontier_mock.serving.schedulers.sglang_batch import RunningBatch
 from frontier_mock.serving.schedulers.sglang_holdings import Holdings
 from frontier_mock.serving.schedulers.sglang_policy import WaitingOrder
 from frontier_mock.serving.schedulers.sglang_ratio import RETRACT_DECODE_STEPS, NewTokenRatio
+from frontier_mock.serving.schedulers.sglang_remote import Inbound
 from frontier_mock.serving.schedulers.sglang_retraction import keep_order, preemptible
-from frontier_mock.serving.sequence import DECODE, DONE, FRONTEND, PREFILL, WAITING, Sequence
+from frontier_mock.serving.sequence import (
+    DECODE,
+    DONE,
+    FRONTEND,
+    PREFILL,
+    RECEIVING,
+    SENDING,
+    WAITING,
+    Sequence,
+)
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.steps import PREFILL_STEP
 from frontier_mock.simtime import SimTime
@@ -71,6 +86,9 @@ class SglangScheduler:
         self._holdings = Holdings(kv, not spec.classic)
         self._order = WaitingOrder(spec, kv, self._holdings.content_keys)
         self._batch = RunningBatch(spec.page_size)
+        self._inbound = Inbound(spec, kv)
+        self._sending: dict[int, tuple[Sequence, int]] = {}
+        self.exchange: Exchange | None = None
         self.running = self._batch.members
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
@@ -98,14 +116,14 @@ class SglangScheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for admission, retracted ones included."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._inbound)
 
     @property
     def num_live(self) -> int:
         """Waiting and running sequences, and those whose prompt is being computed."""
         computing = sum(seq.state == DECODE for seq in self._joining)
         computing += self._chunked is not None
-        return len(self._waiting) + len(self.running) + computing
+        return self.num_waiting + len(self.running) + computing
 
     def enqueue(self, seq: Sequence) -> None:
         """Put a new arrival at the end of the waiting queue.
@@ -121,6 +139,11 @@ class SglangScheduler:
             and seq.output_tokens == seq.submit.max_tokens
             and not self.spec.classic
         )
+        if seq.transfer is not None and not seq.transfer.sends:
+            seq.state = WAITING
+            self._inbound.add(seq)
+            self.blocked = False
+            return
         self._queue(seq)
 
     def _queue(self, seq: Sequence) -> None:
@@ -192,6 +215,8 @@ class SglangScheduler:
         """Take the output of `executed`, the last of a run that ends with tick `step`."""
         finished: list[Sequence] = []
         number = executed.number
+        if number in self._sending:
+            self._tell_computed(number, t_ns)
         for seq in executed.firsts:
             if seq.prefill != number:
                 continue
@@ -238,10 +263,41 @@ class SglangScheduler:
             self._batch.part(seq)
         seq.close_span(seq.finish_step)
         self._holdings.checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
-        self._holdings.release(seq, context)
-        seq.state = DONE
+        if sends(seq) and not seq.aborted:
+            seq.pinned = context
+            room = seq.transfer is not None and seq.transfer.style == "room"
+            seq.state = SENDING if room else DONE
+        else:
+            self._holdings.release(seq, context)
+            seq.state = DONE
         self._full = False
+        self._inbound.stuck = False
         self.blocked = False
+
+    def unpin(self, seq: Sequence) -> None:
+        """Free what a sequence that has ended still holds."""
+        self._holdings.release(seq, seq.pinned)
+        seq.pinned = 0
+        self._full = False
+        self._inbound.stuck = False
+        self.blocked = False
+
+    def received(self, seq: Sequence, step: int) -> None:
+        """The KV of `seq` is here: the next decision sees it."""
+        self._inbound.received(seq)
+        self.blocked = False
+
+    def lost(self, seq: Sequence) -> None:
+        """Its pages are free again, and it waits like any other."""
+        self._inbound.drop(seq)
+        seq.transfer = None
+        self._queue(seq)
+
+    def _tell_computed(self, number: int, t_ns: SimTime) -> None:
+        """A chunk of a prompt that another engine waits for is computed."""
+        seq, tokens = self._sending.pop(number)
+        if self.exchange is not None and seq.state != DONE:
+            self.exchange.computed(seq, tokens, t_ns)
 
     def _context(self, seq: Sequence) -> int:
         """Tokens that have a place in the cache, as of the last tick decided."""
@@ -254,7 +310,9 @@ class SglangScheduler:
         if seq.state == DECODE:
             self._marked.append(seq)
             return False
-        if seq.state == WAITING:
+        if seq.state == RECEIVING or seq in self._inbound:
+            self._inbound.drop(seq)
+        elif seq.state == WAITING:
             self._waiting.remove(seq)
         elif seq.state == PREFILL:
             self._holdings.release(seq, seq.computed)
@@ -294,7 +352,9 @@ class SglangScheduler:
         if self._preempts or not self.running:
             self._full = False
         decided = None
-        if self._chunked is not None or (self._waiting and not self._full):
+        if len(self._inbound):
+            decided = self._take_in(step, t_ns)
+        if decided is None and (self._chunked is not None or (self._waiting and not self._full)):
             decided = self._prefill(step, t_ns, done)
         if decided is None:
             decided = self._decode(step, t_ns, done)
@@ -302,8 +362,32 @@ class SglangScheduler:
             self._chunked is None
             and not self._joining
             and (not self._waiting or (self._full and not self._preempts))
+            and self._inbound.idle
         )
         return decided
+
+    def _take_in(self, step: int, t_ns: SimTime) -> Step | None:
+        """Give pages to prompts computed elsewhere; a step with those whose KV has come."""
+        inbound = self._inbound
+        running = len(self.running)
+        for seq in inbound.allocate(running):
+            if self.exchange is not None:
+                self.exchange.allocated(seq, 0, t_ns)
+        ready = inbound.take_ready(self.spec.max_running_requests - running)
+        if not ready:
+            return None
+        number = PREFILL_STEP + self._prefill_steps
+        self._prefill_steps += 1
+        self._join_in_front = False
+        for seq in ready:
+            seq.computed = seq.goal
+            if seq.cached_tokens < 0:
+                seq.cached_tokens = 0
+                self.query_tokens += seq.goal
+            seq.transfer = None
+            self._log.append(Scheduled(t_ns, self._worker, seq.rid, 0, False))
+            self._start_output(seq, step, number)
+        return Step(number, 0, 0, (), tuple(ready), 0)
 
     def went_idle(self) -> None:
         """With nothing in flight SGLang starts afresh with its new-token ratio."""
@@ -392,6 +476,9 @@ class SglangScheduler:
         self._join_in_front = decodes > 0
         number = step if decodes else PREFILL_STEP + self._prefill_steps
         self._prefill_steps += not decodes
+        for seq, _ in batch.grants:
+            if sends(seq) and seq.computed < seq.goal:
+                self._sending[number] = (seq, seq.computed)
         firsts = [seq for seq, _ in batch.grants if seq.computed == seq.goal]
         for seq in firsts:
             self._start_output(seq, step, number)
@@ -409,6 +496,9 @@ class SglangScheduler:
             self.query_tokens += seq.goal
             self.hit_tokens += hit
         self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, seq.preemptions > 0))
+        if sends(seq) and self.exchange is not None:
+            self.exchange.scheduled(seq, t_ns)
+            self.exchange.computed(seq, hit, t_ns)
 
     def _start_output(self, seq: Sequence, step: int, number: int) -> None:
         """The last chunk of `seq` is in step `number`; `step` is its tick, or the next one."""

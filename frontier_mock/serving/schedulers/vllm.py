@@ -580,17 +580,17 @@ class VllmScheduler:
             match = kv.lookup(keys, (goal - 1) // block)
             hit = match.num_blocks * block
             # A prompt with but one token left to compute is no prefill to this rule.
-            is_prefill = self._interval > 1 and hit < goal - 1
+            remote = seq.transfer is not None and not seq.transfer.sends
+            is_prefill = self._interval > 1 and hit < goal - 1 and not remote
             if is_prefill and self._deferring:
                 return
             new = goal - hit
             if new > cap:
                 new = cap
-            if new > budget:
+            if new > budget and not remote:
                 if not spec.enable_chunked_prefill:
                     return
                 new = budget
-            remote = seq.transfer is not None and not seq.transfer.sends
             whole = goal if spec.reserve_full_isl or remote else hit + new
             required = -(-whole // block) - match.num_blocks + match.num_evictable
             if self.running and spec.watermark > 0:

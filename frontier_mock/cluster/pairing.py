@@ -1,0 +1,454 @@
+"""The exchange between prefill and decode engines: who waits for whom, and when KV moves. PURE.
+
+Theory of operation. A *room* is one transfer, found by its key. It sees a sender and a receiver,
+in the order in which their engines tell of them, and moves KV as its style allows:
+
+1. pull: when the receiver has its blocks, from a sender that has finished. A sender nobody asks for
+   within its patience is released ("expired"); a receiver that has arrived keeps it alive, as D's
+   heartbeats do. A receiver whose sender is not there fails at once.
+2. push: when both are ready, in either order. With `streams` from the first chunk on.
+3. room: the sender is not admitted before the receiver has its blocks. It moves chunk by chunk, and
+   the sender is over when all has moved.
+4. Either side that waits longer than its patience fails; a side that is aborted tells the other,
+   which takes `control_ns`.
+5. Bytes of one room move in one flow at a time. A transfer's first byte takes `latency_ns`; where
+   the two engines cut the cache differently, the receiver then lays it out anew.
+6. Nothing happens at the nanosecond that caused it (`serving.remote_kv`).
+
+Sources: vLLM 0.33 NIXL and Mooncake connectors (vllm.md section 6), SGLang 0.5.23 disaggregation
+(sglang_and_routers.md section 4).
+"""
+
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+
+from frontier_mock.cluster.fabric import Fabric, LinkUse
+from frontier_mock.cluster.links import FabricSpec, Topology
+from frontier_mock.core.commands import Transfer
+from frontier_mock.core.events import EventLog, KvFailed, KvReceived, KvReleased
+from frontier_mock.cost.kv_transfer import kv_shape, same_layout
+from frontier_mock.cost.specs import StepSpec
+from frontier_mock.serving.sequence import DONE
+from frontier_mock.serving.sequence import Sequence as Seq
+from frontier_mock.serving.worker import Worker
+from frontier_mock.simtime import SimTime, from_seconds
+
+_NEVER = -1
+
+
+class Room:
+    """One transfer. Times are -1 until they are known.
+
+    `sent_bytes` have moved or are moving, of which `computed_bytes` exist; `moving` while a flow is
+    under way or about to be.
+    """
+
+    __slots__ = (
+        "allocated_ns",
+        "arrived_ns",
+        "cached_tokens",
+        "closed",
+        "computed_ns",
+        "computed_tokens",
+        "deadline_ns",
+        "key",
+        "moving",
+        "number",
+        "receiver",
+        "released",
+        "scheduled_ns",
+        "sender",
+        "sent_bytes",
+    )
+
+    def __init__(self, key: str, number: int) -> None:
+        self.key = key
+        self.number = number
+        self.sender: Seq | None = None
+        self.receiver: Seq | None = None
+        self.arrived_ns = _NEVER
+        self.scheduled_ns = _NEVER
+        self.computed_ns = _NEVER
+        self.allocated_ns = _NEVER
+        self.computed_tokens = 0
+        self.cached_tokens = 0
+        self.sent_bytes = 0
+        self.moving = False
+        self.released = False
+        self.closed = False
+        self.deadline_ns = _NEVER
+
+
+_Action = Callable[[Room, SimTime], None]
+
+
+class Pairing:
+    """See the theory of operation at the top of this module (`serving.remote_kv.Exchange`).
+
+    `touched` collects the engines whose next wake-up may have moved, for the cluster to look at.
+    `handed_on(rid, t_ns)` is called when the prefill leg of the cluster's own router is done, or
+    has failed (`failed_leg`), and its decode leg may go on.
+    """
+
+    def __init__(
+        self,
+        spec: FabricSpec,
+        workers: Sequence[Worker],
+        names: Sequence[str],
+        steps: Sequence[StepSpec],
+        log: EventLog,
+    ) -> None:
+        self.topology = Topology(spec, names, steps)
+        self.fabric = Fabric(self.topology.links)
+        self.touched: list[int] = []
+        self.handed_on: Callable[[int, SimTime], None] = _nobody
+        self.failed_leg: Callable[[int, SimTime], None] = _nobody
+        self._spec = spec
+        self._latency_ns = max(1, from_seconds(spec.latency_s))
+        self._control_ns = max(1, from_seconds(spec.control_s))
+        self._workers = workers
+        self._steps = steps
+        self._shapes = [kv_shape(step) for step in steps]
+        self._log = log
+        self._rooms: dict[str, Room] = {}
+        self._by_flow: dict[int, Room] = {}
+        self._count = 0
+        self._timers: list[tuple[SimTime, int, _Action, Room]] = []
+        self._timer_count = 0
+        for worker in workers:
+            worker.exchange = self
+
+    @property
+    def num_open(self) -> int:
+        """Transfers that are not over."""
+        return len(self._rooms)
+
+    def next_time(self) -> SimTime | None:
+        """When something will happen next."""
+        timers = self._timers
+        while timers and timers[0][3].closed:
+            heappop(timers)
+        due = timers[0][0] if timers else None
+        flow = self.fabric.next_time()
+        return flow if due is None or (flow is not None and flow < due) else due
+
+    def advance(self, t_ns: SimTime) -> None:
+        """Do what is due at `t_ns`: flows that end first, then timers in the order of setting."""
+        for flow in self.fabric.pop_done(t_ns):
+            self._moved(self._by_flow.pop(flow), t_ns)
+        timers = self._timers
+        while timers and timers[0][0] <= t_ns:
+            _, _, action, room = heappop(timers)
+            if not room.closed:
+                action(room, t_ns)
+
+    def use(self, t_ns: SimTime) -> list[LinkUse]:
+        """What each link has carried."""
+        return self.fabric.use(t_ns)
+
+    # What engines say (serving.remote_kv) ------------------------------------------------------
+
+    def arrives(self, seq: Seq, t_ns: SimTime) -> bool:
+        """A sequence with a transfer is handed over."""
+        transfer = _transfer(seq)
+        room = self._rooms.get(transfer.key)
+        if room is None:
+            room = self._open(transfer.key)
+        elif (room.sender if transfer.sends else room.receiver) is not None:
+            # The key is taken: these are not the two halves of one transfer.
+            self._after(self._control_ns, room, self._stray(seq), t_ns)
+            return transfer.style != "room"
+        if transfer.sends:
+            room.sender = seq
+            room.arrived_ns = t_ns
+            if transfer.style == "room":
+                self._await(room, transfer, t_ns)
+                if room.allocated_ns >= 0:
+                    self._after(self._control_ns, room, self._admit, t_ns)
+                return False
+            return True
+        room.receiver = seq
+        return True
+
+    def allocated(self, seq: Seq, cached_tokens: int, t_ns: SimTime) -> None:
+        """A receiver has blocks."""
+        transfer = _transfer(seq)
+        room = self._room_of(seq)
+        if room is None:
+            if transfer.key in self._rooms:
+                return
+            # Its sender has been and gone.
+            room = self._open(transfer.key)
+            room.receiver = seq
+        room.allocated_ns = t_ns
+        room.cached_tokens = cached_tokens
+        sender = room.sender
+        if transfer.style == "pull" and (sender is None or room.released):
+            self._after(self._control_ns, room, self._unknown, t_ns)
+            return
+        if transfer.style == "pull":
+            room.deadline_ns = _NEVER
+        else:
+            self._await(room, transfer, t_ns)
+        if transfer.style == "room" and sender is not None:
+            self._after(self._control_ns, room, self._admit, t_ns)
+        self._move(room, t_ns)
+
+    def scheduled(self, seq: Seq, t_ns: SimTime) -> None:
+        """A sender's prompt is being computed."""
+        room = self._room_of(seq)
+        if room is not None and room.scheduled_ns < 0:
+            room.scheduled_ns = t_ns
+
+    def computed(self, seq: Seq, tokens: int, t_ns: SimTime) -> None:
+        """Part of a sender's prompt exists."""
+        room = self._room_of(seq)
+        if room is not None and tokens > room.computed_tokens and _transfer(seq).streams:
+            room.computed_tokens = tokens
+            self._move(room, t_ns)
+
+    def finished(self, seq: Seq, t_ns: SimTime) -> None:
+        """A sender is done."""
+        room = self._room_of(seq)
+        transfer = _transfer(seq)
+        if room is None:
+            self._release_later(Room(transfer.key, 0), seq, "abandoned", t_ns)
+            return
+        room.computed_ns = t_ns
+        room.computed_tokens = seq.prompt_tokens
+        if transfer.style == "pull":
+            self.handed_on(seq.rid, t_ns)
+        if room.receiver is None or transfer.style != "pull":
+            self._await(room, transfer, t_ns)
+        self._move(room, t_ns)
+
+    def gone(self, seq: Seq, t_ns: SimTime) -> None:
+        """A side has ended; the other will hear of it."""
+        transfer = _transfer(seq)
+        room = self._rooms.get(transfer.key)
+        side = None if room is None else room.sender if transfer.sends else room.receiver
+        # A receiver may be gone before its engine had it; its sender need not wait for it.
+        if room is None or (side is not seq and (transfer.sends or side is not None)):
+            return
+        if room.moving:
+            self._stop(room, t_ns)
+        if transfer.sends:
+            room.sender = None
+            self.failed_leg(seq.rid, t_ns)
+            if room.receiver is None or transfer.style == "pull":
+                self._close(room)
+            else:
+                self._after(self._control_ns, room, self._lose, t_ns)
+        else:
+            room.receiver = None
+            if room.sender is None:
+                self._close(room)
+            else:
+                self._after(self._control_ns, room, self._abandon, t_ns)
+
+    # Moving --------------------------------------------------------------------------------------
+
+    def _move(self, room: Room, t_ns: SimTime) -> None:
+        """Start the next flow of a room, if there is anything to move and somewhere to put it."""
+        sender, receiver = room.sender, room.receiver
+        if room.moving or sender is None or receiver is None or room.allocated_ns < 0:
+            return
+        if room.computed_ns < 0 and not _transfer(sender).streams:
+            return
+        if self._total(room, room.computed_tokens) > room.sent_bytes:
+            room.moving = True
+            self._after(self._latency_ns if not room.sent_bytes else 1, room, self._begin, t_ns)
+        elif room.computed_ns >= 0:
+            room.moving = True
+            self._after(1, room, self._arrive, t_ns)
+
+    def _begin(self, room: Room, t_ns: SimTime) -> None:
+        sender, receiver = room.sender, room.receiver
+        if sender is None or receiver is None:
+            room.moving = False
+            return
+        total = self._total(room, room.computed_tokens)
+        self._by_flow[room.number] = room
+        path = self.topology.path(sender.worker, receiver.worker)
+        self.fabric.start(t_ns, room.number, path, total - room.sent_bytes)
+        room.sent_bytes = total
+
+    def _moved(self, room: Room, t_ns: SimTime) -> None:
+        """A flow has ended: all there was to move has moved."""
+        room.moving = False
+        if room.computed_ns >= 0 and self._total(room, room.computed_tokens) == room.sent_bytes:
+            room.moving = True
+            self._after(1 + self._relayout_ns(room), room, self._arrive, t_ns)
+        else:
+            self._move(room, t_ns)
+
+    def _total(self, room: Room, tokens: int) -> int:
+        """Bytes that the first `tokens` tokens are to the receiver, less what it has already."""
+        assert room.receiver is not None
+        shape = self._shapes[room.receiver.worker]
+        return max(0, shape.prompt_bytes(tokens) - shape.prompt_bytes(room.cached_tokens))
+
+    def _relayout_ns(self, room: Room) -> SimTime:
+        assert room.sender is not None
+        assert room.receiver is not None
+        source, target = room.sender.worker, room.receiver.worker
+        if same_layout(self._steps[source], self._steps[target]):
+            return 0
+        return self._shapes[target].relayout_ns(room.sent_bytes)
+
+    def _stop(self, room: Room, t_ns: SimTime) -> None:
+        room.moving = False
+        if self._by_flow.pop(room.number, None) is not None:
+            self.fabric.cancel(t_ns, room.number)
+
+    # What follows --------------------------------------------------------------------------------
+
+    def _admit(self, room: Room, t_ns: SimTime) -> None:
+        """The receiver has its blocks, and the sender knows."""
+        sender = room.sender
+        if sender is None or sender.state == DONE:
+            return
+        room.deadline_ns = _NEVER
+        self._workers[sender.worker].admit(sender, t_ns)
+        self.touched.append(sender.worker)
+
+    def _arrive(self, room: Room, t_ns: SimTime) -> None:
+        """All of it is where it should be."""
+        receiver = room.receiver
+        assert receiver is not None
+        worker = receiver.worker
+        self._log.append(
+            KvReceived(
+                t_ns,
+                worker,
+                receiver.rid,
+                room.arrived_ns,
+                room.scheduled_ns,
+                room.computed_ns,
+                room.allocated_ns,
+                room.sent_bytes,
+            )
+        )
+        self._workers[worker].received(receiver, t_ns)
+        self.touched.append(worker)
+        self._close(room)
+        assert room.sender is not None
+        self._release_later(room, room.sender, "sent", t_ns)
+
+    def _release_later(self, room: Room, sender: Seq, reason: str, t_ns: SimTime) -> None:
+        """Tell the sender that its blocks are not needed any more, which takes a notification."""
+
+        def release(notice: Room, at_ns: SimTime) -> None:
+            if sender.pinned:
+                self._release(sender, reason, at_ns)
+
+        # A room of its own: the transfer is over, this is not.
+        self._after(self._control_ns, Room(room.key, room.number), release, t_ns)
+
+    def _release(self, sender: Seq, reason: str, t_ns: SimTime) -> None:
+        self._log.append(KvReleased(t_ns, sender.worker, sender.rid, reason))
+        self._workers[sender.worker].release(sender, t_ns, failed=reason != "sent")
+        self.touched.append(sender.worker)
+
+    # Failures ------------------------------------------------------------------------------------
+
+    def _await(self, room: Room, transfer: Transfer, t_ns: SimTime) -> None:
+        """From now on the other side has so long."""
+        room.deadline_ns = t_ns + transfer.patience_ns
+        self._after(transfer.patience_ns, room, self._expire, t_ns)
+
+    def _expire(self, room: Room, t_ns: SimTime) -> None:
+        """One side has waited long enough."""
+        if room.deadline_ns != t_ns or room.moving:
+            return
+        sender, receiver = room.sender, room.receiver
+        if sender is not None and _transfer(sender).style == "pull" and receiver is not None:
+            return
+        self._end_both(room, "timeout" if room.computed_ns < 0 else "expired", t_ns)
+
+    def _unknown(self, room: Room, t_ns: SimTime) -> None:
+        """A receiver came for something that is not there."""
+        self._fail_receiver(room, "unknown", t_ns)
+        self._close(room)
+
+    def _lose(self, room: Room, t_ns: SimTime) -> None:
+        """The sender is gone."""
+        self._fail_receiver(room, "abandoned", t_ns)
+        self._close(room)
+
+    def _abandon(self, room: Room, t_ns: SimTime) -> None:
+        """The receiver is gone."""
+        self._end_both(room, "abandoned", t_ns)
+
+    def _end_both(self, room: Room, reason: str, t_ns: SimTime) -> None:
+        sender = room.sender
+        self._fail_receiver(room, reason, t_ns)
+        self._close(room)
+        if sender is None:
+            return
+        if sender.pinned:
+            self._release(sender, reason, t_ns)
+        elif sender.state != DONE:
+            if _transfer(sender).style == "room":
+                self._log.append(KvFailed(t_ns, sender.worker, sender.rid, reason))
+                self._workers[sender.worker].lost(sender, t_ns)
+            else:
+                # It goes on, and its blocks will be of use to nobody.
+                sender.transfer = None
+            self.touched.append(sender.worker)
+
+    def _fail_receiver(self, room: Room, reason: str, t_ns: SimTime) -> None:
+        receiver = room.receiver
+        if receiver is None or receiver.state == DONE:
+            return
+        self._log.append(KvFailed(t_ns, receiver.worker, receiver.rid, reason))
+        self._workers[receiver.worker].lost(receiver, t_ns)
+        self.touched.append(receiver.worker)
+
+    def _stray(self, seq: Seq) -> _Action:
+        def fail(room: Room, t_ns: SimTime) -> None:
+            self._log.append(KvFailed(t_ns, seq.worker, seq.rid, "unknown"))
+            self._workers[seq.worker].lost(seq, t_ns)
+            self.touched.append(seq.worker)
+
+        return fail
+
+    def break_worker(self, worker: int, t_ns: SimTime) -> None:
+        """Every transfer under way to or from an engine breaks off, as when its NIC fails."""
+        for room in list(self._by_flow.values()):
+            ends = (room.sender, room.receiver)
+            if any(seq is not None and seq.worker == worker for seq in ends):
+                self._stop(room, t_ns)
+                self._end_both(room, "broken", t_ns)
+
+    # Books ---------------------------------------------------------------------------------------
+
+    def _open(self, key: str) -> Room:
+        self._count += 1
+        room = self._rooms[key] = Room(key, self._count)
+        return room
+
+    def _close(self, room: Room) -> None:
+        room.closed = True
+        if self._rooms.get(room.key) is room:
+            del self._rooms[room.key]
+
+    def _room_of(self, seq: Seq) -> Room | None:
+        """The room in which `seq` is one side."""
+        if seq.transfer is None:
+            return None
+        room = self._rooms.get(seq.transfer.key)
+        return room if room is not None and seq in (room.sender, room.receiver) else None
+
+    def _after(self, delay_ns: SimTime, room: Room, action: _Action, t_ns: SimTime) -> None:
+        self._timer_count += 1
+        heappush(self._timers, (t_ns + delay_ns, self._timer_count, action, room))
+
+
+def _transfer(seq: Seq) -> Transfer:
+    assert seq.transfer is not None
+    return seq.transfer
+
+
+def _nobody(rid: int, t_ns: SimTime) -> None:
+    """No router of the cluster's own is interested."""
