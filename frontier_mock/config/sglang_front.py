@@ -71,6 +71,7 @@ def sglang_front(worker: ResolvedWorker) -> SglangFront:
         kv_cache_gb=worker.memory.kv_bytes / (1 << 30),
         accelerator=step.hardware.name,
         num_accelerators=parallel.gpus // parallel.dp,
+        largest_graph=max(step.cudagraph_sizes, default=0),
         version=step.engine.version,
     )
 

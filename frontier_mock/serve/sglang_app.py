@@ -18,6 +18,7 @@ from frontier_mock.serve.cors import Cors
 from frontier_mock.serve.entrance import Accepted, enter
 from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
+from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_keys import Keys
 from frontier_mock.serve.sglang_state import UP, InFlight, ServerState
 from frontier_mock.serve.sglang_streaming import Stream, Whole, engine_gone
@@ -59,6 +60,7 @@ class SglangApp:
         driver: Driver,
         state: ServerState,
         keys: Keys,
+        http: HttpCounts,
         more: Sequence[Routes],
     ) -> None:
         """`served.worker` is the port's first engine, or AUTO_WORKER for the cluster's own router.
@@ -69,6 +71,7 @@ class SglangApp:
         self._served = served
         self._driver = driver
         self._keys = keys
+        self._http = http
         self._cors = Cors(("*",), ("*",), ("*",), allow_credentials=True)
         self._generators: dict[str, Parse] = {
             "/generate": parse_generate,
@@ -105,6 +108,7 @@ class SglangApp:
             answer = self._before(request)
             if answer is None:
                 exchange.began_ns = self._driver.now_ns()
+                self._http.began(request)
                 found = self._routes.find(request.path, request.method)
                 answer = found if isinstance(found, Answer) else found(exchange)
         except SglangError as error:
@@ -121,7 +125,9 @@ class SglangApp:
         return self._cors.lines(exchange.request) if exchange.began_ns >= 0 else ""
 
     def answered(self, exchange: Exchange, status: int, body_bytes: int) -> None:
-        """Nothing is counted here yet."""
+        """Count the answer, if the request came as far as a route."""
+        if exchange.began_ns >= 0:
+            self._http.ended(exchange.request, status)
 
     def arriving(self, request: Request) -> None:
         """Time stands still while a prompt is on its way in."""

@@ -12,8 +12,10 @@ from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.routing import Handler, Table
+from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import STARTING, UNHEALTHY, UP, ServerState
+from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.errors import http_error
@@ -51,13 +53,15 @@ class InfoRoutes:
         driver: Driver,
         state: ServerState,
         ranks: list[SglangWorkerMetrics],
+        http: HttpCounts,
     ) -> None:
-        """`ranks` are the folds of the port's data-parallel ranks."""
+        """`ranks` are the folds of the port's data-parallel ranks, `http` counts its answers."""
         self._served = served
         self._front = front_of(served)
         self._driver = driver
         self._state = state
         self._ranks = ranks
+        self._http = http
         self._created_s = time.time()
 
     def table(self) -> Table:
@@ -155,7 +159,10 @@ class InfoRoutes:
 
     def _loads(self, exchange: Exchange) -> Answer:
         query = exchange.request.query
+        began_s = time.perf_counter()
         entries = self._entries(query("include"), query("dp_rank"))
+        for rank in self._ranks[:1]:
+            rank.loads_took(time.perf_counter() - began_s)
         if query("format") == "prometheus":
             return Answer(200, loads_prometheus(entries), METRICS_TYPE)
         stamp = datetime.now(UTC).isoformat()
@@ -181,8 +188,11 @@ class InfoRoutes:
     def _metrics(self, exchange: Exchange) -> Answer:
         driver = self._driver
         driver.catch_up()
-        text = b"".join(rank.render_now(driver) for rank in self._ranks)
-        return Answer(200, text + render_clock_metrics(driver, self._created_s), METRICS_TYPE)
+        aborts = self._state.aborts_asked
+        text = merged([rank.render(driver, aborts) for rank in self._ranks])
+        text += self._http.render()
+        clock = render_clock_metrics(driver, self._created_s)
+        return Answer(200, text.encode() + clock, METRICS_TYPE)
 
 
 def _flag(good: bool) -> Answer:

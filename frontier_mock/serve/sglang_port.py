@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.protocol import Ticket
 from frontier_mock.serve.routing import Routes
 from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_info import InfoRoutes
 from frontier_mock.serve.sglang_keys import Keys
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
@@ -31,6 +33,22 @@ def sglang_app(
     served = replace(served, worker=number)
     state = ServerState(served)
     ranks = [fold for fold in folds if isinstance(fold, SglangWorkerMetrics)]
-    routes: list[Routes] = [InfoRoutes(served, driver, state, ranks), *more]
+    by_worker = dict(zip(driver_ranks(number, front.num_dp_ranks), ranks, strict=False))
+
+    def streams(ticket: Ticket) -> None:
+        for flight in ticket.flights:
+            fold = by_worker.get(flight.worker)
+            if fold is not None:
+                fold.streams([flight.rid])
+
+    if front.enable_metrics:
+        state.streams = streams
+    http = HttpCounts()
+    routes: list[Routes] = [InfoRoutes(served, driver, state, ranks, http), *more]
     keys = Keys(front.api_key, front.admin_api_key)
-    return SglangApp(served, driver, state, keys, routes)
+    return SglangApp(served, driver, state, keys, http, routes)
+
+
+def driver_ranks(first: int, count: int) -> range:
+    """Numbers of a server's engines: data-parallel ranks stand in a row."""
+    return range(max(first, 0), max(first, 0) + count)

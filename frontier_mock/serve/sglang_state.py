@@ -30,7 +30,8 @@ class ServerState:
     """The tokenizer manager's memory, one per port. The control plane changes it.
 
     `spans_of` says which weight versions the tokens of a sequence that just ended are from; it is
-    the control plane's, and knows of none by default.
+    the control plane's, and knows of none by default. `streams` is told of tickets whose answers
+    are streamed, if somebody counts them apart.
     """
 
     def __init__(self, served: ServedModel) -> None:
@@ -44,6 +45,7 @@ class ServerState:
         self.load_format = front.load_format
         self.adapters: dict[str, str] = {}
         self.spans_of: Callable[[Flight], Spans] = _no_spans
+        self.streams: Callable[[Ticket], None] | None = None
         self.aborts_asked = 0
         self.last_output_ns = -1
         self._by_rid: dict[str, InFlight] = {}

@@ -143,6 +143,8 @@ class Stream:
     def started(self, ticket: Ticket) -> None:
         """The engine has taken it."""
         self._ticket = ticket
+        if self._state.streams is not None:
+            self._state.streams(ticket)
         if self._request.kind == GENERATE:
             self._begin(ticket)
 

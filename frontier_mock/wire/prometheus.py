@@ -1,7 +1,8 @@
 """Metric families in Prometheus text format 0.0.4, byte for byte as `prometheus_client` writes it.
 
 Labels stand in alphabetical order, counters gain `_total`, counters and histograms a family of
-`_created` gauges behind them.
+`_created` gauges behind them, unless `created_s` is None: a server whose processes share their
+metrics (PROMETHEUS_MULTIPROC_DIR) has none.
 """
 
 from bisect import bisect_left
@@ -71,15 +72,17 @@ class Counter:
     __slots__ = ("_created", "_header", "_prefixes", "values")
 
     def __init__(
-        self, name: str, help_text: str, children: Sequence[Labels], created_s: float
+        self, name: str, help_text: str, children: Sequence[Labels], created_s: float | None
     ) -> None:
         self._header = f"# HELP {name}_total {help_text}\n# TYPE {name}_total counter\n"
         self._prefixes = [f"{name}_total{label_text(child)} " for child in children]
-        self._created = f"# HELP {name}_created {help_text}\n# TYPE {name}_created gauge\n"
-        stamp = format_value(created_s)
-        self._created += "".join(
-            [f"{name}_created{label_text(child)} {stamp}\n" for child in children]
-        )
+        self._created = ""
+        if created_s is not None:
+            self._created = f"# HELP {name}_created {help_text}\n# TYPE {name}_created gauge\n"
+            stamp = format_value(created_s)
+            self._created += "".join(
+                [f"{name}_created{label_text(child)} {stamp}\n" for child in children]
+            )
         self.values = [0.0] * len(self._prefixes)
 
     def render(self) -> str:
@@ -100,7 +103,7 @@ class Histogram:
         help_text: str,
         labels: Labels,
         bounds: Sequence[float],
-        created_s: float,
+        created_s: float | None,
     ) -> None:
         self._header = f"# HELP {name} {help_text}\n# TYPE {name} histogram\n"
         self._bounds = [float(bound) for bound in bounds]
@@ -110,10 +113,12 @@ class Histogram:
         ]
         own = label_text(labels)
         self._tails = (f"{name}_count{own} ", f"{name}_sum{own} ")
-        self._created = (
-            f"# HELP {name}_created {help_text}\n# TYPE {name}_created gauge\n"
-            f"{name}_created{own} {format_value(created_s)}\n"
-        )
+        self._created = ""
+        if created_s is not None:
+            self._created = (
+                f"# HELP {name}_created {help_text}\n# TYPE {name}_created gauge\n"
+                f"{name}_created{own} {format_value(created_s)}\n"
+            )
         self._counts = [0] * len(self._prefixes)
         self._sum = 0.0
 
@@ -131,9 +136,9 @@ class Histogram:
         self._counts = [a + b for a, b in zip(self._counts, added.tolist(), strict=True)]
         self._sum += float(values.sum() if times is None else values @ times)
 
-    def render(self) -> str:
-        """The family's lines and that of its creation time."""
-        parts, running = [self._header], 0
+    def render(self, *, bare: bool = False) -> str:
+        """The family's lines and that of its creation time; `bare` without help and type."""
+        parts, running = ["" if bare else self._header], 0
         for prefix, count in zip(self._prefixes, self._counts, strict=True):
             running += count
             parts.append(f"{prefix}{format_value(running)}\n")

@@ -33,12 +33,13 @@ _SAMPLES = 64
 class _Open:
     """A sequence that has not ended: `waiting` tokens are what it has in the queue now."""
 
-    __slots__ = ("computing", "prompt_tokens", "waiting")
+    __slots__ = ("computing", "prompt_tokens", "running", "waiting")
 
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self.waiting = 0
         self.computing = False
+        self.running = False
 
 
 class _Sample(NamedTuple):
@@ -61,6 +62,7 @@ class LoadFold:
         "prefill_busy_ns",
         "prefilled_tokens",
         "retracted",
+        "running_prompt_tokens",
         "waiting_tokens",
     )
 
@@ -76,6 +78,7 @@ class LoadFold:
         self.prefill_busy_ns = 0
         self.prefilled_tokens = 0
         self.retracted = 0
+        self.running_prompt_tokens = 0
         self.waiting_tokens = 0
 
     def fold(self, event: Event) -> None:
@@ -95,10 +98,12 @@ class LoadFold:
         elif isinstance(event, Preempted):
             self._computed(state, event.t_ns)
             self.retracted += 1
+            self._stop(state)
             self._wait(state, state.prompt_tokens + event.output_tokens)
         elif isinstance(event, Finished | Rejected):
             del self._open[event.rid]
             self._computed(state, event.t_ns)
+            self._stop(state)
             if state.waiting:
                 self._leave_queue(state)
             if isinstance(event, Finished):
@@ -107,6 +112,11 @@ class LoadFold:
     def _wait(self, state: _Open, tokens: int) -> None:
         self.waiting_tokens += tokens - state.waiting
         state.waiting = tokens
+
+    def _stop(self, state: _Open) -> None:
+        if state.running:
+            state.running = False
+            self.running_prompt_tokens -= state.prompt_tokens
 
     def _leave_queue(self, state: _Open) -> None:
         self.waiting_tokens -= state.waiting
@@ -117,6 +127,9 @@ class LoadFold:
         if event.resumed:
             self.retracted -= bool(tokens)
         self._leave_queue(state)
+        if not state.running:
+            state.running = True
+            self.running_prompt_tokens += state.prompt_tokens
         cached = event.cached_tokens
         self.prefilled_tokens += max(0, tokens - cached)
         self._hits.append((event.t_ns, cached, tokens))

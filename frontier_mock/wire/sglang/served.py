@@ -58,6 +58,7 @@ class SglangFront:
     graph_gb: float = 0.0
     accelerator: str = ""
     num_accelerators: int = 1
+    largest_graph: int = 0
     version: str = "0.5.23"
     compat: bool = True
     """Whether routes that 0.5.23 has removed are served for routers and trainers that call them."""
