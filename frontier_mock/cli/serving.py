@@ -145,6 +145,8 @@ def http_settings(args: VllmArgs, version: str, environment: Mapping[str, str]) 
         allow_credentials=args.allow_credentials,
         uds=args.uds,
         dev_mode=environment.get("VLLM_SERVER_DEV_MODE", "0") == "1",
+        scale_out=args.enable_scale_out or args.tokens_only,
+        tokens_only=args.tokens_only,
         shutdown_timeout_s=float(args.shutdown_timeout),
         version=version,
     )

@@ -190,6 +190,12 @@ def resolve_worker(
         watermark=args.watermark,
         reserve_full_isl=args.scheduler_reserve_full_isl,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        max_num_queued_tokens=args.max_num_queued_tokens,
+        max_num_scheduled_tokens=args.max_num_scheduled_tokens,
+        max_num_active_seqs=args.max_num_active_seqs,
+        long_prefill_token_threshold_adaptive=args.long_prefill_token_threshold_adaptive,
+        # vLLM's data-parallel engines count steps together, which is not simulated.
+        prefill_schedule_interval=args.prefill_schedule_interval if parallel.dp == 1 else 1,
         enable_kv_cache_events=args.enable_prefix_caching and _publishes(args.kv_events_config),
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
@@ -381,6 +387,16 @@ def _batch_limits(
         raise ConfigError(
             f"long-prefill-token-threshold: {args.long_prefill_token_threshold} is more than "
             f"max-model-len ({max_model_len})"
+        )
+    if args.max_num_active_seqs > seqs:
+        raise ConfigError(
+            f"max-num-active-seqs: {args.max_num_active_seqs} is more than max-num-seqs ({seqs})"
+        )
+    scheduled = args.max_num_scheduled_tokens
+    if 0 < scheduled < max_model_len and not args.enable_chunked_prefill:
+        raise ConfigError(
+            f"max-num-scheduled-tokens: {scheduled} is smaller than max-model-len "
+            f"({max_model_len}): without chunked prefill longer prompts would wait forever"
         )
     return seqs, tokens
 

@@ -13,6 +13,8 @@ from frontier_mock.config.sglang_front import sglang_front
 from frontier_mock.config.tokenizers import load_tokenizer
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.specs import ParallelSpec
+from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.text import TextRing
@@ -98,6 +100,28 @@ def _served(
         trust_request_chat_template=args.trust_request_chat_template,
         enable_auto_tool_choice=args.enable_auto_tool_choice,
         tool_call_parser=args.tool_call_parser,
+        deployment=_deployment(worker),
+    )
+
+
+def _deployment(worker: ResolvedWorker) -> Deployment:
+    args, step = worker.args, worker.spec.step
+    hardware = step.hardware
+    return Deployment(
+        weight_bytes=worker.memory.weights_bytes,
+        host_bytes_per_s=hardware.pcie_bytes_per_s,
+        network_bytes_per_s=hardware.nic_bytes_per_s or hardware.pcie_bytes_per_s,
+        peer_bytes_per_s=hardware.nvlink_bytes_per_s or hardware.pcie_bytes_per_s,
+        memory_bytes_per_s=hardware.hbm_bytes_per_s,
+        tp=step.parallel.tp,
+        pp=step.parallel.pp,
+        dp=worker.spec.dp_size,
+        max_num_seqs=worker.spec.scheduler.max_num_seqs
+        if isinstance(worker.spec.scheduler, SchedulerSpec)
+        else worker.spec.scheduler.max_running_requests,
+        sleep_mode=args.enable_sleep_mode,
+        weight_transfer=args.weight_transfer_backend,
+        enable_prefix_caching=worker.spec.scheduler.enable_prefix_caching,
     )
 
 

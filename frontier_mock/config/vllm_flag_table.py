@@ -47,7 +47,7 @@ ENGINE_FLAGS = """
 --pooler-config | json | - |
 --generation-config | text | auto |
 --override-generation-config | json | - | its max_new_tokens caps outputs
---enable-sleep-mode | switch | False |
+--enable-sleep-mode | switch | False | let /sleep take weights off the GPU
 --sleep-mode-backend | text | cumem |
 --sleep-mode-offload-cudagraph | switch | False |
 --sleep-preserve-parameter-names | texts | - |
@@ -211,20 +211,20 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --jit-monitor-mode | choice:warn,error | warn |
 --jit-monitor-verbose | switch | False |
 --max-num-batched-tokens | human>=1 | 8192 | token budget of a step; the default depends on the GPU
---max-num-scheduled-tokens | human>=1 | - |
+--max-num-scheduled-tokens | human>=1 | - | tokens of a step, if fewer than its budget
 --max-num-seqs | int>=1 | 1024 | largest running batch; the default depends on the GPU
---max-num-active-seqs | int>=1 | - |
---max-num-queued-reqs | int>=0 | - | waiting requests beyond which new ones are refused
---max-num-queued-tokens | human>=0 | - |
+--max-num-active-seqs | int>=1 | - | largest running batch if less than --max-num-seqs
+--max-num-queued-reqs | int>=0 | - | requests in flight beyond which new ones are refused with 503
+--max-num-queued-tokens | human>=0 | - | prompt tokens not yet prefilled that refuse (503)
 --long-prefill-token-threshold | int>=0 | 0 | largest chunk while others run; 0: no limit
---long-prefill-token-threshold-adaptive | switch | False |
+--long-prefill-token-threshold-adaptive | switch | False | at least a fair share
 --scheduling-policy | choice:fcfs,priority | fcfs | order of the waiting queue and of preemption
 --enable-chunked-prefill | switch | True | split prompts over steps
 --disable-chunked-mm-input | switch | False |
 --scheduler-cls | text | - |
 --scheduler-reserve-full-isl | switch | True | admit only prompts that fit whole
 --watermark | float>=0.0<1.0 | 0.0 | share of blocks kept free at admission while others run
---prefill-schedule-interval | int>=1 | 1 |
+--prefill-schedule-interval | int>=1 | 1 | steps between prefills while others decode
 --disable-hybrid-kv-cache-manager | switch | - |
 --async-scheduling | switch | True | schedule a step while the previous one runs
 --stream-interval | int>=1 | 1 | tokens per streamed chunk
@@ -258,7 +258,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --watchdog-config | json | - |
 --optimization-level | choice:0,1,2,3 | 2 | 0 means no CUDA graphs
 --performance-mode | choice:balanced,interactivity,throughput | balanced | throughput: double limits
---weight-transfer-config | json | - |
+--weight-transfer-config | json | - | let /update_weights receive weights
 --disable-log-stats | flag | False |
 --aggregate-engine-logging | flag | False |
 --fail-on-environ-validation | switch | False |
@@ -299,8 +299,8 @@ FRONTEND_FLAGS = """
 --cohere-format | text | cmd4 |
 --anthropic-disabled-thinking-effort | text | auto |
 --log-error-stack | switch | False |
---tokens-only | switch | False |
---enable-scale-out | switch | False |
+--tokens-only | switch | False | serve token ids, not text, on /inference/v1/generate
+--enable-scale-out | switch | False | serve /inference/v1/generate and the render routes
 --fingerprint-mode | choice:full,hash,custom,none | full | shape of system_fingerprint
 --fingerprint-value | text | - | system_fingerprint in mode custom
 --host | text | - | address to bind; all interfaces when absent

@@ -89,8 +89,13 @@ class VllmArgs:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     max_num_queued_reqs: int = 0
+    max_num_queued_tokens: int | None = None
+    max_num_scheduled_tokens: int = 0
+    max_num_active_seqs: int = 0
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    prefill_schedule_interval: int = 1
     scheduling_policy: str = "fcfs"
     async_scheduling: bool | None = None
     stream_interval: int = 1
@@ -120,6 +125,10 @@ class VllmArgs:
     trust_request_chat_template: bool = False
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
+    enable_scale_out: bool = False
+    tokens_only: bool = False
+    enable_sleep_mode: bool = False
+    weight_transfer_backend: str = ""
     fingerprint_mode: str = "full"
     fingerprint_value: str | None = None
     max_new_tokens: int | None = None
@@ -225,6 +234,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _compilation(given.get("compilation_config"), given)
     values |= _generation(given.get("override_generation_config"))
     values |= _overrides(values.pop("hf_overrides", None))
+    values |= _weight_transfer(given.get("weight_transfer_config"))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["afd"] = afd_of_plugin(
         given.get("additional_config"), ranks, values.get("enable_dbo", False)
@@ -299,6 +309,21 @@ def _overrides(config: object) -> dict[str, Any]:
     return {"hf_overrides": shape}
 
 
+def _weight_transfer(config: object) -> dict[str, Any]:
+    """The backend of --weight-transfer-config, "nccl" if it names none."""
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"argument --weight-transfer-config: {shown(config)} is not a JSON object")
+    backend = config.get("backend", "nccl")
+    if not isinstance(backend, str) or not backend:
+        raise ConfigError(
+            f"argument --weight-transfer-config: backend: {shown(backend)} is not a name, such as "
+            "nccl or ipc"
+        )
+    return {"weight_transfer_backend": backend}
+
+
 def _whole(key: str, value: object) -> int:
     """A whole number in a JSON flag; digits in quotes count, as they do for vLLM."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -356,6 +381,10 @@ _RANGES: tuple[tuple[str, int, int], ...] = (
     ("max_num_batched_tokens", 1, _LARGE),
     ("max_num_seqs", 1, 1_000_000),
     ("max_num_queued_reqs", 1, _LARGE),
+    ("max_num_queued_tokens", 0, _LARGE),
+    ("max_num_scheduled_tokens", 1, _LARGE),
+    ("max_num_active_seqs", 1, 1_000_000),
+    ("prefill_schedule_interval", 1, _LARGE),
     ("block_size", 1, 4096),
     ("kv_cache_memory_bytes", 1, 2**50),
     ("num_gpu_blocks_override", 2, _LARGE),

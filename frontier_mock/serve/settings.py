@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class HttpSettings:
     """Names are vLLM's flags (`--api-key`, `--root-path`, ...) with `_` for `-`.
 
-    `dev_mode` is VLLM_SERVER_DEV_MODE=1. `shutdown_timeout_s` is how long SIGTERM lets requests in
-    flight go on before they are aborted. `sse_keep_alive_interval_s` is real: the silence after
-    which a stream gets a comment, 0 for never. `uds` is a socket file to listen on instead of a
+    `dev_mode` is VLLM_SERVER_DEV_MODE=1, `scale_out` --enable-scale-out. `shutdown_timeout_s` is
+    how long SIGTERM lets requests in flight go on before they are aborted.
+    `sse_keep_alive_interval_s` is real: the silence after which a stream gets a comment, 0 for never. `uds` is a socket file to listen on instead of a
     port. `version` is what GET /version says.
     """
 
@@ -18,6 +18,8 @@ class HttpSettings:
     enable_request_id_headers: bool = False
     enable_server_load_tracking: bool = False
     dev_mode: bool = False
+    scale_out: bool = False
+    tokens_only: bool = False
     sse_keep_alive_interval_s: float = 0.0
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)

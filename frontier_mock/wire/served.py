@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from frontier_mock.core.commands import AUTO_WORKER
+from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.text import TextRing
@@ -31,8 +32,9 @@ class ServedModel:
     tokenizer's; ids below either are valid in prompts. `new_id` makes the base of a request id when
     the client brings none; servers pass `lambda: uuid4().hex`. `eos` is None for a model that
     never stops by itself. `keeps_tokens` has prompts remember their ids, for
-    KV events. `worker` is the one requests are submitted to, by its number. `sglang` has
-    SGLang's own settings if that is the engine.
+    KV events. `worker` is the one requests are submitted to, by its number. `deployment` is what
+    weight updates and sleep take their time from. `sglang` has SGLang's own settings if that is the
+    engine.
     """
 
     names: tuple[str, ...]
@@ -60,6 +62,7 @@ class ServedModel:
     tool_call_parser: str | None = None
     worker: int = AUTO_WORKER
     keeps_tokens: bool = False
+    deployment: Deployment = field(default_factory=Deployment)
     sglang: SglangFront | None = None
 
     @property

@@ -170,6 +170,14 @@ def outcome(argv: list[str], hardware: str) -> str:
             [LLAMA8, "--long-prefill-token-threshold", "200000"],
             "long-prefill-token-threshold: 200000 is more than",
         ),
+        (
+            [LLAMA8, "--max-num-seqs", "200", "--max-num-active-seqs", "201"],
+            "max-num-active-seqs: 201 is more than max-num-seqs (200)",
+        ),
+        (
+            [LLAMA8, "--no-enable-chunked-prefill", "--max-num-scheduled-tokens", "8192"],
+            "max-num-scheduled-tokens: 8192 is smaller than max-model-len (131072)",
+        ),
         ([LLAMA8, "--hf-config-path", "/absent"], "/absent"),
     ],
 )
