@@ -66,6 +66,8 @@ class Actor:
     children: tuple[str, ...] = ()
     legs_due: dict[str, int] = field(default_factory=dict)
     """Messages with this lease that are still on their way, by rendezvous."""
+    lost: bool = False
+    """Its connection has ended; it is forgotten once its requests have left the engine."""
     fault: str = ""
     """Why what it waited for did not happen, until it has been told."""
 

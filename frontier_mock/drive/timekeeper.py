@@ -14,6 +14,8 @@ the engine. A driver tells it what happened (the verbs) and asks it what to do (
 2. A lease is held whenever a message that carries it is outside the engine: it parks when its
    request arrives and is held again before the last byte of the response leaves. A router that
    makes several requests of one (prefill and decode) has delivered it when all of them are here.
+   A client that dies is such a message as well: if it has requests in the engine its lease is held
+   until their connections have ended too, so that they are aborted at the instant it died.
 3. Commands of one instant wait in the inbox until the instant is quiescent, and are then fed in
    canonical order: actor name, then that actor's own sequence. How the operating system interleaved
    the clients is thereby invisible to the engine.
@@ -32,7 +34,6 @@ Real time appears only as the `wall_ns` argument of `decide`: any monotonic nano
 """
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from typing import Generic
 
 from frontier_mock.drive.gates import Gates
@@ -52,6 +53,7 @@ from frontier_mock.drive.leases import (
     Waking,
     check_name,
 )
+from frontier_mock.drive.sleepers import Sleepers
 from frontier_mock.simtime import SimTime
 
 _STALLS_KEPT = 100
@@ -86,7 +88,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._held: dict[str, Actor] = {}
         self._ready: list[Waking[TokenT]] = []
         self._inbox: list[tuple[str, int, ItemT]] = []
-        self._sleepers: list[tuple[SimTime, str, int, TokenT]] = []
+        self._sleepers: Sleepers[TokenT] = Sleepers()
         self._gates: Gates[TokenT] = Gates()
         self._gone: dict[str, None] = {}
         self._stuck = False
@@ -139,7 +141,6 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._check_new(children if rename is None else (*children, rename))
         if rename is not None:
             self._rename(actor, rename)
-            name = rename
         for child in children:
             self._create(child, actor.session, once=once, state=State.PENDING, last="fork")
         actor.children = tuple(children)
@@ -147,12 +148,12 @@ class Timekeeper(Generic[TokenT, ItemT]):
         actor.serial = self._serial
         actor.until_ns = max(until_ns, self.now_ns)
         self._park(actor, State.SLEEPING, f"sleep until {actor.until_ns}")
-        heappush(self._sleepers, (actor.until_ns, name, self._serial, token))
+        self._sleepers.add(actor.until_ns, self._serial, actor, token)
 
     def advance(self, until_ns: SimTime, token: TokenT) -> None:
         """Hand `token` back once time has reached `until_ns`, whatever happens on the way."""
         self._serial += 1
-        heappush(self._sleepers, (max(until_ns, self.now_ns), "", self._serial, token))
+        self._sleepers.add(max(until_ns, self.now_ns), self._serial, None, token)
         self._touched = True
 
     def barrier(self, name: str, group: str, size: int, token: TokenT) -> None:
@@ -176,10 +177,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
         actor = self.actors.get(name)
         if actor is None or actor.state not in (State.SLEEPING, State.BARRIER):
             return
-        self._gates.forget(actor)
-        for child in actor.children:
-            self._forget(child)
-        actor.children = ()
+        self._stop_waiting(actor)
         self._hold(actor, f"gave up: {actor.last}")
         self._touched = True
 
@@ -199,16 +197,24 @@ class Timekeeper(Generic[TokenT, ItemT]):
 
     def close(self, session: int) -> list[TokenT]:
         """The connection that owned `session` is gone: whoever it still has is lost."""
-        names = [a.name for a in self.actors.values() if a.session == session]
-        self._gone.update(dict.fromkeys(names))
+        tokens: list[TokenT] = []
+        for actor in [a for a in self.actors.values() if a.session == session]:
+            self._gone[actor.name] = None
+            if actor.outstanding and actor.state is not State.READY:
+                tokens += self._stop_waiting(actor)
+                actor.lost = True
+                self._hold(actor, "lost its connection with a request inside")
+                self._touched = True
+            else:
+                tokens += self._forget(actor.name)
         while len(self._gone) > _GONE_KEPT:
             del self._gone[next(iter(self._gone))]
-        return self.release_session(session)
+        return tokens
 
     def abandon(self) -> list[TokenT]:
         """The run is over: forget every actor. Returns the tokens of all who wait for time."""
         tokens = [token for name in list(self.actors) for token in self._forget(name)]
-        tokens += [token for _, name, _, token in self._sleepers if not name]
+        tokens += self._sleepers.tokens_of(None)
         self._sleepers.clear()
         return tokens
 
@@ -276,8 +282,10 @@ class Timekeeper(Generic[TokenT, ItemT]):
         actor.outstanding -= 1
         if actor.outstanding == 0 and actor.state is State.PARKED:
             self._make_ready(actor, token)
-        else:
-            self._append_ready(actor.name, None, token)
+            return
+        self._append_ready(actor.name, None, token)
+        if actor.lost and actor.outstanding == 0:
+            self._forget(actor.name)
 
     def disconnect(self, name: str | None) -> None:
         """The client gave up a request inside the engine: its lease is outside again."""
@@ -290,7 +298,9 @@ class Timekeeper(Generic[TokenT, ItemT]):
         if actor.outstanding == 0:
             # Whoever gave up one leg will not send the other.
             actor.legs_due.clear()
-            if actor.state is State.PARKED:
+            if actor.lost:
+                self._forget(actor.name)
+            elif actor.state is State.PARKED:
                 self._come_back(actor, "disconnect")
 
     # Decisions
@@ -341,13 +351,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
 
     def next_wake(self) -> SimTime | None:
         """Earliest sleep deadline, None if nobody sleeps."""
-        sleepers = self._sleepers
-        while sleepers:
-            until_ns, name, serial, _ = sleepers[0]
-            if self._still_sleeping(name, serial):
-                return until_ns
-            heappop(sleepers)
-        return None
+        return self._sleepers.next_ns()
 
     def holders(self) -> list[tuple[str, str]]:
         """Who keeps time from moving, and what each was last seen doing."""
@@ -395,19 +399,11 @@ class Timekeeper(Generic[TokenT, ItemT]):
         return Wait(None, "barriers incomplete")
 
     def _wake(self) -> None:
-        sleepers = self._sleepers
-        while sleepers and sleepers[0][0] <= self.now_ns:
-            _, name, serial, token = heappop(sleepers)
-            if not name:
+        for actor, token in self._sleepers.pop_due(self.now_ns):
+            if actor is None:
                 self._append_ready("", None, token)
-            elif self._still_sleeping(name, serial):
-                self._make_ready(self.actors[name], token)
-
-    def _still_sleeping(self, name: str, serial: int) -> bool:
-        if not name:
-            return True
-        actor = self.actors.get(name)
-        return actor is not None and actor.serial == serial and actor.state is State.SLEEPING
+            else:
+                self._make_ready(actor, token)
 
     def _take_ready(self) -> list[TokenT]:
         """Those that may go on: all of them, or in baton mode one lease if nobody runs."""
@@ -494,12 +490,16 @@ class Timekeeper(Generic[TokenT, ItemT]):
             return []
         self._held.pop(name, None)
         self._touched = True
-        tokens: list[TokenT] = []
+        return self._stop_waiting(actor)
+
+    def _stop_waiting(self, actor: Actor) -> list[TokenT]:
+        """End an actor's sleep or barrier, and children that wait for that. Returns its tokens."""
+        tokens = self._gates.forget(actor)
         if actor.state is State.SLEEPING:
-            tokens += [t for _, _, serial, t in self._sleepers if serial == actor.serial]
-        elif actor.state is State.BARRIER:
-            tokens += self._gates.forget(actor)
-        for child in actor.children:
+            tokens += self._sleepers.tokens_of(actor)
+            actor.serial = 0
+        children, actor.children = actor.children, ()
+        for child in children:
             tokens += self._forget(child)
         return tokens
 
@@ -513,6 +513,10 @@ class Timekeeper(Generic[TokenT, ItemT]):
             self.stalled_by[name] = self.stalled_by.get(name, 0) + 1
         self.stalls.append(stall)
         del self.stalls[:-_STALLS_KEPT]
+        for actor in [a for a in self._held.values() if a.lost]:
+            # Somebody goes on with its requests after all, without it.
+            self._forget(actor.name)
+            self._touched = False
 
     def _arm_grace(self) -> None:
         self._grace_armed = True

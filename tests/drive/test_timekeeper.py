@@ -254,6 +254,49 @@ def test_advance_moves_an_idle_clock() -> None:
     assert k.decide(None, 0) == Resume(["done"])
 
 
+def test_lost_client_holds_time_until_its_requests_are_given_up() -> None:
+    k = keeper()
+    k.register(1, ["lost"])
+    k.register(2, ["a"])
+    k.park("lost")
+    k.park("lost")
+    k.sleep("a", 7, "a")
+    assert k.close(1) == []
+    assert isinstance(k.decide(5, 0), Wait)
+    assert k.holders() == [("lost", "lost its connection with a request inside")]
+    k.disconnect("lost")
+    assert isinstance(k.decide(5, 1), Wait)
+    k.disconnect("lost")
+    k.post("lost", "abort")
+    assert k.decide(5, 2) == Feed(["abort"])
+    assert k.decide(None, 2) == Move(7)
+    assert (list(k.actors), k.stall_count) == (["a"], 0)
+
+
+def test_request_that_outlives_its_client_goes_on_without_a_lease() -> None:
+    k = keeper()
+    k.register(1, ["lost"])
+    k.park("lost")
+    k.close(1)
+    k.decide(5, 0)
+    assert k.decide(5, 1000 * MS) == Move(5)
+    assert k.stalled_by == {"lost": 1}
+    assert k.actors == {}
+    k.complete("lost", "bytes")
+    assert k.decide(None, 1000 * MS) == Resume(["bytes"])
+
+
+def test_request_that_ends_as_its_client_is_lost_ends_the_lease() -> None:
+    k = keeper()
+    k.register(1, ["lost"])
+    k.park("lost")
+    k.close(1)
+    k.complete("lost", "bytes")
+    assert k.actors == {}
+    assert k.decide(None, 0) == Resume(["bytes"])
+    assert k.decide(9, 0) == Move(9)
+
+
 def test_closing_a_session_frees_time_and_returns_what_waited() -> None:
     k = keeper()
     k.register(1, ["a", "b"])
