@@ -22,6 +22,8 @@ from frontier_mock.config.traces import load_trace
 from frontier_mock.config.workloads import shorten
 from frontier_mock.core.journal import Journal
 from frontier_mock.drive.offline import run as run_offline
+from frontier_mock.report.perfetto import trace_json
+from frontier_mock.report.step_runs import keep_step_logs
 from frontier_mock.report.summary import RunReport, report_cluster
 from frontier_mock.workload.build import build_source
 from frontier_mock.workload.rows import TraceRows
@@ -38,7 +40,8 @@ def run(argv: Sequence[str]) -> int:
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     source, rows = scenario_source(scenario, options.requests, options.duration)
     journal = None if options.journal is None else Journal()
-    report = simulate(scenario, cluster, source, journal, with_oracle=options.oracle)
+    trace = None if options.trace_out is None else Path(options.trace_out)
+    report = simulate(scenario, cluster, source, journal, with_oracle=options.oracle, trace=trace)
     publish(report, rows, options)
     if journal is not None:
         lines = journal_lines(cluster, journal)
@@ -57,6 +60,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--single-step", action="store_true", help="simulate every step on its own (slow, equal)"
     )
     parser.add_argument("--oracle", action="store_true", help="score routing by what was cached")
+    parser.add_argument(
+        "--trace-out", metavar="FILE", help="write a trace that ui.perfetto.dev opens"
+    )
     add_outcome_options(parser)
     return parser.parse_args(list(argv))
 
@@ -87,11 +93,28 @@ def simulate(
     journal: Journal | None,
     *,
     with_oracle: bool = False,
+    trace: Path | None = None,
 ) -> RunReport:
-    """Play `source` on the cluster and report; `wall_s` of the report is the loop's own time."""
+    """Play `source` on the cluster and report; `wall_s` of the report is the loop's own time.
+
+    `trace` is the file for the run as Perfetto shows it. Raises ConfigError if it cannot be.
+    """
     cluster = build_cluster(resolved.spec, resolved.costs, with_oracle=with_oracle)
+    engines = resolved.spec.workers
+    keep_step_logs(
+        cluster,
+        [
+            server
+            for server in cluster.servers
+            if trace is not None or engines[server.start].afd is not None
+        ],
+    )
     started_s = time.perf_counter()
     done = run_offline(cluster, source, journal)
     wall_s = time.perf_counter() - started_s
+    if trace is not None:
+        write_text(trace, trace_json(cluster, resolved.costs))
     measured = [item.measured for item in done.items]
-    return report_cluster(cluster, scenario.name, wall_s, measured, scenario.slo)
+    return report_cluster(
+        cluster, scenario.name, wall_s, measured, scenario.slo, costs=resolved.costs
+    )

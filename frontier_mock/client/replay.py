@@ -24,6 +24,7 @@ from frontier_mock.client.loadgen import (
 from frontier_mock.report.latency import LatencyStats, Sample
 from frontier_mock.report.oracle import OracleStats
 from frontier_mock.report.records import ABORTED, COMPLETED, REJECTED, RequestRecord
+from frontier_mock.report.roles import RoleStats, cost_stats
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.report.summary import ClientStats, RunReport, WorkerStats, report_records
 from frontier_mock.simtime import SimTime
@@ -232,6 +233,10 @@ async def _merge_server(clock: HttpClient, report: RunReport, before: ClockState
         return
     client["server_requests"] = requests["submitted"]
     result["workers"] = cast(list[WorkerStats], server["workers"])
+    if "roles" in server:
+        roles = result["roles"] = cast(list[RoleStats], server["roles"])
+        rates = (result["output_tokens_per_s"], result["input_tokens_per_s"])
+        result["cost"] = cost_stats(roles, *rates)
     if "cache_oracle" in server:
         result["cache_oracle"] = cast(OracleStats, server["cache_oracle"])
     result["preemptions"] = cast(int, server["preemptions"])

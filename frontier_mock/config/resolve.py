@@ -105,11 +105,26 @@ def resolve_scenario(
             worker = _resolve_group(group)
         except ConfigError as error:
             raise ConfigError(f"{group.where}: {error}") from None
+        worker = replace(worker, spec=_priced(worker.spec, scenario.prices))
         workers.extend(_expand(worker, group, next_port))
         last = workers[-1].spec.port
         next_port = last + 1 if last else next_port
     _check_distinct(workers, scenario.source)
     return cluster_of(workers, ClusterSpec((), scenario.router_policy, scenario.seed, single_step))
+
+
+def _priced(spec: WorkerSpec, prices: Mapping[str, float]) -> WorkerSpec:
+    """The same worker with GPUs that cost what the scenario says."""
+
+    def priced(hardware: HardwareSpec) -> HardwareSpec:
+        usd_per_hour = prices.get(hardware.name, hardware.usd_per_hour)
+        return replace(hardware, usd_per_hour=usd_per_hour)
+
+    afd = spec.afd
+    if afd is not None:
+        afd = replace(afd, ffn_hardware=priced(afd.ffn_hardware))
+    step = replace(spec.step, hardware=priced(spec.step.hardware))
+    return replace(spec, step=step, afd=afd)
 
 
 def cluster_of(workers: Sequence[ResolvedWorker], like: ClusterSpec) -> ResolvedCluster:

@@ -8,7 +8,7 @@ the line, the key's path and what is allowed.
 import importlib.resources
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from frontier_mock.config.keys import (
     integer,
     listing,
     mapping,
+    number,
     one_of,
     open_section,
     optional,
     string,
 )
+from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
@@ -74,7 +76,10 @@ class WorkerGroup:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioSpec:
-    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one."""
+    """A whole scenario file. `groups` is empty without `cluster:`, `workload` None without one.
+
+    `prices` are USD per GPU and hour by hardware, for those the file names.
+    """
 
     name: str
     seed: int
@@ -83,6 +88,7 @@ class ScenarioSpec:
     workload: WorkloadSpec | None
     slo: SloSpec
     source: str
+    prices: Mapping[str, float] = field(default_factory=dict)
 
 
 MAX_WORKERS = 4096
@@ -96,7 +102,13 @@ SCENARIO_KEYS: tuple[Key[Any], ...] = (NAME, SEED, CLUSTER, WORKLOAD, SLO)
 
 WORKERS = Key("workers", listing("a list of workers"), REQUIRED, "groups of equal workers")
 ROUTER = Key("router", optional(mapping()), None, "stand-in for a router when none is in front")
-CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER)
+PRICES = Key(
+    "prices",
+    optional(mapping()),
+    None,
+    "USD per GPU and hour by hardware; those of the profiles are placeholders",
+)
+CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER, PRICES)
 
 POLICY = Key("policy", one_of(*POLICIES), "round_robin", "how requests are spread")
 ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY,)
@@ -199,6 +211,7 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         workload=None if workload is None else read_workload(workload, search),
         slo=SloSpec() if slo is None else read_slo(slo),
         source=source,
+        prices={} if cluster is None else _read_prices(cluster),
     )
 
 
@@ -226,6 +239,20 @@ def _read_cluster(value: Value) -> tuple[tuple[WorkerGroup, ...], str]:
     router = section.get(ROUTER)
     policy = "round_robin" if router is None else open_section(router, ROUTER_KEYS).get(POLICY)
     return groups, policy
+
+
+def _read_prices(cluster: Value) -> dict[str, float]:
+    value = open_section(cluster, CLUSTER_KEYS).get(PRICES)
+    if value is None:
+        return {}
+    assert isinstance(value.data, dict)
+    known = known_hardware()
+    for name, entry in value.data.items():
+        if name not in known:
+            raise entry.error(
+                f"no such hardware{nearest(name, known)}; allowed: {', '.join(known)}"
+            )
+    return {name: number(0).read(entry) for name, entry in value.data.items()}
 
 
 def _read_worker(value: Value) -> WorkerGroup:

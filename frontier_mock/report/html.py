@@ -11,6 +11,7 @@ from frontier_mock.report.charts import Chart, Line, draw, short
 from frontier_mock.report.latency import COLUMNS, Floats, Ints, Sample, in_columns
 from frontier_mock.report.oracle import oracle_lines, oracle_title
 from frontier_mock.report.records import NEVER, RequestRecord
+from frontier_mock.report.roles import ROLE_HEAD, cost_lines, role_cells
 from frontier_mock.report.summary import Result, RunReport, latencies
 from frontier_mock.report.terminal import figure, notes
 from frontier_mock.simtime import NS_PER_S
@@ -69,7 +70,7 @@ def html_report(report: RunReport) -> str:
         f'<h1>{title}</h1><p class="sub">{_subtitle(result)}</p>{digest}{_cards(result)}'
         f"<h2>Latency, ms</h2>{_latency_table(result)}{_distributions(report)}"
         f"<h2>Over time</h2>{_timeline(report.records)}"
-        f"{_oracle_table(result)}{_worker_table(result)}{_note_list(result)}"
+        f"{_oracle_table(result)}{_role_tables(result)}{_worker_table(result)}{_note_list(result)}"
         f"<details><summary>Result as JSON</summary><pre>{raw}</pre></details></body></html>\n"
     )
 
@@ -114,6 +115,16 @@ def _oracle_table(result: Result) -> str:
         return ""
     title = escape(oracle_title(stats).capitalize())
     return f"<h2>{title}</h2>{_table(('', 'tokens hit'), oracle_lines(stats))}"
+
+
+def _role_tables(result: Result) -> str:
+    roles, cost = result.get("roles"), result.get("cost")
+    made = ""
+    if roles:
+        made = f"<h2>Roles</h2>{_table(ROLE_HEAD, [role_cells(row) for row in roles])}"
+    if cost is not None and (lines := cost_lines(cost)):
+        made += f"<h2>Cost</h2>{_table(('', 'value'), lines)}"
+    return made
 
 
 def _latency_table(result: Result) -> str:

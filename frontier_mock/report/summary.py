@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.observed import ObservedCluster
+from frontier_mock.cost.protocol import StepCost
 from frontier_mock.report.itl import inter_token_gaps
 from frontier_mock.report.latency import Ints, LatencyStats, Sample
 from frontier_mock.report.oracle import OracleStats, oracle_stats
@@ -29,6 +30,7 @@ from frontier_mock.report.records import (
     fold_events,
     keep_measured,
 )
+from frontier_mock.report.roles import CostStats, RoleStats, cost_stats, role_stats
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
@@ -118,6 +120,8 @@ class Result(TypedDict):
     preemptions: int
     workers: list[WorkerStats]
     digest: str
+    roles: NotRequired[list[RoleStats]]
+    cost: NotRequired[CostStats]
     cache_oracle: NotRequired[OracleStats]
     trace: NotRequired[TraceStats]
     client: NotRequired[ClientStats]
@@ -158,8 +162,12 @@ def report_cluster(
     wall_s: float,
     measured: Sequence[bool] | None = None,
     slo: SloSpec | None = None,
+    costs: Sequence[StepCost] = (),
 ) -> RunReport:
-    """Report on everything in the cluster's log. `measured` is by rid, None: all of it."""
+    """Report on everything in the cluster's log. `measured` is by rid, None: all of it.
+
+    With `costs`, servers that have kept step logs are looked into (`report.roles`).
+    """
     everything = fold_events(cluster.log.events)
     kept = everything if measured is None else keep_measured(everything, measured)
     workers = worker_stats(cluster, everything.records)
@@ -167,6 +175,11 @@ def report_cluster(
     warmup = len(everything.records) - len(kept.records)
     digest = cluster.log.digest()
     report = report_records(kept.records, scenario, wall_s, slo, gaps, workers, digest, warmup)
+    result = report.result
+    result["roles"] = role_stats(cluster, costs)
+    result["cost"] = cost_stats(
+        result["roles"], result["output_tokens_per_s"], result["input_tokens_per_s"]
+    )
     if isinstance(cluster, ObservedCluster) and cluster.oracle is not None:
         stats = oracle_stats(cluster.oracle, everything.records, measured)
         report.result["cache_oracle"] = stats

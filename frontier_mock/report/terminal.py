@@ -8,6 +8,7 @@ from rich.text import Text
 
 from frontier_mock.report.latency import COLUMNS, in_columns
 from frontier_mock.report.oracle import OracleStats, oracle_lines, oracle_title
+from frontier_mock.report.roles import ROLE_HEAD, RoleStats, cost_lines, role_cells
 from frontier_mock.report.summary import ClientStats, Result, WorkerStats, latencies
 
 WIDTH = 80
@@ -26,6 +27,9 @@ def terminal_report(result: Result) -> RenderableType:
     oracle = result.get("cache_oracle")
     if oracle is not None:
         parts.append(_oracle(oracle))
+    roles = result.get("roles")
+    if roles:
+        parts.append(_roles(roles))
     if result["workers"]:
         parts.append(_workers(result["workers"]))
     parts.extend(_notes(result))
@@ -84,6 +88,18 @@ def _rates(result: Result) -> Table:
         f"{cache['hit_tokens']:,} of {cache['query_tokens']:,} tokens ({cache['hit_rate']:.2%})",
     )
     table.add_row("preemptions", f"{result['preemptions']:,}")
+    cost = result.get("cost")
+    for name, value in () if cost is None else cost_lines(cost):
+        table.add_row(name, value)
+    return table
+
+
+def _roles(roles: list[RoleStats]) -> Table:
+    table = Table(title="roles", title_justify="left", expand=True)
+    for column in ROLE_HEAD:
+        table.add_column(column, justify="left" if column in ROLE_HEAD[:2] else "right")
+    for row in roles:
+        table.add_row(*role_cells(row))
     return table
 
 

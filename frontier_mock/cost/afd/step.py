@@ -16,7 +16,7 @@ Theory of operation
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,15 @@ _GRAPH_REPLAY_US: Final = 10.0
 
 _STEPS_AHEAD: Final = 4096
 """Longest run of steps for which a line is checked."""
+
+
+class Occupied(NamedTuple):
+    """Nanoseconds of work at each station, over all layers; attention is the mean of its ranks."""
+
+    attention_ns: float
+    to_ffn_ns: float
+    ffn_ns: float
+    to_attention_ns: float
 
 
 def build_afd_cost(
@@ -142,6 +151,29 @@ class AfdStepCost:
                 kernels[j].append(kernel_ns)
         stages = [self._stages.stages(*tokens) for tokens in zip(most, everybody, strict=True)]
         return self._runs(list(zip(stages, kernels, strict=True)))
+
+    def occupied(self, batches: Sequence[RankBatch]) -> Occupied:
+        """For how long each station works in one step; around the pipeline only attention does."""
+        count = self.afd.micro_batches
+        if any(batch.chunks for batch in batches):
+            runs = self.layer_runs(batches)
+        else:
+            once = [self._kernel(batch, 0) for batch in batches]
+            tokens = [one[0] for one in once]
+            stages = self._stages.stages(max(tokens), sum(tokens))
+            runs = self._runs([(stages, [kernel for _, kernel in once])] * count)
+        attention = to_ffn = ffn = to_attention = 0.0
+        for run in runs:
+            for batch in run.micro_batches:
+                ranks = len(batch.attention_ns)
+                attention += run.num_layers * sum(batch.attention_ns) / ranks
+                to_ffn += run.num_layers * max(batch.to_ffn_ns)
+                ffn += run.num_layers * max(batch.ffn_ns)
+                to_attention += run.num_layers * max(batch.to_attention_ns)
+        tokens = [b.num_decodes + sum(chunk.new for chunk in b.chunks) for b in batches]
+        rows = [b.num_decodes + len(b.chunks) for b in batches]
+        attention += self.around_ns(max(*tokens, 1), max(*rows, 1))
+        return Occupied(attention, to_ffn, ffn, to_attention)
 
     # Parts -----------------------------------------------------------------------------------
 
