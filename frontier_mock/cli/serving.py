@@ -9,6 +9,7 @@ from dataclasses import fields
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
+from frontier_mock.config.kv_sources import kv_sources
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
@@ -43,6 +44,9 @@ def serve(
         journal_head=journal_head(cluster),
         clock_server=clock_server,
         clock_grpc_port=sim.clock_grpc_port,
+        kv_sources=kv_sources(cluster, os.environ, sim.kv_event_dialect),
+        kv_settle_s=sim.kv_event_settle_ms / 1000 if parse_clock(sim.clock)[0] == "warp" else 0.0,
+        oracle=sim.oracle,
     )
     return run_cluster(spec)
 

@@ -163,7 +163,7 @@ class SimulatorArgs:
     baton: bool = False
     clock_grpc_port: int | None = None
     kv_event_dialect: str | None = None
-    kv_event_settle_ms: float = 1.0
+    kv_event_settle_ms: float = 5.0
     oracle: bool = False
 
 
@@ -314,7 +314,9 @@ def _weight_transfer(config: object) -> dict[str, Any]:
     if config is None:
         return {}
     if not isinstance(config, dict):
-        raise ConfigError(f"argument --weight-transfer-config: {shown(config)} is not a JSON object")
+        raise ConfigError(
+            f"argument --weight-transfer-config: {shown(config)} is not a JSON object"
+        )
     backend = config.get("backend", "nccl")
     if not isinstance(backend, str) or not backend:
         raise ConfigError(

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,25 +18,30 @@ from typing import TYPE_CHECKING, Protocol
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.cluster.observed import KvBatch, ObservedCluster
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_events import KvSource
 from frontier_mock.core.commands import Command, Submit
 from frontier_mock.core.events import Event
 from frontier_mock.core.journal import to_line
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.protocol import Folder
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
 from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
+from frontier_mock.serve.grpc_settings import GrpcSpec, open_ports
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.sglang_app import SglangApp
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_port import sglang_app
 from frontier_mock.serve.sockets import bind, bind_file, url_of
+from frontier_mock.serve.truth import KvEventRoutes, TruthRoutes
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import ServerMetrics, WorkerMetrics
 from frontier_mock.serving.worker import Worker
@@ -45,6 +50,8 @@ from frontier_mock.wire.served import ServedModel
 
 if TYPE_CHECKING:
     from frontier_mock.serve.clock_grpc import GrpcClock
+    from frontier_mock.serve.grpc_server import GrpcServer
+    from frontier_mock.serve.kv_events import KvEvents
 
 logger = logging.getLogger("frontier_mock")
 uvicorn_logger = logging.getLogger("frontier_mock.uvicorn")
@@ -66,6 +73,9 @@ class ServeSpec:
     the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
     which says what it was recorded on (`config.journals`). `clock_server` is the URL of the process
     that keeps the clock, None if this one does. `clock_grpc_port` serves it over gRPC as well.
+    `kv_sources` are the publishers of KV events by engine, and `kv_settle_s` the real time their
+    subscribers get before a response ends. `oracle` scores routing (`cluster.oracle`).
+    `grpc` are the gRPC ports of the servers that have one, in the order of `served`.
     """
 
     cluster: ClusterSpec
@@ -80,6 +90,10 @@ class ServeSpec:
     journal_head: str = ""
     clock_server: str | None = None
     clock_grpc_port: int | None = None
+    grpc: Sequence[GrpcSpec | None] = ()
+    kv_sources: Mapping[int, KvSource] = field(default_factory=dict)
+    kv_settle_s: float = 0.0
+    oracle: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -126,7 +140,7 @@ class ClusterServer:
     def __init__(self, spec: ServeSpec) -> None:
         """Binds the ports and builds the engine. Raises ConfigError."""
         self._spec = spec
-        self.cluster: Cluster = build_cluster(spec.cluster, spec.costs)
+        self.cluster: Cluster = build_cluster(spec.cluster, spec.costs, with_oracle=spec.oracle)
         self._follower: Follower | None = None
         if spec.clock_server is not None:
             names = [worker.name for worker in spec.cluster.workers]
@@ -143,12 +157,13 @@ class ClusterServer:
             if spec.http.uds is not None:
                 opened.callback(Path(spec.http.uds).unlink, missing_ok=True)
             journal = opened.enter_context(_journal(spec))
+            self.kv_events = _kv_events(self.cluster, spec, created_s)
             self._opened = opened.pop_all()
         self._digests = WorkerDigests(worker.name for worker in spec.cluster.workers)
         self.driver = Driver(
             self.cluster,
             spec.clock,
-            self.metrics,
+            self._folders(),
             journal=journal,
             keep_events=_EVENTS_KEPT,
             on_drop=self._let_go,
@@ -158,6 +173,7 @@ class ClusterServer:
         if self._follower is not None:
             self._follower.report = self._report
             self._clock_routes = FollowedClock(self._follower, self.driver)
+        self._truth = TruthRoutes(self.cluster, self.driver, self.kv_events)
         self.grpc: GrpcClock | None = None
         if spec.clock_grpc_port is not None:
             if spec.clock_server is not None:
@@ -167,6 +183,15 @@ class ClusterServer:
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
         self._sglang: list[SglangApp] = []
+        self.grpc_ports: list[GrpcServer | None] = []
+        """The gRPC port of each server that has one, once it listens."""
+
+    def _folders(self) -> Sequence[Folder]:
+        """Who hears of every event of each engine."""
+        kv_events = self.kv_events
+        if kv_events is None:
+            return self.metrics
+        return [kv_events.heralded(metrics, i) for i, metrics in enumerate(self.metrics)]
 
     def _let_go(self, events: Sequence[Event]) -> None:
         """The log is about to forget these events: nobody needs the times of their steps then."""
@@ -188,9 +213,13 @@ class ClusterServer:
             await self._follower.join(self.driver)
         if self.grpc is not None:
             await self.grpc.start()
+        if self.kv_events is not None:
+            self.kv_events.start()
         parts = zip(self.cluster.servers, self._spec.served, self._sockets, strict=True)
+        apps: list[VllmApp | SglangApp] = []
         for server, served, sock in parts:
             app = self.app(server.start, served)
+            apps.append(app)
             if isinstance(app, SglangApp):
                 self._sglang.append(app)
             web = Http1Server(app, _KEEPALIVE_S)
@@ -202,12 +231,22 @@ class ClusterServer:
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
             engine = "vLLM" if served.sglang is None else "SGLang"
             logger.info("Starting %s server on %s", engine, url_of(sock, self._spec.host))
+        await self._start_grpc(apps)
         uvicorn_logger.info("Started server process [%d]", os.getpid())
         uvicorn_logger.info("Waiting for application startup.")
         uvicorn_logger.info("Application startup complete.")
         for app in self._sglang:
             app.open()
         self._write_ready_file()
+
+    async def _start_grpc(self, apps: Sequence[VllmApp | SglangApp]) -> None:
+        """Listen for gRPC where that is asked for."""
+        spec = self._spec
+        ports = open_ports(spec.grpc, self.cluster, spec.served, self.driver, apps, spec.host)
+        for port in ports:
+            if port is not None:
+                await port.start()
+            self.grpc_ports.append(port)
 
     def app(self, number: int, served: ServedModel) -> VllmApp | SglangApp:
         """The application of the server whose first engine is `number`.
@@ -222,13 +261,14 @@ class ClusterServer:
                 served,
                 self.driver,
                 [self.metrics[index] for index in engines],
-                [self._clock_routes],
+                [self._clock_routes, self._truth],
             )
         running = [partial(self.driver.running_tokens, index) for index in engines]
         folds = [self.metrics[index] for index in engines]
         metrics = ServerMetrics([m for m in folds if isinstance(m, WorkerMetrics)], running)
         part = WorkerPart(number, served, metrics)
-        return VllmApp(part, self.driver, self._spec.http, [self._clock_routes])
+        more = [self._clock_routes, self._truth, KvEventRoutes(self.kv_events, engines)]
+        return VllmApp(part, self.driver, self._spec.http, more)
 
     async def stop(self) -> None:
         """No new connections; let requests in flight drain or abort them; close and report."""
@@ -248,10 +288,15 @@ class ClusterServer:
         self._clock_routes.close()
         if self.grpc is not None:
             await self.grpc.stop()
+        for port in self.grpc_ports:
+            if port is not None:
+                await port.stop()
         if self._follower is not None:
             await self._follower.leave()
         await asyncio.gather(*(web.shutdown(_CLOSE_TIMEOUT_S) for web in self.webs))
         driver.stop()
+        if self.kv_events is not None:
+            self.kv_events.stop()
         self._opened.close()
         self._say_goodbye()
 
@@ -279,7 +324,11 @@ class ClusterServer:
         if path is None:
             return
         pairs = zip(self._spec.names, self.urls, strict=True)
-        ready: dict[str, object] = {"workers": [{"name": name, "url": url} for name, url in pairs]}
+        workers = [{"name": name, "url": url} for name, url in pairs]
+        for worker, port in zip(workers, self.grpc_ports, strict=True):
+            if port is not None:
+                worker["grpc_url"] = port.url
+        ready: dict[str, object] = {"workers": workers}
         if self.grpc is not None:
             ready["clock_grpc_port"] = self.grpc.port
         text = json.dumps(ready)
@@ -322,6 +371,26 @@ def metrics_of(
     if served.sglang is not None:
         return SglangWorkerMetrics(worker, served, created_s, rank)
     return WorkerMetrics(worker, served, created_s, rank)
+
+
+def _kv_events(cluster: Cluster, spec: ServeSpec, created_s: float) -> "KvEvents | None":
+    """The publishers of KV events, None if there are none. Raises ConfigError."""
+    if not isinstance(cluster, ObservedCluster):
+        return None
+    if not spec.kv_sources:
+        cluster.on_kv = _nobody_listens
+        return None
+    try:
+        from frontier_mock.serve.kv_events import KvEvents
+    except ImportError as error:
+        raise ConfigError(
+            f"kv-events-config: {error}; needs pip install 'frontier-mock[kv-events]'"
+        ) from None
+    return KvEvents(cluster, spec.kv_sources, created_s, spec.host, spec.kv_settle_s)
+
+
+def _nobody_listens(batch: KvBatch) -> None:
+    """Where batches go that nobody asked for."""
 
 
 def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":
