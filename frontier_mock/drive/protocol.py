@@ -42,6 +42,10 @@ class Engine(Protocol):
         """Output tokens of a sequence so far."""
         ...
 
+    def ranks(self, worker: int) -> range:
+        """The engines of the server whose first engine is `worker`."""
+        ...
+
     def token_counter(self, worker: int) -> Callable[[int], int]:
         """`tokens` for the sequences of one worker, for use before the engine moves again."""
         ...

@@ -7,6 +7,7 @@ from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import Ticket
 from frontier_mock.serve.routing import Routes
 from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_control import ControlRoutes
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_info import InfoRoutes
 from frontier_mock.serve.sglang_keys import Keys
@@ -44,7 +45,11 @@ def sglang_app(
     if front.enable_metrics:
         state.streams = streams
     http = HttpCounts()
-    routes: list[Routes] = [InfoRoutes(served, driver, state, ranks, http), *more]
+    routes: list[Routes] = [
+        InfoRoutes(served, driver, state, ranks, http),
+        ControlRoutes(served, driver, state, ranks),
+        *more,
+    ]
     keys = Keys(front.api_key, front.admin_api_key)
     return SglangApp(served, driver, state, keys, http, routes)
 
