@@ -38,6 +38,7 @@ from frontier_mock.cost.tables import (
     KernelTables,
     PrefillAttentionFit,
     PrefillAttentionTable,
+    RaggedFit,
 )
 
 RESIDUAL_SCALE = 4096.0
@@ -199,6 +200,7 @@ def load_kernels(name: str) -> KernelTables:
             elementwise_us=data["elementwise_us"],
             elementwise_memory=data["elementwise_memory"],
             contiguous=ContiguousFit(**data["contiguous"]) if "contiguous" in data else None,
+            ragged=RaggedFit(**data["ragged"]) if "ragged" in data else None,
         )
 
 

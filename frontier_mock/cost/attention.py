@@ -25,6 +25,7 @@ from frontier_mock.cost.tables import (
     Floats,
     PrefillAttentionFit,
     PrefillAttentionTable,
+    RaggedFit,
 )
 
 _TILE: Final = 128
@@ -40,6 +41,10 @@ _DECODE_COMPUTE: Final = 0.45
 
 _COLD_STREAM: Final = 0.95
 """Fraction of bandwidth that bounds a decode whose cache is not in L2 (see `decode_us`)."""
+
+
+_RAGGED_ROWS: Final = 64
+"""Query rows of one tile of FlashAttention 2's varlen kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +101,55 @@ def _through_sms_us(hw: HardwareSpec, heads: Heads) -> float:
 
 
 def decode_us(
-    table: DecodeAttentionTable, hw: HardwareSpec, heads: Heads, num_seqs: int
+    table: DecodeAttentionTable,
+    hw: HardwareSpec,
+    heads: Heads,
+    num_seqs: int,
+    ragged: RaggedFit | None = None,
 ) -> tuple[Floats, Floats]:
     """As `decode_row`, inside a forward pass.
 
     There the weights of a whole layer pass through L2 between two attentions, so no part of the
-    cache is still in it, and reading it takes at least its bytes over the bandwidth.
+    cache is still in it, and reading it takes at least its bytes over the bandwidth. With
+    FlashAttention 2 that is known better, from profiles of engines: a tile's start, and bytes at
+    the rate of long contexts.
     """
     kv_tokens, row = decode_row(table, hw, heads, num_seqs)
-    cold = kv_tokens * heads.bytes_per_token / (_COLD_STREAM * hw.hbm_bytes_per_s) * 1e6
+    stream = _COLD_STREAM if ragged is None else min(_COLD_STREAM, table.stream)
+    cold = kv_tokens * heads.bytes_per_token / (stream * hw.hbm_bytes_per_s) * 1e6
+    if ragged is not None:
+        cold += num_seqs * heads.kv / hw.sm_count * ragged.cold_us
     return kv_tokens, np.maximum(row, table.time_us[0, 0] + cold)
+
+
+def ragged_us(
+    fit: RaggedFit, hw: HardwareSpec, heads: Heads, num_seqs: int, kv_tokens: Floats
+) -> Floats:
+    """Microseconds that decodes add to a launch of prompt chunks under FlashAttention 2.
+
+    Alone, the query heads of one KV head are folded into one tile; beside a chunk they are not, and
+    each reads the cache for itself, through L2. Tiles run head by head, so heads that are not in
+    flight together find it in L2 only if one head's cache of all sequences fits.
+    """
+    group = heads.query / heads.kv
+    moved = kv_tokens * float(heads.bytes_per_token)
+    through = moved * group / (hw.sm_count * fit.sm_bytes_per_s)
+    together = max(1.0, hw.sm_count / num_seqs)
+    of_one_head = moved / heads.kv / (0.5 * fit.l2_bytes)
+    lost = np.clip(np.log2(np.maximum(of_one_head, 1.0)) / 2.0, 0.0, 1.0)
+    again = 1.0 + (max(1.0, group / together) - 1.0) * lost
+    read = moved * again / (_COLD_STREAM * hw.hbm_bytes_per_s)
+    tiles_us = num_seqs * heads.query / hw.sm_count * fit.tile_us
+    made: Floats = np.maximum(through, read) * 1e6 + tiles_us
+    return made
+
+
+def empty_tiles_us(
+    fit: RaggedFit, hw: HardwareSpec, heads: Heads, num_seqs: int, chunk: int
+) -> float:
+    """Microseconds of the tiles that a launch as deep as its longest chunk has for decodes too."""
+    tiles = num_seqs * heads.query * (-(-chunk // _RAGGED_ROWS) - 1)
+    return tiles / hw.sm_count * fit.empty_us
 
 
 def _between(table: DecodeAttentionTable, tiles: float) -> Floats:

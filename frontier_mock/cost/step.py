@@ -20,7 +20,12 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from frontier_mock.cost.attention import PrefillPrice, decode_us
+from frontier_mock.cost.attention import (
+    PrefillPrice,
+    decode_us,
+    empty_tiles_us,
+    ragged_us,
+)
 from frontier_mock.cost.collectives import straggling
 from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us, stage_us
@@ -38,7 +43,7 @@ from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
 from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
 from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import StepSpec
-from frontier_mock.cost.tables import Floats, KernelTables
+from frontier_mock.cost.tables import Floats, KernelTables, RaggedFit
 
 _Table = TypeVar("_Table")
 
@@ -190,6 +195,8 @@ class TabledStepCost:
         attention_ns = self.prefill_ns(chunks)
         if num_decodes:
             attention_ns += self.decode_beside_ns(num_decodes, decode_kv_tokens)
+            if self._tables.ragged is not None:
+                attention_ns += self._empty_ns(num_decodes, chunks)
         gpu_ns = self._fixed_ns(tokens, rows) + attention_ns
         if self.spec.parallel.overlap:
             gpu_ns = min(gpu_ns, self._overlapped_ns(tokens, attention_ns) + self.rows_ns(rows))
@@ -280,10 +287,34 @@ class TabledStepCost:
         if cut is None:
             xs, ys = self._attention_ns(num_seqs)
             launch = min(ys[0], self._launch_ns())
-            cut = self._beside[num_seqs] = _lines(xs, [y - launch for y in ys])
+            ys = [y - launch for y in ys]
+            if self._tables.ragged is not None and self._latent is None:
+                xs, ys = self._ragged_ns(self._tables.ragged, num_seqs, xs, ys)
+            cut = self._beside[num_seqs] = _lines(xs, ys)
         ends, lines = cut
         line = lines[bisect_left(ends, kv_tokens)]
         return line.base_ns + line.slope_ns * kv_tokens
+
+    def _ragged_ns(
+        self, fit: RaggedFit, num_seqs: int, xs: list[float], ys: list[float]
+    ) -> tuple[list[float], list[float]]:
+        """Decodes beside chunks where one kernel takes both: never faster than on their own."""
+        knots = np.union1d(xs, num_seqs * 2.0 ** np.arange(6.0, 19.0))
+        knots = knots[knots <= xs[-1]]
+        hw, heads = self.spec.hardware, self._decode_heads
+        near = np.minimum(knots, float(self.spec.model.sliding_window * num_seqs))
+        us = self._full_layers * ragged_us(fit, hw, heads, num_seqs, knots)
+        us += self._sliding_layers * ragged_us(fit, hw, heads, num_seqs, near)
+        return knots.tolist(), np.maximum(us * 1e3, np.interp(knots, xs, ys)).tolist()
+
+    def _empty_ns(self, num_decodes: int, chunks: Sequence[Chunk]) -> float:
+        """Tiles that decodes have no use for, in a launch as deep as the longest chunk."""
+        fit = self._tables.ragged
+        if fit is None or self._latent is not None:
+            return 0.0
+        longest = max(chunk[0] for chunk in chunks)
+        each = empty_tiles_us(fit, self.spec.hardware, self._decode_heads, num_decodes, longest)
+        return (self._full_layers + self._sliding_layers) * each * 1e3
 
     def _attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
         """All layers' decode attention at the knots of total context."""
@@ -291,7 +322,7 @@ class TabledStepCost:
             contexts, us = self._latent.decode_us(num_seqs)
             return contexts, [y * (self._full_layers * 1e3) for y in us]
         table, hw, heads = self._decode_table, self.spec.hardware, self._decode_heads
-        kv, row_us = decode_us(table, hw, heads, num_seqs)
+        kv, row_us = decode_us(table, hw, heads, num_seqs, self._tables.ragged)
         if not self._sliding_layers:
             return kv.tolist(), (row_us * (self._full_layers * 1e3)).tolist()
         knee = float(self.spec.model.sliding_window * num_seqs)

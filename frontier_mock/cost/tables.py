@@ -63,6 +63,22 @@ class DecodeAttentionTable:
 
 
 @dataclass(frozen=True, slots=True)
+class RaggedFit:
+    """Decodes in one launch with prompt chunks under FlashAttention 2 (`attention.ragged_us`).
+
+    `l2_bytes` is the GPU's L2, `sm_bytes_per_s` what an SM takes in of the cache, `tile_us` what a
+    (sequence, query head) costs one SM beside that, `cold_us` what a (sequence, KV head) does where
+    decodes are on their own, `empty_us` a tile that turns out to be empty.
+    """
+
+    l2_bytes: float
+    sm_bytes_per_s: float
+    tile_us: float
+    cold_us: float
+    empty_us: float
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillAttentionFit:
     """Constants of causal chunk attention, for one cache type and head size.
 
@@ -163,7 +179,8 @@ class KernelTables:
     forward pass can run its linear layers one after another: power limits it below what a single
     kernel reaches. `experts` is keyed by collection (`EnginePreset.expert_kernels`) and weight
     type; a type with "_ep" is for whole experts on each GPU, where that is another kernel.
-    `contiguous` is DeepGEMM's grouped GEMM, None for GPUs it does not run on.
+    `contiguous` is DeepGEMM's grouped GEMM, None for GPUs it does not run on. `ragged` is how
+    decodes fare beside prompt chunks, None where that makes no difference (FlashAttention 3).
     `elementwise_us` and `elementwise_memory` price every fused elementwise kernel: a fixed cost
     plus bytes at that fraction of the bandwidth.
     """
@@ -179,3 +196,4 @@ class KernelTables:
     elementwise_us: float
     elementwise_memory: float
     contiguous: ContiguousFit | None = None
+    ragged: RaggedFit | None = None

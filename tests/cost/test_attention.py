@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontier_mock.config.profiles import load_hardware, load_kernels
-from frontier_mock.cost.attention import Heads, PrefillPrice, decode_row, decode_us
+from frontier_mock.cost.attention import (
+    Heads,
+    PrefillPrice,
+    decode_row,
+    decode_us,
+    empty_tiles_us,
+    ragged_us,
+)
 from frontier_mock.cost.protocol import Chunk
 
 LLAMA_8B = Heads(query=32, kv=8, size=128, kv_bytes=2)
@@ -34,6 +41,24 @@ def test_decode_reads_its_cache_no_faster_than_memory(
     if total >= kv_tokens[0]:
         assert time_s >= total * LLAMA_8B.bytes_per_token / hw.hbm_bytes_per_s
     assert (np.diff(row_us) >= 0.0).all()
+
+
+@pytest.mark.parametrize("gpu", ["a100", "rtx-pro-6000", "l40s", "rtx-4090"])
+@given(num_seqs=st.integers(1, 1024), context=st.integers(16, 60_000))
+def test_decodes_beside_a_chunk_read_no_faster_than_memory_and_rise(
+    gpu: str, num_seqs: int, context: int
+) -> None:
+    hw = load_hardware(gpu)
+    fit = load_kernels(hw.kernels).ragged
+    assert fit is not None
+    kv = num_seqs * np.array([context, 2.0 * context])
+    one, two = ragged_us(fit, hw, LLAMA_8B, num_seqs, kv)
+    assert one * 1e-6 >= kv[0] * LLAMA_8B.bytes_per_token / hw.hbm_bytes_per_s
+    assert two > one
+    assert ragged_us(fit, hw, LLAMA_8B, num_seqs + 1, kv)[0] >= one
+    assert empty_tiles_us(fit, hw, LLAMA_8B, num_seqs, 2048) > empty_tiles_us(
+        fit, hw, LLAMA_8B, num_seqs, 512
+    )
 
 
 DECODES = [(1, 65536, 117.1), (16, 4096, 113.4), (64, 2048, 186.7), (256, 1024, 364.4)]

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontier_mock.config.profiles import load_hardware, load_kernels, load_model
+from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.cost.attention import Heads, decode_row
 from frontier_mock.cost.experts import ExpertShape, balanced_load, experts_us
 from frontier_mock.cost.gemm import gemm_us
 from frontier_mock.cost.latent import LatentPrice
+from frontier_mock.cost.protocol import Chunk
+from frontier_mock.cost.specs import ParallelSpec, PrecisionSpec, StepSpec
+from frontier_mock.cost.step import build_step_cost
 
 KERNELS = Path(__file__).parents[2].parent / "shared" / "data" / "kernels"
 INFERSIM = KERNELS / "infersim" / "bench_data" / "mha" / "decode" / "h800"
@@ -141,3 +144,41 @@ def test_decode_attention_on_h20() -> None:
     assert len(errors) >= 150
     assert np.mean(np.abs(errors)) < 0.12
     assert abs(np.median(errors)) < 0.06
+
+
+PROFILES = KERNELS / "llmservingsim" / "profiler" / "perf"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "folder", "model", "worst"),
+    [
+        ("rtx-pro-6000", "RTXPRO6000", "Qwen/Qwen3-32B", 0.08),
+        ("rtx-pro-6000", "RTXPRO6000", "meta-llama/Llama-3.1-8B-Instruct", 0.10),
+        ("rtx-4090", "RTX4090", "meta-llama/Llama-3.1-8B-Instruct", 0.20),
+    ],
+)
+def test_decodes_beside_prompt_chunks(gpu: str, folder: str, model: str, worst: float) -> None:
+    """vLLM 0.19 under FlashAttention 2. RTX 4090 took no part in the fit."""
+    hw, card = load_hardware(gpu), load_model(model)
+    spec = StepSpec(
+        hw, card, ParallelSpec(), PrecisionSpec(), load_engine("vllm-0.19"), True, (512,)
+    )
+    cost = build_step_cost(spec, load_kernels(hw.kernels))
+    path = PROFILES / folder / model.removesuffix("-Instruct") / "bf16/tp1/attention.csv"
+    errors = []
+    for row in list(rows(path))[::17]:
+        keys = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+        chunk, past, decodes, context = (int(row[key]) for key in keys)
+        if not chunk or decodes < 4 or not 256 <= context <= 8192 or decodes * context > 400_000:
+            continue
+        with_decodes = cost.mixed(decodes, decodes * context, [Chunk(chunk, past)])
+        without = cost.mixed(0, 0, [Chunk(chunk + decodes, past)])
+        alone = cost.mixed(0, 0, [Chunk(chunk, past)])
+        # Everything but attention is the same with `decodes` more prompt tokens.
+        attention = cost.prefill_ns([Chunk(chunk, past)]) + with_decodes - without
+        attention += cost.prefill_ns([Chunk(chunk + decodes, past)])
+        attention -= cost.prefill_ns([Chunk(chunk, past)])
+        assert with_decodes > alone
+        errors.append(attention / card.num_layers / 1e3 / float(row["time_us"]) - 1.0)
+    assert len(errors) > 100
+    assert np.mean(np.abs(errors)) < worst
