@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from frontier_mock.core.events import (
-    Controlled,
     Event,
     Finished,
     FirstToken,
@@ -72,7 +71,7 @@ def fold_events(events: Iterable[Event]) -> EngineRecords:
             cached.setdefault(event.rid, event.cached_tokens)
         elif isinstance(event, Preempted):
             preempted[event.rid] = preempted.get(event.rid, 0) + 1
-        elif not isinstance(event, Controlled):
+        elif isinstance(event, Finished | Rejected):
             ended[event.rid] = event
     records: list[RequestRecord] = []
     finished: list[Finished | None] = []

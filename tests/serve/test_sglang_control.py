@@ -33,9 +33,11 @@ def play(tmp_path: Path) -> Callable[..., Any]:
         path.write_text(SCENARIO.format(args=args))
 
         async def outer() -> Any:
-            async with open_cluster(MockSpec(scenario=str(path))) as cluster:
-                async with cluster.httpx(httpx, timeout=None) as client:
-                    return await main(client, cluster)
+            async with (
+                open_cluster(MockSpec(scenario=str(path))) as cluster,
+                cluster.httpx(httpx, timeout=None) as client,
+            ):
+                return await main(client, cluster)
 
         return run_virtual(outer())
 
