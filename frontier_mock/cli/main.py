@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("trace", "inspect, convert or synthesise request traces"),
     "calibrate": ("calibrate", "fit a cluster's constants to benchmark results taken on it"),
     "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
+    "ratios": ("ratios", "compare attention to FFN ratios of a disaggregated model"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),
     "doctor": ("doctor", "check that this machine has what is needed"),
 }
