@@ -28,7 +28,7 @@ from frontier_mock.drive.alarm import Alarm, FineAlarm, LoopAlarm
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.leases import Feed, Move, Resume, StallError
-from frontier_mock.drive.operations import Agenda, Done, Operation
+from frontier_mock.drive.operations import Agenda, Done, Halt, Operation
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.protocol import (
     Engine,
@@ -50,8 +50,9 @@ _MOVES_PER_PUMP = 256
 
 _DISARMED = -1
 
-Item = tuple[Ticket | Operation, bool]
-"""What waits in the inbox: a request or operation, and whether it enters or is aborted (False)."""
+Item = tuple[Ticket | Operation | Halt, bool]
+"""What waits in the inbox: a request, an operation or an early end, and whether it enters or is
+aborted (False)."""
 
 Action = Callable[[], None]
 """What an actor's resumption sets off."""
@@ -187,6 +188,11 @@ class Driver:
         self._post(stamp, operation, True)
         return future
 
+    def halt(self, ticket: Ticket, position: int) -> None:
+        """End one sequence early, stamped now: its subscriber hears of it as of any other end."""
+        if not ticket.closed and self.error is None:
+            self._post(self._stamp(), Halt(ticket, position), True)
+
     def poke(self) -> None:
         """The Timekeeper was told something: decide again soon."""
         if self._pump_soon is None and self.error is None and self._loop is not None:
@@ -268,7 +274,7 @@ class Driver:
         now = self.now_ns()
         return max(now, self._inbox[-1][0]) if self._inbox else now
 
-    def _post(self, stamp: SimTime, what: Ticket | Operation, enters: bool) -> None:
+    def _post(self, stamp: SimTime, what: Ticket | Operation | Halt, enters: bool) -> None:
         if self._warp:
             self.keeper.post(what.actor, (what, enters))
         else:
@@ -289,6 +295,9 @@ class Driver:
             self._due_known = False
             self._agenda.begin(ticket, stamp)
             return
+        if isinstance(ticket, Halt):
+            self._halt(stamp, ticket)
+            return
         if not enters:
             for flight in ticket.flights:
                 if self.delivery.flights.pop(flight.rid, None) is not None:
@@ -304,6 +313,11 @@ class Driver:
         for submit in ticket.submits:
             delivery.entered(ticket, self._feed(stamp, submit))
         delivery.entered_whole(ticket)
+
+    def _halt(self, stamp: SimTime, halt: Halt) -> None:
+        flights = halt.ticket.flights
+        if halt.position < len(flights) and flights[halt.position].finish_ns < 0:
+            self._feed(stamp, Abort(flights[halt.position].rid))
 
     # The pump
 

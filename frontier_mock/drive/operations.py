@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from frontier_mock.core.commands import Command, Flush, Pause
 from frontier_mock.core.events import Controlled
+from frontier_mock.drive.protocol import Ticket
 from frontier_mock.simtime import SimTime
 
 
@@ -18,6 +19,18 @@ class Done(NamedTuple):
 
     result: int
     t_ns: SimTime
+
+
+class Halt(NamedTuple):
+    """One sequence of a request is to end with what it has, unless it has ended by then."""
+
+    ticket: Ticket
+    position: int
+
+    @property
+    def actor(self) -> str | None:
+        """In whose turn it comes: the request's own, which must be fed before it."""
+        return self.ticket.actor
 
 
 class Operation:

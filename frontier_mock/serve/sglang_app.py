@@ -5,12 +5,10 @@ running server (pauses, weights, sessions, adapters) comes from routes that are 
 """
 
 import logging
-from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from frontier_mock.core.commands import Abort
 from frontier_mock.drive.driver import Driver
-from frontier_mock.drive.operations import Done
 from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
@@ -21,7 +19,7 @@ from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_keys import Keys
 from frontier_mock.serve.sglang_state import UP, InFlight, ServerState
-from frontier_mock.serve.sglang_streaming import Stream, Whole, engine_gone
+from frontier_mock.serve.sglang_streaming import Stream, Warming, Whole, engine_gone
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
@@ -165,10 +163,8 @@ class SglangApp:
                     raise LateError(str(error), parsed.stream) from None
                 raise openai_error(str(error)) from None
             kind = Stream if parsed.stream else Whole
-            subscriber = kind(entry, exchange, state)
-            submits = [sequence.plan.submit for sequence in parsed.sequences]
             entries.append(entry)
-            return Accepted(submits, subscriber, parsed.n, parsed.routing.actor)
+            return self._first(entry, kind(entry, exchange, state))
 
         entries: list[InFlight] = []
         try:
@@ -186,10 +182,43 @@ class SglangApp:
 
         def lost() -> None:
             state.leave(entry)
-            self._driver.abort(ticket)
+            if entry.ticket is not None:
+                self._driver.abort(entry.ticket)
 
         exchange.on_lost = lost
         return None
+
+    def _first(self, entry: InFlight, subscriber: Whole | Stream) -> Accepted:
+        """What to submit first: all of it, or the prompt of the samples to come.
+
+        With n above 1 SGLang first computes each prompt, one after the other, with a request of its
+        own that generates nothing (`_handle_batch_request`). A request that meets its other half
+        elsewhere is left alone.
+        """
+        request = entry.request
+        actor = request.routing.actor
+        submits = [sequence.plan.submit for sequence in request.sequences]
+        if not request.warms or request.sequences[0].bootstrap is not None:
+            return Accepted(submits, subscriber, request.n, actor)
+        prompts = [
+            replace(submit, output_tokens=1, max_tokens=1, finish_reason="length", output_keys=b"")
+            for submit in submits[:: request.n]
+        ]
+
+        def go_on() -> None:
+            ticket = entry.ticket
+            assert ticket is not None
+            carrier = ticket.actor
+            try:
+                if prompts:
+                    entry.ticket = self._driver.submit([prompts.pop(0)], warming, carrier)
+                    return
+                entry.ticket = self._driver.submit(submits, subscriber, carrier, request.n)
+            except ShutdownError as error:
+                subscriber.failed(error)
+
+        warming = Warming(entry, subscriber, go_on)
+        return Accepted([prompts.pop(0)], warming, 1, actor)
 
     def _check_json(self, request: Request) -> None:
         if request.path in _JSON_ROUTES:
@@ -217,25 +246,9 @@ class SglangApp:
 
     def abort_matching(self, prefix: str) -> None:
         """Abort every sequence of this port whose id begins so; "" is all of them."""
-        waiting = False
         for entry, position in self.state.matching(prefix):
-            ticket = entry.ticket
-            if ticket is None or ticket.closed:
-                continue
-            if position < len(ticket.flights):
-                flight = ticket.flights[position]
-                if flight.finish_ns < 0:
-                    self._driver.operate(Abort(flight.rid))
-            else:
-                waiting = True
-        if waiting:
-            # They have not been fed yet: ask again once this instant's commands have been.
-            turn = self._driver.operate(None)
-            turn.add_done_callback(lambda done: self._abort_again(done, prefix))
-
-    def _abort_again(self, turn: Future[Done], prefix: str) -> None:
-        if turn.exception() is None:
-            self.abort_matching(prefix)
+            if entry.ticket is not None:
+                self._driver.halt(entry.ticket, position)
 
     # The rest
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from frontier_mock.drive.protocol import Flight, Ticket
+from frontier_mock.simtime import SimTime
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.info import Identity
 from frontier_mock.wire.sglang.plan import front_of
@@ -17,13 +18,18 @@ Spans = tuple[tuple[str, int, int], ...]
 
 
 class InFlight:
-    """One request on its way: its ticket, once it has one, and the ids of its sequences."""
+    """One request on its way: what is in the engine for it now, and when it came."""
 
-    __slots__ = ("request", "ticket")
+    __slots__ = ("arrival_ns", "request", "ticket")
 
     def __init__(self, request: SglangRequest) -> None:
         self.request = request
         self.ticket: Ticket | None = None
+        self.arrival_ns: SimTime = -1
+
+    def arrived_ns(self, ticket: Ticket) -> SimTime:
+        """When the request came, of which `ticket` may be a later part."""
+        return ticket.arrival_ns if self.arrival_ns < 0 else self.arrival_ns
 
 
 class ServerState:

@@ -1,6 +1,7 @@
 """Who waits for a request to SGLang: a whole answer, or a stream. See `serve.streaming`."""
 
 import time
+from collections.abc import Callable
 
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
@@ -23,7 +24,9 @@ from frontier_mock.wire.sse import DONE
 _NAMES = {400: "BAD_REQUEST", 503: "SERVICE_UNAVAILABLE", 500: "INTERNAL_SERVER_ERROR"}
 
 
-def ended(state: ServerState, ticket: Ticket, flight: Flight, reason: str) -> Ended:
+def ended(
+    state: ServerState, entry: InFlight, ticket: Ticket, flight: Flight, reason: str
+) -> Ended:
     """The engine's word on one sequence, in SGLang's terms."""
     return Ended(
         index=flight.position,
@@ -32,7 +35,7 @@ def ended(state: ServerState, ticket: Ticket, flight: Flight, reason: str) -> En
         cached_tokens=flight.cached_tokens,
         retractions=flight.preemptions,
         queued=flight.queued,
-        arrival_ns=ticket.arrival_ns,
+        arrival_ns=entry.arrived_ns(ticket),
         scheduled_ns=flight.scheduled_ns,
         first_token_ns=flight.first_token_ns,
         finish_ns=flight.finish_ns,
@@ -78,7 +81,7 @@ class Whole:
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
         """One sequence is complete."""
-        self._endings.append(ended(self._state, ticket, flight, reason))
+        self._endings.append(ended(self._state, self._entry, ticket, flight, reason))
 
     def deliver(self, ticket: Ticket) -> None:
         """The answer, or why there is none."""
@@ -93,7 +96,7 @@ class Whole:
             body = render_generate(request, endings)
         else:
             body = render_openai(request, endings, int(time.time()))
-        times = virtual_times(ticket, [one.outcome for one in endings])
+        times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])
         self._exchange.reply(Answer(200, body, extra=times))
 
     def failed(self, error: BaseException) -> None:
@@ -101,6 +104,43 @@ class Whole:
         self._state.leave(self._entry)
         gone = engine_gone()
         self._exchange.reply(Answer(gone.status, gone.body()))
+
+
+class Warming:
+    """Waits for the hidden request that computes one prompt, and sets off what comes next."""
+
+    __slots__ = ("_entry", "_next", "_real")
+
+    stream_interval = 0
+
+    def __init__(self, entry: InFlight, real: "Whole | Stream", go_on: Callable[[], None]) -> None:
+        """`real` is who waits for the samples, and hears of it if there will be none."""
+        self._entry = entry
+        self._real = real
+        self._next = go_on
+
+    def started(self, ticket: Ticket) -> None:
+        """Nobody sees it."""
+
+    def tokens(self, position: int, first: int, last: int) -> bool:
+        """Nobody sees it."""
+        return True
+
+    def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
+        """Nobody sees it."""
+
+    def deliver(self, ticket: Ticket) -> None:
+        """The prompt is cached, or the queue was full."""
+        if self._entry.arrival_ns < 0:
+            self._entry.arrival_ns = ticket.arrival_ns
+        if ticket.rejected:
+            self._real.deliver(ticket)
+        else:
+            self._next()
+
+    def failed(self, error: BaseException) -> None:
+        """The engine is gone."""
+        self._real.failed(error)
 
 
 class Stream:
@@ -151,7 +191,8 @@ class Stream:
     def _begin(self, ticket: Ticket) -> None:
         if not self._begun:
             self._begun = True
-            self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n")
+            arrival_ns = self._entry.arrived_ns(ticket)
+            self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {arrival_ns}\r\n")
 
     def tokens(self, position: int, first: int, last: int) -> bool:
         """One step's worth of one sequence; a reader that is behind gets several at once later."""
@@ -175,7 +216,7 @@ class Stream:
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
         """Last text of a sequence. That of the last one waits for `deliver`."""
-        result = ended(self._state, ticket, flight, reason)
+        result = ended(self._state, self._entry, ticket, flight, reason)
         self._endings.append(result)
         data = self._renderer.finish(result.index, flight.sent, result)
         if ticket.open == 0:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.simtime import SimTime
 from frontier_mock.wire.errors import ApiError, engine_dead, internal_error, queue_full
 from frontier_mock.wire.generation import Generation, Outcome
 from frontier_mock.wire.render import render_response
@@ -47,7 +48,7 @@ class Whole:
             return
         outcomes = self._outcomes
         body = render_response(self._generation, outcomes, int(time.time()))
-        self._exchange.reply(Answer(200, body, extra=virtual_times(ticket, outcomes)))
+        self._exchange.reply(Answer(200, body, extra=virtual_times(ticket.arrival_ns, outcomes)))
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
@@ -203,11 +204,11 @@ def _refusal(ticket: Ticket) -> ApiError:
     return queue_full() if ticket.rejected == "queue_full" else internal_error()
 
 
-def virtual_times(ticket: Ticket, outcomes: Sequence[Outcome]) -> str:
+def virtual_times(arrival_ns: SimTime, outcomes: Sequence[Outcome]) -> str:
     """When it happened in virtual time, as response headers."""
     firsts = [o.first_token_ns for o in outcomes if o.first_token_ns >= 0]
     return (
-        f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n"
+        f"x-frontier-arrival-ns: {arrival_ns}\r\n"
         f"x-frontier-first-token-ns: {min(firsts, default=-1)}\r\n"
         f"x-frontier-finish-ns: {max([o.finish_ns for o in outcomes], default=-1)}\r\n"
         f"x-frontier-output-tokens: {sum([o.output_tokens for o in outcomes])}\r\n"

@@ -186,7 +186,9 @@ def _plan(
     ids = check_length(ids, served)
     namespace = namespace_of(fields, 0)
     priority = int_field(fields, "priority", 0)
-    plans, cap = plan_prompt(ids, 0, n, sampling, served, namespace=namespace, priority=priority)
+    plans, cap = plan_prompt(
+        ids, 0, n, sampling, served, namespace=namespace, priority=priority, rank=rank
+    )
     wish = None
     if flag_field(fields, "logprobs"):
         wish = LogprobWish(-1, int_field(fields, "top_logprobs", 0), (), True)

@@ -127,6 +127,7 @@ def _plan(
             served,
             namespace=namespace_of(fields, i),
             priority=int_field(fields, "priority", 0),
+            rank=rank,
         )
         keep = wishes.return_token_ids or (wish is not None and wish.start >= 0)
         text = _echo(prompts, i, ids, served) if echo else None

@@ -63,10 +63,12 @@ def plan_prompt(
     *,
     namespace: str = "",
     priority: int = 0,
+    rank: int | None = None,
 ) -> tuple[list[SequencePlan], int]:
     """The n sequences of one prompt, and the clipped cap of each.
 
-    `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter.
+    `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter. `rank` is the
+    data-parallel rank they are for, None if the server may choose.
     """
     cap = clipped(sampling.max_new_tokens, len(ids), front_of(served))
     wishes: Fields = {}
@@ -88,6 +90,8 @@ def plan_prompt(
     plans = plan_sequences(ids, prompt_index, n, max(1, cap), wishes, priority, served)
     if sampling.stop:
         plans = [_unheld(plan) for plan in plans]
+    if rank is not None:
+        plans = [replace(plan, submit=replace(plan.submit, rank=rank)) for plan in plans]
     return plans, cap
 
 
