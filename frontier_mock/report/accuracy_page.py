@@ -43,7 +43,10 @@ _ANCHORS: Final = """
 Rows of `shared/specs/cost_model.md`. Constants of communication (B31 to B38) and of latent
 attention (B41 to B43) were taken from these very rows, so they show that the equations fit, not
 that they predict. A65 and the attention halves (B46 to B48) took no part. A65 is priced as DeepSeek
-describes its prefill: 32 redundant experts and two overlapped batches.
+describes its prefill: 32 redundant experts and two overlapped batches. A74 and B67 took no part
+either; A74's attention is taken to have fp8 weights and a bf16 cache, as its own layer times say
+(B46 with fp8 projections is met within 1 %). "5.2" is arithmetic: the time of the layers, and the
+filling of the pipeline on top.
 """
 
 _TAIL: Final = """

@@ -21,12 +21,23 @@ def test_deepseeks_prefill_pool_on_h800() -> None:
     assert errors("A65")[0] < 8.0
 
 
+def test_step3_on_40_gpus() -> None:
+    """3,321 tokens/s/GPU with attention and FFN apart (row A74), from its configuration alone."""
+    assert errors("A74")[0] < 10.0
+
+
+def test_step3s_pipeline_is_its_layer_times() -> None:
+    """49.8 ms, and the filling of the pipeline on top (sglang_and_routers.md section 5.2)."""
+    assert errors("5.2")[0] < 2.0
+
+
 @pytest.mark.parametrize(
     ("rows", "worst"),
     [
         (("B41", "B42", "B43"), 10.0),
         (("B31", "B35", "B36"), 8.0),
         (("B37", "B38"), 11.0),
+        (("B67",), 16.0),
     ],
 )
 def test_equations_fit_their_own_points(rows: tuple[str, ...], worst: float) -> None:
