@@ -268,7 +268,9 @@ def _plan(
     logprobs = extras.logprobs
     sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
     check_prompt_ids(ids, served, encoded=True)
-    plans = plan_sequences(ids, 0, n, max_tokens, fields, request_priority(fields, headers), served)
+    priority = request_priority(fields, headers)
+    resumable = flag_field(fields, "continue_final_message")
+    plans = plan_sequences(ids, 0, n, max_tokens, fields, priority, served, resumable=resumable)
     role = "assistant" if extras.add_prompt or not turns else str(turns[-1]["role"])
     include_usage, continuous = sampling.wants_usage(fields, served)
     keep_ids = extras.return_ids or bool(logprobs and logprobs.prompt is not None)

@@ -218,7 +218,10 @@ def _plan(
         sampling.check_sampling(fields, n, max_tokens, served)
         sampling.check_against_model(fields, logprobs.top if logprobs else None, served)
         check_prompt_ids(ids, served, encoded=isinstance(prompt, str))
-        plans += plan_sequences(ids, i, n, max_tokens, fields, priority, served)
+        resumable = not isinstance(prompt, str)
+        plans += plan_sequences(
+            ids, i, n, max_tokens, fields, priority, served, resumable=resumable
+        )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = extras.return_ids
     keep_ids = return_ids or echo or bool(logprobs and logprobs.prompt is not None)

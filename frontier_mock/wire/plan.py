@@ -8,6 +8,7 @@ import numpy as np
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.wire.block_keys import content_key, hash_blocks, salt_hash
+from frontier_mock.wire.continuation import find_resumed
 from frontier_mock.wire.errors import (
     data_parallel_rank_out_of_range,
     invalid,
@@ -208,8 +209,14 @@ def plan_sequences(
     fields: Fields,
     priority: int,
     served: ServedModel,
+    *,
+    resumable: bool = False,
 ) -> list[SequencePlan]:
-    """The n choices of one prompt: their text, their end, and the command that submits each."""
+    """The n choices of one prompt: their text, their end, and the command that submits each.
+
+    With `resumable` a prompt that ends with output is taken for one, and its first choice goes on
+    with that output (`wire.continuation`).
+    """
     ring = served.ring
     size = ring.block_tokens
     keys = hash_blocks(ids, size)
@@ -226,18 +233,27 @@ def plan_sequences(
     eos = served.eos
     if wishes.ignore_eos and ring.end_id not in wishes.stop_token_ids:
         eos = None
+    resumed = find_resumed(ids, keys, salt, seed, ring) if resumable else None
     plans = []
     for choice in range(n):
+        if resumed is not None and choice == 0:
+            start = resumed.start
+            until_eos = 0
+            if eos is not None:
+                length = eos.length(seed, resumed.identity, resumed.choice)
+                until_eos = max(1, length - resumed.done)
+        else:
+            start = ring.start_for(seed, identity, choice)
+            until_eos = 0 if eos is None else eos.length(seed, identity, choice)
         rules = StopRules(
             max_tokens,
             wishes.min_tokens,
-            0 if eos is None else eos.length(seed, identity, choice),
+            until_eos,
             wishes.ignore_eos,
             wishes.stop,
             wishes.stop_token_ids,
             wishes.include_stop,
         )
-        start = ring.start_for(seed, identity, choice)
         ending = find_ending(ring, start, rules)
         text = ending.text
         with_text = text.num_tokens - (text.end_id >= 0)

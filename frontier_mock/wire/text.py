@@ -10,10 +10,18 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frontier_mock import rng
 from frontier_mock.wire.block_keys import Keys, hash_blocks, hash_windows
 from frontier_mock.wire.tokenizer import TokenIds, Tokenizer
+
+Positions = NDArray[np.int64]
+"""Positions of a ring, in tokens."""
+
+
+DISTINCT_TOKENS = 8
+"""From so many tokens on the outputs of a prompt's choices differ from each other, if possible."""
 
 
 class TextRing:
@@ -25,15 +33,21 @@ class TextRing:
     """
 
     __slots__ = (
+        "_group_of",
+        "_groups",
+        "_places",
+        "_windows",
         "block_tokens",
         "data",
         "end_id",
         "id_set",
         "ids",
+        "is_start",
         "keys",
         "offsets",
         "period",
         "period_chars",
+        "start_ids",
         "starts",
         "text",
         "words",
@@ -59,13 +73,41 @@ class TextRing:
         self.words = tuple(dict.fromkeys(once))
         self.id_set = frozenset(once)
         self.starts = _word_starts(pieces)
+        # Choices of one prompt take turns among starts that read differently from the outset.
+        self._groups = _groups(self.starts, self.ids[: self.period])
+        self._places = np.array([group[0] for group in self._groups], np.int64)
+        self._group_of = {place: i for i, group in enumerate(self._groups) for place in group}
+        self.start_ids = frozenset(once[start] for start in self.starts)
+        self.is_start = np.zeros(self.period, np.bool_)
+        self.is_start[self.starts] = True
+        self._windows: dict[int, Windows] = {}
         self.end_id = tokenizer.eos_token_id
         self.block_tokens = block_tokens
         self.keys: Keys = np.tile(hash_windows(self.ids[: self.period], block_tokens), 2)
 
     def start_for(self, seed: int, key: int, choice: int) -> int:
         """Where the output of choice `choice` for the content `key` begins, a ring position."""
-        return self.starts[rng.draw_u64(seed, f"text/{key:x}", choice) % len(self.starts)]
+        first = self.starts[rng.draw_u64(seed, f"text/{key:x}", 0) % len(self.starts)]
+        if not choice:
+            return first
+        group = self._groups[(self._group_of[first] + choice) % len(self._groups)]
+        return group[choice // len(self._groups) % len(group)]
+
+    def starts_for(self, seed: int, key: int, count: int) -> Positions:
+        """Where the outputs of the first `count` choices begin."""
+        first = self.start_for(seed, key, 0)
+        if count > len(self._groups):
+            return np.array([self.start_for(seed, key, i) for i in range(count)], np.int64)
+        places = self._places[(self._group_of[first] + np.arange(count)) % len(self._groups)]
+        places[0] = first
+        return places
+
+    def windows(self, num_tokens: int) -> "Windows":
+        """Its runs of `num_tokens` tokens, ready to be searched; made when first asked for."""
+        found = self._windows.get(num_tokens)
+        if found is None:
+            found = self._windows[num_tokens] = Windows(self.ids[: self.period], num_tokens)
+        return found
 
     def chars_between(self, start: int, count: int) -> int:
         """Length of the text of `count` tokens from ring position `start`, in characters."""
@@ -93,6 +135,30 @@ class TextRing:
         if last - first <= self.period:
             return self.ids[begin : begin + last - first]
         return np.resize(np.roll(self.ids[: self.period], -begin), last - first)
+
+
+class Windows:
+    """Every run of `num_tokens` tokens of a ring, by its hash."""
+
+    __slots__ = ("_at", "_keys", "_num_tokens", "_period")
+
+    def __init__(self, ids: TokenIds, num_tokens: int) -> None:
+        """`ids` are one period of the ring."""
+        keys = hash_windows(ids, num_tokens)
+        self._at = np.argsort(keys, kind="stable")
+        self._keys = keys[self._at]
+        self._num_tokens = num_tokens
+        self._period = len(ids)
+
+    def ends_of(self, window: TokenIds) -> list[int]:
+        """Ring positions that follow a run equal to `window`, in order."""
+        key = hash_blocks(window, self._num_tokens)[0]
+        low, high = (
+            np.searchsorted(self._keys, key, "left"),
+            np.searchsorted(self._keys, key, "right"),
+        )
+        ends: list[int] = ((self._at[low:high] + self._num_tokens) % self._period).tolist()
+        return ends
 
 
 class SyntheticText:
@@ -178,6 +244,15 @@ def output_keys(ring: TextRing, start: int, num_tokens: int, tail: TokenIds, sal
     else:
         keys = ring.keys[(begin + size * np.arange(whole)) % ring.period]
     return first.tobytes() + keys.tobytes()
+
+
+def _groups(starts: Sequence[int], ids: TokenIds) -> list[list[int]]:
+    """`starts` sorted by the tokens that follow them, in order of their first appearance."""
+    keys = hash_windows(ids, DISTINCT_TOKENS)
+    groups: dict[int, list[int]] = {}
+    for start in starts:
+        groups.setdefault(int(keys[start]), []).append(start)
+    return list(groups.values())
 
 
 def _word_starts(pieces: Sequence[str]) -> list[int]:
