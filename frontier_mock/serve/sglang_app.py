@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from frontier_mock.drive.driver import Driver
-from frontier_mock.drive.protocol import ShutdownError
+from frontier_mock.drive.protocol import ShutdownError, Subscriber
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.cors import Cors
@@ -164,7 +164,7 @@ class SglangApp:
                 raise openai_error(str(error)) from None
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
-            return self._first(entry, kind(entry, exchange, state))
+            return self.first(entry, kind(entry, exchange, state))
 
         entries: list[InFlight] = []
         try:
@@ -188,7 +188,7 @@ class SglangApp:
         exchange.on_lost = lost
         return None
 
-    def _first(self, entry: InFlight, subscriber: Whole | Stream) -> Accepted:
+    def first(self, entry: InFlight, subscriber: Subscriber) -> Accepted:
         """What to submit first: all of it, or the prompt of the samples to come.
 
         With n above 1 SGLang first computes each prompt, one after the other, with a request of its

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from frontier_mock.drive.protocol import Flight, Ticket
+from frontier_mock.drive.protocol import Flight, Subscriber, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.sglang_state import InFlight, ServerState
@@ -113,7 +113,7 @@ class Warming:
 
     stream_interval = 0
 
-    def __init__(self, entry: InFlight, real: "Whole | Stream", go_on: Callable[[], None]) -> None:
+    def __init__(self, entry: InFlight, real: Subscriber, go_on: Callable[[], None]) -> None:
         """`real` is who waits for the samples, and hears of it if there will be none."""
         self._entry = entry
         self._real = real
