@@ -14,10 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
-from frontier_mock.core.commands import Abort, Submit
+from frontier_mock.core.commands import Submit
 from frontier_mock.drive.driver import Driver
-from frontier_mock.drive.operations import Done
-from frontier_mock.drive.protocol import Flight, ShutdownError, Ticket
+from frontier_mock.drive.protocol import Flight, ShutdownError, Subscriber, Ticket
 from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.wire.grpc_status import INTERNAL, UNAVAILABLE, GrpcError
 
@@ -100,6 +99,7 @@ class CallSubscriber(Generic[EndT]):
     __slots__ = (
         "_conclude",
         "_endings",
+        "_error",
         "_held",
         "_outbox",
         "_refuse",
@@ -124,6 +124,7 @@ class CallSubscriber(Generic[EndT]):
         self._ticket: Ticket | None = None
         self._endings: list[EndT] = []
         self._held: Sequence[Message] = ()
+        self._error: GrpcError | None = None
 
     def started(self, ticket: Ticket) -> None:
         """The engine has taken it."""
@@ -145,7 +146,11 @@ class CallSubscriber(Generic[EndT]):
         self._endings.append(ending)
         if not self._speech.stream:
             return
-        messages = self._speech.finish(flight.position, flight.sent, ending)
+        try:
+            messages = self._speech.finish(flight.position, flight.sent, ending)
+        except GrpcError as error:
+            self._error = error
+            return
         if ticket.open == 0:
             self._held = messages
         else:
@@ -158,14 +163,15 @@ class CallSubscriber(Generic[EndT]):
             outbox.end(self._refuse(ticket))
             return
         outbox.trailer = virtual_times(ticket)
-        try:
-            outbox.messages.extend(
-                self._held if self._speech.stream else self._speech.whole(self._endings)
-            )
-        except GrpcError as error:
-            outbox.end(error)
-        else:
-            outbox.end()
+        error = self._error
+        if error is None:
+            try:
+                outbox.messages.extend(
+                    self._held if self._speech.stream else self._speech.whole(self._endings)
+                )
+            except GrpcError as found:
+                error = found
+        outbox.end(error)
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
@@ -204,7 +210,7 @@ def carrier(metadata: Mapping[str, str], request_id: str) -> tuple[str | None, i
 def enter(
     driver: Driver,
     submits: Sequence[Submit],
-    subscriber: CallSubscriber[EndT],
+    subscriber: Subscriber,
     leased: tuple[str | None, int],
     choices: int,
 ) -> Ticket:
@@ -223,8 +229,11 @@ def give_back(driver: Driver, leased: tuple[str | None, int]) -> None:
     driver.poke()
 
 
-async def write_all(context: Context, driver: Driver, ticket: Ticket, outbox: Outbox) -> None:
-    """Send a call's messages as they come, then its trailer or its status."""
+async def write_all(context: Context, outbox: Outbox, lost: Callable[[], None]) -> None:
+    """Send a call's messages as they come, then its trailer or its status.
+
+    `lost` is called when nobody waits any more, which may be because all has been said.
+    """
     messages = outbox.messages
     write = context.write
     try:
@@ -235,22 +244,19 @@ async def write_all(context: Context, driver: Driver, ticket: Ticket, outbox: Ou
                 break
             await outbox.wait()
     finally:
-        # Nothing if it is complete.
-        driver.abort(ticket)
+        lost()
     if outbox.error is not None:
         await refuse(context, outbox.error)
     context.set_trailing_metadata(outbox.trailer)
 
 
-async def whole_answer(
-    context: Context, driver: Driver, ticket: Ticket, outbox: Outbox
-) -> list[Message]:
+async def whole_answer(context: Context, outbox: Outbox, lost: Callable[[], None]) -> list[Message]:
     """All messages of a call that has one answer; ends the call with its status if it has none."""
     try:
         while not outbox.over:
             await outbox.wait()
     finally:
-        driver.abort(ticket)
+        lost()
     if outbox.error is not None:
         await refuse(context, outbox.error)
     context.set_trailing_metadata(outbox.trailer)
@@ -260,26 +266,3 @@ async def whole_answer(
 async def refuse(context: Context, error: GrpcError) -> None:
     """End the call with a status; raises, as `abort` of the context does."""
     await context.abort(_CODES[error.code], error.message)
-
-
-def abort_tickets(driver: Driver, asked: Callable[[], Iterable[Ticket]]) -> None:
-    """Abort requests on someone else's word: their callers get what there is, as an abort.
-
-    `asked` is called again once those that are not in the engine yet have been fed.
-    """
-    waiting = False
-    for ticket in list(asked()):
-        if ticket.closed:
-            continue
-        if len(ticket.flights) < len(ticket.submits):
-            waiting = True
-        for flight in ticket.flights:
-            if flight.finish_ns < 0:
-                driver.operate(Abort(flight.rid))
-    if waiting:
-
-        def again(turn: "asyncio.Future[Done]") -> None:
-            if turn.exception() is None:
-                abort_tickets(driver, asked)
-
-        driver.operate(None).add_done_callback(again)

@@ -55,10 +55,7 @@ class Inference:
         if entered is None:
             return pb.GenerateResponse()
         ticket, outbox = entered
-        try:
-            (answer,) = await whole_answer(context, self._part.driver, ticket, outbox)
-        finally:
-            self._part.books.leave(ticket)
+        (answer,) = await whole_answer(context, outbox, lambda: self._part.left(ticket))
         return answer
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
@@ -67,10 +64,7 @@ class Inference:
         if entered is None:
             return
         ticket, outbox = entered
-        try:
-            await write_all(context, self._part.driver, ticket, outbox)
-        finally:
-            self._part.books.leave(ticket)
+        await write_all(context, outbox, lambda: self._part.left(ticket))
 
     async def _enter(
         self, request: pb.GenerateRequest, context: Context, *, stream: bool

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import Ticket
-from frontier_mock.serve.grpc_calls import abort_tickets
 from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.tokenizer_bundle import build_archive
 from frontier_mock.serve.vllm_app import VllmApp
+from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import NS_PER_S, SimTime
@@ -86,7 +87,8 @@ class Books:
 class GrpcPart:
     """One worker: its engines, one per data-parallel rank, what it serves, and its books.
 
-    `app` is its HTTP application, which has what both wires can see of the worker.
+    `app` is its HTTP application, which has what both wires see of the worker; `metrics` are the
+    folds of its engines.
     `tokenizer_dir` is where its tokenizer is, None for our own.
     """
 
@@ -97,6 +99,7 @@ class GrpcPart:
         engines: Sequence[Worker],
         served: ServedModel,
         app: VllmApp | SglangApp,
+        metrics: Sequence[WorkerMetrics | SglangWorkerMetrics],
         tokenizer_dir: str | None,
     ) -> None:
         self.driver = driver
@@ -104,6 +107,7 @@ class GrpcPart:
         self.engines = engines
         self.served = served
         self.app = app
+        self.metrics = metrics
         self.tokenizer_dir = tokenizer_dir
         self.books = Books()
         self.started_s = time.time()
@@ -144,9 +148,16 @@ class GrpcPart:
 
     def abort(self, request_ids: Sequence[str]) -> bool:
         """Abort requests by their ids; whether there were any."""
-        found = any(True for _ in self.books.named(request_ids))
-        abort_tickets(self.driver, lambda: self.books.named(request_ids))
-        return found
+        tickets = list(self.books.named(request_ids))
+        for ticket in tickets:
+            for position in range(len(ticket.submits)):
+                self.driver.halt(ticket, position)
+        return bool(tickets)
+
+    def left(self, ticket: Ticket) -> None:
+        """Nobody waits for a request any more; if it is not complete it is aborted."""
+        self.books.leave(ticket)
+        self.driver.abort(ticket)
 
     def loads(self) -> list[Load]:
         """Every engine at this moment."""

@@ -11,17 +11,25 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc
+from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc, vllm_engine_pb2_grpc
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.drive.driver import Driver
-from frontier_mock.serve import grpc_inference, grpc_vllm
+from frontier_mock.serve import grpc_inference, grpc_sglang, grpc_vllm
 from frontier_mock.serve.grpc_calls import Context
 from frontier_mock.serve.grpc_part import GrpcPart
-from frontier_mock.serve.grpc_settings import VLLM_CONTROL, VLLM_ENGINE, VLLM_INFERENCE, GrpcSpec
+from frontier_mock.serve.grpc_settings import (
+    SGLANG_SCHEDULER,
+    VLLM_CONTROL,
+    VLLM_ENGINE,
+    VLLM_INFERENCE,
+    GrpcSpec,
+)
 from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.vllm_app import VllmApp
+from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.stubs import vllm_control_pb2_grpc, vllm_inference_pb2_grpc
 from frontier_mock.wire.served import ServedModel
 
@@ -41,30 +49,34 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
-Register = Callable[[GrpcPart, Any], str]
-"""Adds a service to a server; returns its name."""
+Register = Callable[[GrpcPart, Any], None]
+"""Adds a service to a server."""
 
 
-def _add_vllm_engine(part: GrpcPart, server: Any) -> str:
+def _add_vllm_engine(part: GrpcPart, server: Any) -> None:
     servicer = grpc_vllm.VllmEngine(part)
     vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(servicer, server)
-    return VLLM_ENGINE
 
 
-def _add_vllm_inference(part: GrpcPart, server: Any) -> str:
-    vllm_inference_pb2_grpc.add_InferenceServicer_to_server(grpc_inference.Inference(part), server)
-    return VLLM_INFERENCE
+def _add_vllm_inference(part: GrpcPart, server: Any) -> None:
+    servicer = grpc_inference.Inference(part)
+    vllm_inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
 
 
-def _add_vllm_control(part: GrpcPart, server: Any) -> str:
+def _add_vllm_control(part: GrpcPart, server: Any) -> None:
     vllm_control_pb2_grpc.add_ControlServicer_to_server(grpc_inference.Control(part), server)
-    return VLLM_CONTROL
+
+
+def _add_sglang_scheduler(part: GrpcPart, server: Any) -> None:
+    servicer = grpc_sglang.SglangScheduler(part)
+    sglang_scheduler_pb2_grpc.add_SglangSchedulerServicer_to_server(servicer, server)
 
 
 _SERVICES: Mapping[str, Register] = {
     VLLM_ENGINE: _add_vllm_engine,
     VLLM_INFERENCE: _add_vllm_inference,
     VLLM_CONTROL: _add_vllm_control,
+    SGLANG_SCHEDULER: _add_sglang_scheduler,
 }
 
 
@@ -91,7 +103,9 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen. Raises ConfigError for a port in use."""
         server = grpc.aio.server(options=_OPTIONS)
-        names = [_SERVICES[service](self._part, server) for service in self._services]
+        names = self._services
+        for name in names:
+            _SERVICES[name](self._part, server)
         self._health = Health(self._part, names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*names, _HEALTH, reflection.SERVICE_NAME), server)
@@ -102,7 +116,8 @@ class GrpcServer:
             raise ConfigError(f"grpc-port: cannot listen on {address}") from None
         await server.start()
         self._server = server
-        logger.info("vLLM gRPC server started on %s", self.url.removeprefix("grpc://"))
+        engine = "vLLM" if self._part.served.sglang is None else "SGLang"
+        logger.info("%s gRPC server started on %s", engine, self.url.removeprefix("grpc://"))
 
     def begin_stop(self) -> None:
         """Health says so from now on."""
@@ -122,13 +137,19 @@ def open_port(
     served: ServedModel,
     driver: Driver,
     app: VllmApp | SglangApp,
+    metrics: Sequence[WorkerMetrics | SglangWorkerMetrics],
     host: str | None,
 ) -> GrpcServer:
-    """The gRPC port of the worker whose first engine is `number`, not listening yet."""
-    engines = [cluster.workers[index] for index in cluster.ranks(number)]
+    """The gRPC port of the worker whose first engine is `number`, not listening yet.
+
+    `metrics` are the folds of all engines.
+    """
+    ranks = cluster.ranks(number)
+    engines = [cluster.workers[index] for index in ranks]
+    folds = [metrics[index] for index in ranks]
     worker = cluster.spec.workers[number]
     model = replace(served, worker=number)
-    part = GrpcPart(driver, worker, engines, model, app, spec.tokenizer_dir)
+    part = GrpcPart(driver, worker, engines, model, app, folds, spec.tokenizer_dir)
     return GrpcServer(part, spec.services, host, spec.port)
 
 

@@ -12,7 +12,9 @@ from frontier_mock.wire.served import ServedModel
 if TYPE_CHECKING:
     from frontier_mock.serve.grpc_server import GrpcServer
     from frontier_mock.serve.sglang_app import SglangApp
+    from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
     from frontier_mock.serve.vllm_app import VllmApp
+    from frontier_mock.serve.worker_metrics import WorkerMetrics
 
 VLLM_ENGINE = "vllm.grpc.engine.VllmEngine"
 VLLM_INFERENCE = "vllm.Inference"
@@ -39,6 +41,7 @@ def open_ports(
     driver: Driver,
     apps: "Sequence[VllmApp | SglangApp]",
     host: str | None,
+    metrics: "Sequence[WorkerMetrics | SglangWorkerMetrics]" = (),
 ) -> "list[GrpcServer | None]":
     """The gRPC port of each worker that has one, not listening yet.
 
@@ -51,6 +54,8 @@ def open_ports(
     except ImportError as error:
         raise ConfigError(f"grpc: {error}; needs pip install 'frontier-mock[grpc]'") from None
     return [
-        None if spec is None else open_port(spec, cluster, server.start, model, driver, app, host)
+        None
+        if spec is None
+        else open_port(spec, cluster, server.start, model, driver, app, metrics, host)
         for spec, server, model, app in zip(specs, cluster.servers, served, apps, strict=True)
     ]

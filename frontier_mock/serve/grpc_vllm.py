@@ -76,10 +76,7 @@ class VllmEngine:
             await refuse(context, error)
             return
         self._books.enter(ticket, call.request_id)
-        try:
-            await write_all(context, part.driver, ticket, outbox)
-        finally:
-            self._books.leave(ticket)
+        await write_all(context, outbox, lambda: part.left(ticket))
 
     def _conclude(self, call: VllmCall, ticket: Ticket, flight: Flight, reason: str) -> Outcome:
         self._books.count(flight.worker, flight.output_tokens)

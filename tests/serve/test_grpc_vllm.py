@@ -5,7 +5,6 @@ import hashlib
 import io
 import zipfile
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,16 +19,14 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc  # noqa: E4
 
 from frontier_mock.client.clock import ClockClient  # noqa: E402
 from frontier_mock.client.http1 import HttpClient  # noqa: E402
-from frontier_mock.serve.grpc_settings import VLLM_ENGINE, GrpcSpec  # noqa: E402
+from frontier_mock.serve.grpc_settings import VLLM_ENGINE  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
+from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-
-LEASE = [("tracestate", "fmock=agent")]
 
 
 def spec(**changes: Any) -> ServeSpec:
-    made = serve_spec(WARP, **changes)
-    return replace(made, grpc=[GrpcSpec(0, (VLLM_ENGINE,)) for _ in made.served])
+    return with_grpc(serve_spec(WARP, **changes), VLLM_ENGINE)
 
 
 @pytest.fixture
@@ -49,12 +46,6 @@ def engine(channel: Any) -> Any:
     return pb_grpc.VllmEngineStub(channel)
 
 
-def target(server: ClusterServer) -> str:
-    (port,) = server.grpc_ports
-    assert port is not None
-    return port.url.removeprefix("grpc://")
-
-
 def request(prompt: list[int] | None = None, **changes: Any) -> pb.GenerateRequest:
     sampling = {"max_tokens": 5, "ignore_eos": True, **changes.pop("sampling", {})}
     return pb.GenerateRequest(
@@ -65,17 +56,6 @@ def request(prompt: list[int] | None = None, **changes: Any) -> pb.GenerateReque
             **changes,
         }
     )
-
-
-async def answers(call: Any) -> list[pb.GenerateResponse]:
-    return [message async for message in call]
-
-
-async def refused(call: Any) -> tuple[str, str]:
-    """Code and message that a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await answers(call) if hasattr(call, "__aiter__") else await call
-    return caught.value.code().name, caught.value.details()
 
 
 async def test_stream_is_deltas_then_the_last_one_again_as_complete(engine: Any) -> None:
