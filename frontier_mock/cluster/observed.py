@@ -36,21 +36,25 @@ class KvBatch(NamedTuple):
 class ObservedCluster(Cluster):
     """See the theory of operation at the top of this module.
 
-    `on_kv` is called with every batch, in order of time; until somebody sets it they are kept in
-    `kv_batches`. `oracle` is there if it was asked for.
+    `on_kv` is called with every batch, in order of time. `oracle` is there if it was asked for.
     """
 
     def __init__(
-        self, spec: ClusterSpec, costs: Sequence[StepCost], *, with_oracle: bool = False
+        self,
+        spec: ClusterSpec,
+        costs: Sequence[StepCost],
+        *,
+        on_kv: Callable[[KvBatch], None] | None,
+        with_oracle: bool,
     ) -> None:
         super().__init__(spec, costs)
-        self.kv_batches: list[KvBatch] = []
-        self.on_kv: Callable[[KvBatch], None] = self.kv_batches.append
-        self._recorded = [
-            _Recorded(self, worker)
-            for worker in self.workers
-            if isinstance(worker.kv, RecordingKvCache | RecordingRadixCache)
-        ]
+        self._recorded: list[_Recorded] = []
+        if on_kv is not None:
+            self._recorded = [
+                _Recorded(worker, worker.kv, on_kv)
+                for worker in self.workers
+                if isinstance(worker.kv, RecordingKvCache | RecordingRadixCache)
+            ]
         self.oracle: CacheOracle | None = None
         if with_oracle:
             servers = [
@@ -102,14 +106,18 @@ class ObservedCluster(Cluster):
 class _Recorded:
     """One engine whose cache records its changes."""
 
-    __slots__ = ("_cluster", "_is_radix", "_kv", "_published_ns", "_worker")
+    __slots__ = ("_is_radix", "_kv", "_on_kv", "_published_ns", "_worker")
 
-    def __init__(self, cluster: ObservedCluster, worker: Worker) -> None:
-        assert isinstance(worker.kv, RecordingKvCache | RecordingRadixCache)
-        self._cluster = cluster
+    def __init__(
+        self,
+        worker: Worker,
+        kv: RecordingKvCache | RecordingRadixCache,
+        on_kv: Callable[[KvBatch], None],
+    ) -> None:
         self._worker = worker
-        self._kv = worker.kv
-        self._is_radix = isinstance(worker.kv, RecordingRadixCache)
+        self._kv = kv
+        self._on_kv = on_kv
+        self._is_radix = isinstance(kv, RecordingRadixCache)
         self._published_ns: SimTime = -1
         worker.on_output = self.publish
 
@@ -120,7 +128,7 @@ class _Recorded:
         if changes:
             batch = KvBatch(t_ns, self._worker.index, tuple(changes))
             changes.clear()
-            self._cluster.on_kv(batch)
+            self._on_kv(batch)
 
     def rest(self, t_ns: SimTime) -> None:
         """Publish if the engine is one that does so when it has nothing to do, and has not."""

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import zmq
 
-from frontier_mock.cluster.observed import KvBatch, ObservedCluster
+from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import OPTION, KvEventsConfig, KvSource
 from frontier_mock.core.events import Event, Finished
@@ -185,7 +185,6 @@ class KvEvents:
 
     def __init__(
         self,
-        cluster: ObservedCluster,
         sources: Mapping[int, KvSource],
         created_s: float,
         host: str | None,
@@ -201,7 +200,6 @@ class KvEvents:
         except ConfigError:
             self._context.destroy(linger=0)
             raise
-        cluster.on_kv = self.publish
 
     def publish(self, batch: KvBatch) -> None:
         """An engine's next batch."""

@@ -1,48 +1,64 @@
 """Recorded cache changes: they tell the truth, change nothing, and do not depend on macro-steps."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.observed import KvBatch, ObservedCluster
 from frontier_mock.core.commands import Command
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_cache import KvCache
-from frontier_mock.serving.kv_recording import Cleared, Removed, Stored
+from frontier_mock.serving.kv_recording import (
+    Cleared,
+    RecordingKvCache,
+    RecordingRadixCache,
+    Removed,
+    Stored,
+)
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec, SglangSchedulerSpec
-from tests.engine import ranked_cluster, toy_cluster
+from tests.engine import LinearRankCost, ranked_cluster, toy_cluster
 from tests.laws.test_macro_steps import commands, play, schedulers
 from tests.laws.test_sglang_macro_steps import schedulers as sglang_schedulers
 
 WORKERS = 2
 SETTINGS = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 
-def run(
-    spec: AnySchedulerSpec,
-    journal: list[tuple[int, Command]],
-    build: Callable[..., Cluster],
-    single_step: bool,
-) -> ObservedCluster:
-    recorded = replace(spec, enable_kv_cache_events=True)
-    cluster = build(recorded, single_step=single_step)
-    assert isinstance(cluster, ObservedCluster)
-    play(cluster, journal)
-    return cluster
+class Run:
+    """A journal played on engines that record."""
+
+    def __init__(
+        self, plain: Cluster, journal: list[tuple[int, Command]], *, single_step: bool
+    ) -> None:
+        self.batches: list[KvBatch] = []
+        engines = tuple(
+            replace(engine, scheduler=replace(engine.scheduler, enable_kv_cache_events=True))
+            for engine in plain.spec.workers
+        )
+        spec = replace(plain.spec, workers=engines, single_step=single_step)
+        costs = [LinearRankCost() for _ in engines]
+        self.cluster = build_cluster(spec, costs, on_kv=self.batches.append)
+        play(self.cluster, journal)
+
+    def told(self, worker: int) -> list[KvBatch]:
+        """Its batches, and what it would publish next."""
+        kv = self.cluster.workers[worker].kv
+        assert isinstance(kv, RecordingKvCache | RecordingRadixCache)
+        return [*self.batches, KvBatch(self.cluster.now_ns, worker, tuple(kv.changes))]
 
 
-def toy(spec: AnySchedulerSpec, single_step: bool) -> Cluster:
-    return toy_cluster(spec, workers=WORKERS, single_step=single_step)
+def toy(spec: AnySchedulerSpec) -> Cluster:
+    return toy_cluster(spec, workers=WORKERS)
 
 
-def lockstep(spec: AnySchedulerSpec, single_step: bool) -> Cluster:
-    return ranked_cluster(spec, ranks=WORKERS, single_step=single_step)
+def lockstep(spec: AnySchedulerSpec) -> Cluster:
+    return ranked_cluster(spec, ranks=WORKERS)
 
 
 def believed(batches: list[KvBatch], worker: int) -> set[bytes]:
@@ -84,39 +100,35 @@ def actual(kv: object) -> set[bytes]:
     return found
 
 
-def pending(cluster: ObservedCluster, worker: int) -> list[KvBatch]:
-    """What an idle engine still has to say."""
-    changes = getattr(cluster.workers[worker].kv, "changes")  # noqa: B009
-    return [KvBatch(cluster.now_ns, worker, tuple(changes))]
+def check(plain: Cluster, journal: list[tuple[int, Command]]) -> None:
+    many = Run(plain, journal, single_step=False)
+    one = Run(plain, journal, single_step=True)
+    assert many.batches == one.batches
+    assert [b.t_ns for b in many.batches] == sorted(b.t_ns for b in many.batches)
+    for index, worker in enumerate(many.cluster.workers):
+        assert believed(many.told(index), index) == actual(worker.kv)
+    play(plain, journal)
+    assert plain.log.digest() == many.cluster.log.digest()
 
 
 @SETTINGS
 @given(spec=schedulers(), data=st.data())
 def test_vllm_batches(spec: SchedulerSpec, data: st.DataObject) -> None:
     journal = data.draw(commands(spec.block_size, controls=True))
-    for build in (toy, lockstep):
-        many = run(spec, journal, build, single_step=False)
-        one = run(spec, journal, build, single_step=True)
-        assert many.kv_batches == one.kv_batches
-        assert [b.t_ns for b in many.kv_batches] == sorted(b.t_ns for b in many.kv_batches)
-        for index, worker in enumerate(many.workers):
-            told = [*many.kv_batches, *pending(many, index)]
-            assert believed(told, index) == actual(worker.kv)
-        plain = build(spec, single_step=False)
-        play(plain, journal)
-        assert plain.log.digest() == many.log.digest()
+    check(toy(spec), journal)
+    check(lockstep(spec), journal)
 
 
 @SETTINGS
 @given(spec=sglang_schedulers(), data=st.data())
 def test_sglang_batches(spec: SglangSchedulerSpec, data: st.DataObject) -> None:
     journal = data.draw(commands(spec.block_size, controls=True))
-    many = run(spec, journal, toy, single_step=False)
-    one = run(spec, journal, toy, single_step=True)
-    assert many.kv_batches == one.kv_batches
-    for index, worker in enumerate(many.workers):
-        told = [*many.kv_batches, *pending(many, index)]
-        assert believed(told, index) == actual(worker.kv)
-    plain = toy(spec, single_step=False)
-    play(plain, journal)
-    assert plain.log.digest() == many.log.digest()
+    check(toy(spec), journal)
+
+
+def test_nobody_listens() -> None:
+    """Without a listener the caches are the plain ones, whatever the spec says."""
+    spec = SchedulerSpec(4, 64, 128, num_blocks=64, enable_kv_cache_events=True)
+    cluster = toy(spec)
+    assert type(cluster.workers[0].kv) is KvCache
+    assert not isinstance(cluster, ObservedCluster)
