@@ -9,6 +9,7 @@ from frontier_mock.cli.vllm_serve import flag_row
 from frontier_mock.config.resolve import resolve_single_sglang
 from frontier_mock.config.sglang_flags import parse_sglang_serve, sglang_flags
 from frontier_mock.config.vllm_flags import simulator_flags
+from frontier_mock.serve.ffn import run_ffn
 
 DEFAULT_HOST = "127.0.0.1"
 
@@ -21,6 +22,8 @@ def run(argv: Sequence[str]) -> int:
     args = parse_sglang_serve(argv)
     sim = args.simulator
     sglang = args.sglang if args.sglang.host else replace(args.sglang, host=DEFAULT_HOST)
+    if sglang.afd is not None and sglang.afd.role == "ffn":
+        return run_ffn(sglang.host, sglang.port, sim.ready_file)
     cluster = resolve_single_sglang(
         sglang, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )

@@ -8,6 +8,7 @@ from frontier_mock.cli.serving import serve
 from frontier_mock.config.flags import Flag
 from frontier_mock.config.resolve import resolve_single
 from frontier_mock.config.vllm_flags import parse_serve, simulator_flags, vllm_flags
+from frontier_mock.serve.ffn import run_ffn
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,6 +18,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     args = parse_serve(argv, os.environ)
     sim = args.simulator
+    if args.vllm.afd is not None and args.vllm.afd.role == "ffn":
+        return run_ffn(args.vllm.host, args.vllm.port, sim.ready_file)
     cluster = resolve_single(
         args.vllm, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from frontier_mock.cluster.specs import ClusterSpec
+from frontier_mock.config.afd import AfdArgs
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import (
     ResolvedCluster,
     ResolvedWorker,
-    build_costs,
+    cluster_of,
     resolve_sglang,
     resolve_worker,
 )
@@ -111,12 +112,8 @@ def _cluster(head: dict[str, Any]) -> ResolvedCluster:
     workers = tuple(_worker(one) for one in head["workers"])
     if not workers:
         raise ValueError("it names no workers")
-    spec = ClusterSpec(
-        workers=tuple(worker.spec for worker in workers),
-        router_policy=str(head["router"]),
-        seed=int(head["seed"]),
-    )
-    return ResolvedCluster(spec, build_costs(spec), workers)
+    like = ClusterSpec((), str(head["router"]), int(head["seed"]))
+    return cluster_of(workers, like)
 
 
 def _worker(one: dict[str, Any]) -> ResolvedWorker:
@@ -124,6 +121,8 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in one["args"].items()
     }
+    if values.get("afd") is not None:
+        values["afd"] = AfdArgs(**values["afd"])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
         return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)

@@ -39,7 +39,7 @@ from frontier_mock.cost.specs import (
     StepSpec,
 )
 from frontier_mock.cost.step import build_step_cost
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
 
 DEFAULT_PORT = 8000
 
@@ -48,6 +48,10 @@ LARGE_GPU_BYTES = 70 * (1 << 30)
 
 SMALL_GPU_MAX_NUM_BATCHED_TOKENS = 2048
 SMALL_GPU_MAX_NUM_SEQS = 256
+
+_SGLANG_FFN_FRACTION = 0.9
+"""Share of an SGLang FFN GPU that may be used where --mem-fraction-static is not given: it holds no
+cache that would make SGLang work one out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +250,14 @@ def resolve_sglang(
         seed=args.random_seed,
         host=args.host,
     )
-    return ResolvedWorker(spec, common, memory, sglang=args)
+    ffn = None
+    if spec.afd is not None:
+        assert isinstance(spec.scheduler, SglangSchedulerSpec)
+        chunk = spec.scheduler.chunked_prefill_size
+        tokens = chunk if chunk > 0 else spec.scheduler.max_prefill_tokens
+        share = args.mem_fraction_static or _SGLANG_FFN_FRACTION
+        ffn = ffn_memory(spec.step, spec.afd, tokens, share)
+    return ResolvedWorker(spec, common, memory, sglang=args, ffn_memory=ffn)
 
 
 def resolve_single_sglang(

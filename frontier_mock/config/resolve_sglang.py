@@ -5,10 +5,12 @@ RULES_SINCE also schedule by the older rules (see `SglangSchedulerSpec.classic`)
 """
 
 from frontier_mock.cluster.specs import WorkerSpec
+from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
+from frontier_mock.cost.afd.memory import attention_only
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory
 from frontier_mock.cost.sglang_memory import (
     default_max_running_requests,
@@ -43,6 +45,7 @@ def resolve_sglang_worker(
     weights = "fp8" if args.quantization is not None else model.checkpoint_weights
     precision = PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
     ranks, parallel = _parallel(args, model)
+    afd = None if args.afd is None else afd_spec(args.afd, hardware, weights)
     classic = _version(engine) < RULES_SINCE
     chunk, largest = gpu_defaults(hardware, args.tp_size)
     if args.chunked_prefill_size is not None:
@@ -78,7 +81,7 @@ def resolve_sglang_worker(
     try:
         memory = plan_sglang_kv_cache(
             hardware,
-            model,
+            model if afd is None else attention_only(model),
             parallel,
             precision,
             mem_fraction_static=fraction,
@@ -129,7 +132,15 @@ def resolve_sglang_worker(
     policy = args.load_balance_method
     policy = "round_robin" if policy == "auto" else policy
     worker = WorkerSpec(
-        name, port, "colocated", served, step, scheduler, dp_size=ranks, rank_policy=policy
+        name,
+        port,
+        "colocated",
+        served,
+        step,
+        scheduler,
+        dp_size=ranks,
+        rank_policy=policy,
+        afd=afd,
     )
     return worker, memory
 
@@ -165,7 +176,7 @@ def _parallel(args: SglangArgs, model: ModelSpec) -> tuple[int, ParallelSpec]:
     if args.moe_a2a_backend == "deepep" and ranks > 1:
         normal = args.deepep_mode == "normal"
         dispatch = "deepep_normal" if normal else "deepep_low_latency"
-    spread = args.ep_size > 1 and model.experts is not None
+    spread = args.ep_size > 1 and model.experts is not None and args.afd is None
     parallel = ParallelSpec(tp=tp // ranks, dp=ranks, ep=tp if spread else 1, dispatch=dispatch)
     return max(ranks, replicas), parallel
 

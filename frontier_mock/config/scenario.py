@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from frontier_mock.cluster.routing import POLICIES
-from frontier_mock.config.afd import read_afd
+from frontier_mock.config.afd import AfdArgs, read_afd
 from frontier_mock.config.document import Value, plain, read_document
 from frontier_mock.config.errors import ConfigError, nearest, shown
 from frontier_mock.config.flags import Flag, from_mapping
@@ -37,6 +37,8 @@ from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload,
 from frontier_mock.cost.specs import ParallelSpec
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.workload.specs import WorkloadSpec
+
+ArgsT = TypeVar("ArgsT", VllmArgs, SglangArgs)
 
 LIBRARY = "frontier_mock.scenarios"
 """Package that holds the scenario library (the directory replay/ of the repository)."""
@@ -263,8 +265,6 @@ def _read_worker(value: Value) -> WorkerGroup:
     parallel = _read_parallel(section)
     sglang = None
     if section.get(ENGINE).lower().startswith("sglang"):
-        if section.has("afd"):
-            raise section.at("afd").error("only vLLM engines are simulated with attention apart")
         sglang, idle = _read_sglang_args(section, parallel)
         args = VllmArgs(
             model=sglang.model_path,
@@ -312,24 +312,34 @@ def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArg
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
     afd = section.get(AFD)
-    if afd is None:
-        return args, idle
-    if args.afd is not None:
-        raise section.at("engine_args").error(
-            "additional-config.afd is set by the worker's key afd"
-        )
-    return replace(args, afd=read_afd(afd)), idle
+    return _with_afd(section, args, None if afd is None else read_afd(afd)), idle
 
 
 def _read_sglang_args(
     section: Section, parallel: ParallelSpec
 ) -> tuple[SglangArgs, tuple[str, ...]]:
-    value = section.get(ENGINE_ARGS)
+    value, afd = section.get(ENGINE_ARGS), section.get(AFD)
     argv = [] if value is None else _engine_argv(value, sglang_flags())
+    argv += _common_argv(section, parallel)
+    instance = None if afd is None else read_afd(afd)
+    if instance is not None:
+        # SGLang divides tensor-parallel GPUs into ranks of attention.
+        ranks = instance.ranks(parallel.tp)
+        argv += ["--tp-size", str(instance.attention_gpus), "--attn-dp-size", str(ranks)]
     try:
-        return parse_sglang_args(argv + _common_argv(section, parallel))
+        args, idle = parse_sglang_args(argv)
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
+    return _with_afd(section, args, instance), idle
+
+
+def _with_afd(section: Section, args: ArgsT, instance: AfdArgs | None) -> ArgsT:
+    """The worker's `afd:` among its arguments, unless the engine's flags say it too."""
+    if instance is None:
+        return args
+    if args.afd is not None:
+        raise section.at("engine_args").error("they have AFD flags; the worker's key afd sets it")
+    return replace(args, afd=instance)
 
 
 def _common_argv(section: Section, parallel: ParallelSpec) -> list[str]:

@@ -275,3 +275,12 @@ megamoe,deepep_v2,pplx,ascend_tp | - |
 --disable-cuda-graph | flag | False | no CUDA graphs
 --enable-dp-attention | flag | False | the data-parallel size is that of attention
 """
+
+AFD_FLAGS = """
+--afd-execution-mode | choice:off,attention,ffn | off | attention/FFN disaggregation: which side
+--afd-config | json | - | its lanes; the FFN side's GPUs and attention's
+--afd-role | choice:attn,ffn | - | as --afd-execution-mode, with as many FFN GPUs as attention's
+--afd-transfer-backend | text | - |
+--afd-ffn-addr | text | - |
+"""
+"""Flags of SGLang's tree that no release has: `srt/afd/config.py`; the last three are #36258's."""

@@ -1,13 +1,14 @@
 """`sglang serve` flags: from a command line or a scenario's engine_args to frozen arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from frontier_mock.config.afd import AfdArgs, afd_of_sglang, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, parse, read_table
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
-from frontier_mock.config.sglang_flag_table_more import MORE_FLAGS
+from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
 from frontier_mock.config.vllm_flags import SimulatorArgs, simulator_flags
 from frontier_mock.serving.radix_cache import EVICTION_POLICIES
 from frontier_mock.serving.schedulers.sglang_policy import POLICIES
@@ -74,13 +75,14 @@ class SglangArgs:
     port: int = 30000
     api_key: str | None = None
     admin_api_key: str | None = None
+    afd: AfdArgs | None = None
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
 
 def sglang_flags() -> tuple[Flag, ...]:
-    """Every flag of SGLang 0.5.23's `sglang serve`."""
-    return read_table(FIRST_FLAGS) + read_table(MORE_FLAGS)
+    """Every flag of SGLang 0.5.23's `sglang serve`, and those its tree has for AFD since."""
+    return read_table(FIRST_FLAGS) + read_table(MORE_FLAGS) + read_table(AFD_FLAGS)
 
 
 def parse_sglang_args(argv: Sequence[str]) -> tuple[SglangArgs, tuple[str, ...]]:
@@ -119,7 +121,11 @@ def parse_sglang_serve(argv: Sequence[str]) -> SglangServeArgs:
             "allowed: sglang-X.Y.Z"
         )
     idle = tuple(f.options[0] for f in sglang_flags() if not f.effect and f.name in given)
-    return SglangServeArgs(to_sglang_args(given), simulator, idle)
+    args = to_sglang_args(given)
+    args = replace(args, afd=on_hardware(args.afd, simulator.ffn_hardware))
+    if args.afd is None and simulator.ffn_hardware is not None:
+        idle += ("--sim-ffn-hardware",)
+    return SglangServeArgs(args, simulator, idle)
 
 
 def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
@@ -136,12 +142,42 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
     if not values.get("model_path"):
         raise ConfigError("argument --model-path: is required")
     _check(values)
+    values["afd"] = _afd(given, values.get("tp_size", 1))
     values["given"] = tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in given.items()
         if name not in SECRETS
     )
     return SglangArgs(**values)
+
+
+def _afd(given: Mapping[str, Any], tp_size: int) -> AfdArgs | None:
+    """What the AFD flags say. `--afd-role` alone is as many FFN GPUs as attention has."""
+    mode, config = given.get("afd_execution_mode", "off"), given.get("afd_config")
+    role = given.get("afd_role")
+    if role is not None and mode == "off":
+        mode = role
+        config = config or {"lanes": tp_size}
+    made = afd_of_sglang(mode, config)
+    if made is None:
+        return None
+    own = made.attention_gpus if made.role == "attention" else made.ffn_gpus
+    if own != tp_size:
+        raise ConfigError(
+            f"argument --afd-config: {own} {made.role} lanes are configured, but --tp-size is "
+            f"{tp_size}; they must be equal"
+        )
+    for name in ("enable_two_batch_overlap", "enable_single_batch_overlap"):
+        if given.get(name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"argument {option}: does not go with attention/FFN disaggregation")
+    if given.get("moe_a2a_backend", "none") != "none":
+        backend = given["moe_a2a_backend"]
+        raise ConfigError(
+            f"AFD_INTERNAL_COLLECTIVE_UNSUPPORTED: argument --moe-a2a-backend: {backend}; "
+            "allowed with attention/FFN disaggregation: none"
+        )
+    return made
 
 
 SECRETS = ("api_key", "admin_api_key")

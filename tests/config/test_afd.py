@@ -1,21 +1,31 @@
 """Attention/FFN disaggregation as users write it: scenario keys and the engines' own flags."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from frontier_mock.config.afd import AfdArgs, afd_of_plugin, afd_of_sglang
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.journals import journal_lines, read_recording
 from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario, resolve_single
 from frontier_mock.config.scenario import parse_scenario
+from frontier_mock.config.sglang_flags import parse_sglang_serve
 from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.config.workloads import trace_search
+from frontier_mock.core.journal import Journal
 from frontier_mock.cost.afd.step import AfdStepCost
 
 PLUGIN = {"role": "attention", "num_attention_ranks": 4, "num_ffn_ranks": 2}
 
 
-def cluster(afd: str, model: str = "stepfun-ai/step3-fp8", more: str = "") -> ResolvedCluster:
+def cluster(
+    afd: str,
+    model: str = "stepfun-ai/step3-fp8",
+    more: str = "",
+    length: str = "max-model-len",
+) -> ResolvedCluster:
     text = f"""
 name: afd
 cluster:
@@ -24,7 +34,7 @@ cluster:
       model: {model}
       {more}
       afd: {afd}
-      engine_args: {{max-model-len: 32768}}
+      engine_args: {{{length}: 32768}}
 """
     return resolve_scenario(parse_scenario(text, "afd.yaml", trace_search(None, {}, False)))
 
@@ -184,6 +194,49 @@ def test_sglangs_flags_make_an_instance() -> None:
 def test_sglangs_rules(mode: str, config: object, code: str) -> None:
     with pytest.raises(ConfigError, match=code):
         afd_of_sglang(mode, config)
+
+
+def test_an_sglang_worker_divides_its_gpus_into_ranks() -> None:
+    made = cluster(
+        "{attention: {instances: 2}, ffn: {instances: 2, hardware: h20}}",
+        more="engine: sglang-0.5.23\n      parallel: {tp: 2}",
+        length="context-length",
+    )
+    assert [worker.dp_size for worker in made.spec.workers] == [8] * 8
+    spec = made.spec.workers[0]
+    assert spec.afd is not None
+    assert (spec.step.parallel.tp, spec.afd.ffn_hardware.name) == (2, "h20")
+    assert made.workers[0].ffn_memory is not None
+
+
+def sglang(*flags: str) -> AfdArgs | None:
+    return parse_sglang_serve(["--model-path", "stepfun-ai/step3-fp8", *flags]).sglang.afd
+
+
+def test_sglangs_command_line() -> None:
+    config = json.dumps({"lanes": 16, "attention_lanes": 8})
+    flags = ("--afd-execution-mode", "attention", "--afd-config", config, "--tp-size", "8")
+    made = sglang(*flags, "--sim-ffn-hardware", "h20")
+    assert made is not None
+    assert (made.attention_gpus, made.ffn_gpus, made.ffn_hardware) == (8, 16, "h20")
+    older = sglang("--afd-role", "attn", "--afd-ffn-addr", "10.0.0.2:1234", "--tp-size", "8")
+    assert older is not None
+    assert (older.attention_gpus, older.ffn_gpus, older.role) == (8, 8, "attention")
+    assert sglang() is None
+    with pytest.raises(ConfigError, match="8 attention lanes are configured, but --tp-size is 4"):
+        sglang(*flags[:-1], "4")
+    with pytest.raises(ConfigError, match="--moe-a2a-backend: deepep"):
+        sglang(*flags, "--moe-a2a-backend", "deepep")
+    with pytest.raises(ConfigError, match="--enable-two-batch-overlap: does not go with"):
+        sglang(*flags, "--enable-two-batch-overlap")
+
+
+def test_a_journal_knows_the_instance(tmp_path: Path) -> None:
+    made = cluster("{attention: {instances: 1}, ffn: {instances: 2, hardware: h20}}")
+    path = tmp_path / "afd.journal"
+    path.write_text("".join(journal_lines(made, Journal())), encoding="utf-8")
+    again = read_recording(str(path)).cluster
+    assert again.spec.workers == tuple(replace(worker, port=0) for worker in made.spec.workers)
 
 
 def test_other_hardware_without_anything_on_it_is_told() -> None:
