@@ -180,7 +180,23 @@ class Control:
 
     async def GetKvEventSources(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Where each rank publishes what its cache stores and forgets; none if it does not."""
-        return control_pb.GetKvEventSourcesResponse(sources=self._part.kv_event_sources())
+        sources = [
+            control_pb.KvEventSource(
+                transport="zmq",
+                endpoint=config.endpoint,
+                topic=config.topic,
+                replay_endpoint=config.replay_endpoint or "",
+                data_parallel_rank=rank,
+                encoding="msgpack",
+                schema_version=1,
+                buffer_steps=config.buffer_steps,
+                hwm=config.hwm,
+                max_queue_size=config.max_queue_size,
+            )
+            for rank, publisher in self._part.publishers.items()
+            for config in (publisher.config,)
+        ]
+        return control_pb.GetKvEventSourcesResponse(sources=sources)
 
     async def PauseGeneration(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Bring the engine to rest; unless told otherwise its cache is forgotten too."""

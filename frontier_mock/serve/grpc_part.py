@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.drive.driver import Driver
@@ -17,6 +17,9 @@ from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import NS_PER_S, SimTime
 from frontier_mock.wire.served import ServedModel
+
+if TYPE_CHECKING:
+    from frontier_mock.serve.kv_events import KvPublisher
 
 
 class Load(NamedTuple):
@@ -88,7 +91,7 @@ class GrpcPart:
     """One worker: its engines, one per data-parallel rank, what it serves, and its books.
 
     `app` is its HTTP application, which has what both wires see of the worker; `metrics` are the
-    folds of its engines.
+    folds of its engines, `publishers` those of its KV events by rank.
     `tokenizer_dir` is where its tokenizer is, None for our own.
     """
 
@@ -100,6 +103,7 @@ class GrpcPart:
         served: ServedModel,
         app: VllmApp | SglangApp,
         metrics: Sequence[WorkerMetrics | SglangWorkerMetrics],
+        publishers: "Mapping[int, KvPublisher]",
         tokenizer_dir: str | None,
     ) -> None:
         self.driver = driver
@@ -108,6 +112,7 @@ class GrpcPart:
         self.served = served
         self.app = app
         self.metrics = metrics
+        self.publishers = publishers
         self.tokenizer_dir = tokenizer_dir
         self.books = Books()
         self.started_s = time.time()
@@ -125,10 +130,6 @@ class GrpcPart:
         if isinstance(spec, SglangSchedulerSpec):
             return spec.chunked_prefill_size
         return spec.max_num_batched_tokens
-
-    def kv_event_sources(self) -> list[Any]:
-        """Where KV events are published: nowhere."""
-        return []
 
     @property
     def alive(self) -> bool:

@@ -6,16 +6,14 @@ Imported only when asked for: grpc costs 20 MB of memory and a tenth of a second
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc, vllm_engine_pb2_grpc
 
-from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.drive.driver import Driver
 from frontier_mock.serve import grpc_inference, grpc_sglang, grpc_vllm
 from frontier_mock.serve.grpc_calls import Context
 from frontier_mock.serve.grpc_part import GrpcPart
@@ -27,11 +25,12 @@ from frontier_mock.serve.grpc_settings import (
     GrpcSpec,
 )
 from frontier_mock.serve.sglang_app import SglangApp
-from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.vllm_app import VllmApp
-from frontier_mock.serve.worker_metrics import WorkerMetrics
 from frontier_mock.stubs import vllm_control_pb2_grpc, vllm_inference_pb2_grpc
 from frontier_mock.wire.served import ServedModel
+
+if TYPE_CHECKING:
+    from frontier_mock.serve.up import ClusterServer
 
 logger = logging.getLogger("frontier_mock")
 
@@ -132,24 +131,26 @@ class GrpcServer:
 
 def open_port(
     spec: GrpcSpec,
-    cluster: Cluster,
+    server: "ClusterServer",
     number: int,
     served: ServedModel,
-    driver: Driver,
     app: VllmApp | SglangApp,
-    metrics: Sequence[WorkerMetrics | SglangWorkerMetrics],
     host: str | None,
 ) -> GrpcServer:
-    """The gRPC port of the worker whose first engine is `number`, not listening yet.
-
-    `metrics` are the folds of all engines.
-    """
+    """The gRPC port of the worker whose first engine is `number`, not listening yet."""
+    cluster = server.cluster
     ranks = cluster.ranks(number)
-    engines = [cluster.workers[index] for index in ranks]
-    folds = [metrics[index] for index in ranks]
-    worker = cluster.spec.workers[number]
-    model = replace(served, worker=number)
-    part = GrpcPart(driver, worker, engines, model, app, folds, spec.tokenizer_dir)
+    published = {} if server.kv_events is None else server.kv_events.publishers
+    part = GrpcPart(
+        server.driver,
+        cluster.spec.workers[number],
+        [cluster.workers[index] for index in ranks],
+        replace(served, worker=number),
+        app,
+        [server.metrics[index] for index in ranks],
+        {rank: published[index] for rank, index in enumerate(ranks) if index in published},
+        spec.tokenizer_dir,
+    )
     return GrpcServer(part, spec.services, host, spec.port)
 
 

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.drive.driver import Driver
 from frontier_mock.wire.served import ServedModel
 
 if TYPE_CHECKING:
     from frontier_mock.serve.grpc_server import GrpcServer
     from frontier_mock.serve.sglang_app import SglangApp
-    from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
+    from frontier_mock.serve.up import ClusterServer
     from frontier_mock.serve.vllm_app import VllmApp
-    from frontier_mock.serve.worker_metrics import WorkerMetrics
 
 VLLM_ENGINE = "vllm.grpc.engine.VllmEngine"
 VLLM_INFERENCE = "vllm.Inference"
@@ -36,26 +33,23 @@ class GrpcSpec:
 
 def open_ports(
     specs: Sequence[GrpcSpec | None],
-    cluster: Cluster,
+    server: "ClusterServer",
     served: Sequence[ServedModel],
-    driver: Driver,
     apps: "Sequence[VllmApp | SglangApp]",
     host: str | None,
-    metrics: "Sequence[WorkerMetrics | SglangWorkerMetrics]" = (),
 ) -> "list[GrpcServer | None]":
     """The gRPC port of each worker that has one, not listening yet.
 
-    Raises ConfigError if the packages are not installed.
+    `specs`, `served` and `apps` are by worker. Raises ConfigError if grpc is not installed.
     """
+    workers = server.cluster.servers
     if not any(specs):
-        return [None] * len(cluster.servers)
+        return [None] * len(workers)
     try:
         from frontier_mock.serve.grpc_server import open_port
     except ImportError as error:
         raise ConfigError(f"grpc: {error}; needs pip install 'frontier-mock[grpc]'") from None
     return [
-        None
-        if spec is None
-        else open_port(spec, cluster, server.start, model, driver, app, metrics, host)
-        for spec, server, model, app in zip(specs, cluster.servers, served, apps, strict=True)
+        None if spec is None else open_port(spec, server, engines.start, model, app, host)
+        for spec, engines, model, app in zip(specs, workers, served, apps, strict=True)
     ]

@@ -32,6 +32,7 @@ from frontier_mock.serve.grpc_calls import (
     refuse,
     write_all,
 )
+from frontier_mock.serve.grpc_kv import stream_kv_events
 from frontier_mock.serve.grpc_part import GrpcPart
 from frontier_mock.serve.grpc_vllm import tokenizer_pieces
 from frontier_mock.serve.sglang_app import SglangApp
@@ -48,6 +49,9 @@ from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.tokenizer import Json
 
 _FLUSH_RETRY_S = 0.05
+_NO_KV_EVENTS = (
+    'KV cache events not enabled. Start SGLang with --kv-events-config \'{"publisher": "zmq"}\''
+)
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -265,14 +269,10 @@ class SglangScheduler:
 
     async def SubscribeKvEvents(  # noqa: N802
         self, request: common_pb2.SubscribeKvEventsRequest, context: Context
-    ) -> AsyncIterator[common_pb2.KvEventBatch]:
+    ) -> None:
         """What the caches store and forget, if the worker was started to tell."""
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "KV cache events not enabled. Start SGLang with "
-            '--kv-events-config \'{"publisher": "zmq"}\'',
-        )
-        yield common_pb2.KvEventBatch()
+        first = request.start_sequence_number
+        await stream_kv_events(self._part, first, context, _NO_KV_EVENTS)
 
     async def LoadLoRAAdapter(self, request: Any, context: Context) -> None:  # noqa: N802
         """The Python servicer does not have it."""

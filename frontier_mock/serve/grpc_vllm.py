@@ -28,6 +28,7 @@ from frontier_mock.serve.grpc_calls import (
     refuse,
     write_all,
 )
+from frontier_mock.serve.grpc_kv import stream_kv_events
 from frontier_mock.serve.grpc_part import GrpcPart, max_running
 from frontier_mock.serve.tokenizer_bundle import pieces
 from frontier_mock.wire.errors import queue_full
@@ -36,6 +37,10 @@ from frontier_mock.wire.grpc_status import INTERNAL, GrpcError, code_of_http
 from frontier_mock.wire.grpc_vllm import VllmCall, VllmSpeech, read_generate
 
 _FLUSH_RETRY_S = 0.05
+_NO_KV_EVENTS = (
+    "KV cache events not enabled. Start vLLM with --kv-events-config "
+    '\'{"enable_kv_cache_events": true, "publisher": "zmq"}\''
+)
 
 
 def refusal(ticket: Ticket) -> GrpcError:
@@ -233,14 +238,10 @@ class VllmEngine:
 
     async def SubscribeKvEvents(  # noqa: N802
         self, request: common_pb2.SubscribeKvEventsRequest, context: Context
-    ) -> AsyncIterator[common_pb2.KvEventBatch]:
+    ) -> None:
         """What the caches store and forget, if the worker was started to tell."""
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "KV cache events not enabled. Start vLLM with --kv-events-config "
-            '\'{"enable_kv_cache_events": true, "publisher": "zmq"}\'',
-        )
-        yield common_pb2.KvEventBatch()
+        first = request.start_sequence_number
+        await stream_kv_events(self._part, first, context, _NO_KV_EVENTS)
 
 
 async def tokenizer_pieces(

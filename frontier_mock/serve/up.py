@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
-from frontier_mock.cluster.observed import KvBatch, ObservedCluster
+from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import KvSource
@@ -140,7 +140,13 @@ class ClusterServer:
     def __init__(self, spec: ServeSpec) -> None:
         """Binds the ports and builds the engine. Raises ConfigError."""
         self._spec = spec
-        self.cluster: Cluster = build_cluster(spec.cluster, spec.costs, with_oracle=spec.oracle)
+        self.kv_events: KvEvents | None = None
+        self.cluster: Cluster = build_cluster(
+            spec.cluster,
+            spec.costs,
+            on_kv=self._publish if spec.kv_sources else None,
+            with_oracle=spec.oracle,
+        )
         self._follower: Follower | None = None
         if spec.clock_server is not None:
             names = [worker.name for worker in spec.cluster.workers]
@@ -157,7 +163,8 @@ class ClusterServer:
             if spec.http.uds is not None:
                 opened.callback(Path(spec.http.uds).unlink, missing_ok=True)
             journal = opened.enter_context(_journal(spec))
-            self.kv_events = _kv_events(self.cluster, spec, created_s)
+            if spec.kv_sources:
+                self.kv_events = _kv_events(spec, created_s)
             self._opened = opened.pop_all()
         self._digests = WorkerDigests(worker.name for worker in spec.cluster.workers)
         self.driver = Driver(
@@ -185,6 +192,11 @@ class ClusterServer:
         self._sglang: list[SglangApp] = []
         self.grpc_ports: list[GrpcServer | None] = []
         """The gRPC port of each server that has one, once it listens."""
+
+    def _publish(self, batch: KvBatch) -> None:
+        """A cache has changed."""
+        assert self.kv_events is not None
+        self.kv_events.publish(batch)
 
     def _folders(self) -> Sequence[Folder]:
         """Who hears of every event of each engine."""
@@ -242,7 +254,7 @@ class ClusterServer:
     async def _start_grpc(self, apps: Sequence[VllmApp | SglangApp]) -> None:
         """Listen for gRPC where that is asked for."""
         spec = self._spec
-        ports = open_ports(spec.grpc, self.cluster, spec.served, self.driver, apps, spec.host)
+        ports = open_ports(spec.grpc, self, spec.served, apps, spec.host)
         for port in ports:
             if port is not None:
                 await port.start()
@@ -373,24 +385,15 @@ def metrics_of(
     return WorkerMetrics(worker, served, created_s, rank)
 
 
-def _kv_events(cluster: Cluster, spec: ServeSpec, created_s: float) -> "KvEvents | None":
-    """The publishers of KV events, None if there are none. Raises ConfigError."""
-    if not isinstance(cluster, ObservedCluster):
-        return None
-    if not spec.kv_sources:
-        cluster.on_kv = _nobody_listens
-        return None
+def _kv_events(spec: ServeSpec, created_s: float) -> "KvEvents":
+    """The publishers of KV events. Raises ConfigError."""
     try:
         from frontier_mock.serve.kv_events import KvEvents
     except ImportError as error:
         raise ConfigError(
             f"kv-events-config: {error}; needs pip install 'frontier-mock[kv-events]'"
         ) from None
-    return KvEvents(cluster, spec.kv_sources, created_s, spec.host, spec.kv_settle_s)
-
-
-def _nobody_listens(batch: KvBatch) -> None:
-    """Where batches go that nobody asked for."""
+    return KvEvents(spec.kv_sources, created_s, spec.host, spec.kv_settle_s)
 
 
 def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":
