@@ -15,6 +15,7 @@ from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import STARTING, UNHEALTHY, UP, ServerState
+from frontier_mock.simtime import NS_PER_MS
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
@@ -36,6 +37,9 @@ from frontier_mock.wire.tokenizer import Json
 logger = logging.getLogger("frontier_mock")
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LAG_NS = 50 * NS_PER_MS
+"""How old what /v1/loads and /metrics show may be: a few decode steps."""
 
 HEALTH_POLL_S = 1.0
 """How long /health waits before it looks whether its probe has come back, again and again."""
@@ -87,6 +91,16 @@ class InfoRoutes:
             table["GET", "/get_load"] = self._old_load
             table["GET", "/get_weight_version"] = self._weight_version
         return table
+
+    def _settle(self) -> None:
+        """Bring the engine to the present, unless it is there or nearly so.
+
+        With streams it is never further behind than a step, and to catch up would be to send them
+        their tokens first. SGLang itself publishes its load once in 15 steps.
+        """
+        driver = self._driver
+        if driver.now_ns() - driver.engine.now_ns > _LAG_NS:
+            driver.catch_up()
 
     # Health
 
@@ -148,7 +162,7 @@ class InfoRoutes:
         return Answer(200, model_info_body(self._served, self._state.identity()))
 
     def _server_info(self, exchange: Exchange) -> Answer:
-        self._driver.catch_up()
+        self._settle()
         rates = [rank.load(self._driver).gen_throughput for rank in self._ranks]
         return _json(server_info(self._served, rates))
 
@@ -180,14 +194,14 @@ class InfoRoutes:
             except ValueError:
                 raise http_error(f"dp_rank: {dp_rank!r} is not a valid integer", 400) from None
             ranks = [(rank, fold) for rank, fold in ranks if rank == wanted]
-        self._driver.catch_up()
+        self._settle()
         now_s = time.time()
         look = partial(rank_load, self._front, sections=sections, now_s=now_s)
         return [look(rank, fold.load(self._driver)) for rank, fold in ranks]
 
     def _metrics(self, exchange: Exchange) -> Answer:
         driver = self._driver
-        driver.catch_up()
+        self._settle()
         aborts = self._state.aborts_asked
         text = merged([rank.render(driver, aborts) for rank in self._ranks])
         text += self._http.render()
