@@ -136,7 +136,8 @@ class LoadFold:
         self._window_hits += cached
         self._window_tokens += tokens
         self._forget(event.t_ns)
-        if not state.computing:
+        # Nothing says when a retracted sequence has been computed anew.
+        if not state.computing and not event.resumed:
             state.computing = True
             if not self._computing:
                 self._computing_since_ns = event.t_ns
