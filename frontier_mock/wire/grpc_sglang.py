@@ -72,7 +72,9 @@ def _read(message: pb.GenerateRequest, served: ServedModel) -> SglangRequest:
     rank = message.data_parallel_rank if message.HasField("data_parallel_rank") else None
     if rank is not None and not 0 <= rank < front.num_dp_ranks:
         raise ValueError(f"routed_dp_rank={rank} out of range [0, {front.num_dp_ranks})")
-    plans, cap = plan_prompt(ids, 0, n, sampling, served, namespace=message.lora_id, rank=rank)
+    plans, cap = plan_prompt(
+        ids, 0, n, sampling, served, namespace=message.lora_id, rank=rank, resumable=True
+    )
     wish = _logprob_wish(message, len(ids), served)
     base = message.request_id or f"grpc-{served.new_id()}"
     where = _bootstrap(message)

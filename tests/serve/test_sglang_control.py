@@ -91,8 +91,9 @@ def test_a_partial_rollout_goes_on_where_it_was_aborted(play: Callable[..., Any]
         assert not resumed.done()
         await call(client, "/continue_generation")
         rest = await resumed
-        assert partial["output_ids"] == whole["output_ids"][:done]
-        assert len(rest["output_ids"]) == 60 - done
+        assert partial["output_ids"] + rest["output_ids"] == whole["output_ids"]
+        both = meta["output_token_logprobs"] + rest["meta_info"]["output_token_logprobs"]
+        assert both == whole["meta_info"]["output_token_logprobs"]
         assert rest["meta_info"]["weight_version"] == "2"
         assert "weight_versions" not in rest["meta_info"]
 

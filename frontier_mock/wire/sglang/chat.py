@@ -187,7 +187,15 @@ def _plan(
     namespace = namespace_of(fields, 0)
     priority = int_field(fields, "priority", 0)
     plans, cap = plan_prompt(
-        ids, 0, n, sampling, served, namespace=namespace, priority=priority, rank=rank
+        ids,
+        0,
+        n,
+        sampling,
+        served,
+        namespace=namespace,
+        priority=priority,
+        rank=rank,
+        resumable="input_ids" in fields or flag_field(fields, "continue_final_message"),
     )
     wish = None
     if flag_field(fields, "logprobs"):

@@ -128,6 +128,7 @@ def _plan(
             namespace=namespace_of(fields, i),
             priority=int_field(fields, "priority", 0),
             rank=rank,
+            resumable=bool(prompts.ids),
         )
         keep = wishes.return_token_ids or (wish is not None and wish.start >= 0)
         text = _echo(prompts, i, ids, served) if echo else None

@@ -328,6 +328,7 @@ def _plan(
             namespace=namespace_of(fields, i),
             priority=priority,
             rank=rank,
+            resumable=bool(prompts.ids),
         )
         wish = _logprob_wish(fields, i, len(ids), prompts.single, vocab)
         kept.append(PromptText(len(ids), ids if keep or (wish and wish.start >= 0) else None, None))

@@ -64,11 +64,13 @@ def plan_prompt(
     namespace: str = "",
     priority: int = 0,
     rank: int | None = None,
+    resumable: bool = False,
 ) -> tuple[list[SequencePlan], int]:
     """The n sequences of one prompt, and the clipped cap of each.
 
     `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter. `rank` is the
-    data-parallel rank they are for, None if the server may choose.
+    data-parallel rank they are for, None if the server may choose. A `resumable` prompt that ends
+    with partial output goes on with it (`wire.continuation`).
     """
     cap = clipped(sampling.max_new_tokens, len(ids), front_of(served))
     wishes: Fields = {}
@@ -87,7 +89,9 @@ def plan_prompt(
         wishes["stop"] = list(sampling.stop)
     if sampling.no_stop_trim:
         wishes["include_stop_str_in_output"] = True
-    plans = plan_sequences(ids, prompt_index, n, max(1, cap), wishes, priority, served)
+    plans = plan_sequences(
+        ids, prompt_index, n, max(1, cap), wishes, priority, served, resumable=resumable
+    )
     if sampling.stop:
         plans = [_unheld(plan) for plan in plans]
     if rank is not None:
