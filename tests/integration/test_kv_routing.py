@@ -1,0 +1,172 @@
+"""Routers that follow the KV cache: what they believe is what the engine has, and it pays."""
+
+import asyncio
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from frontier_mock.cli.demo import answers, free_ports, process, wait_until
+from frontier_mock.config.scenario import ScenarioSpec, load_scenario
+from tests.integration.fleet import MODEL, Fleet, fleet, play, router
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+ADAPTER = ROOT / "adapters" / "vllm_router"
+DATA = ROOT.parent / "shared" / "data"
+EXEC = (
+    "import os, sys; os.environ |= {'PYTHON': sys.executable, 'LOG_LEVEL': 'debug'}; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+DECISION = re.compile(r'KV prefix decision outcome="(\w+)".*credited_prefix_tokens=(\d+)')
+
+MOONCAKE = """\
+name: mooncake-slice
+seed: 0
+cluster:
+  workers:
+    - name: w
+      count: 3
+      model: meta-llama/Llama-3.1-8B-Instruct
+      hardware: h800
+      port: 0
+      engine_args:
+        kv-events-config:
+          {{enable_kv_cache_events: true, endpoint: "tcp://*:0", replay_endpoint: "tcp://*:0"}}
+workload:
+  kind: trace
+  trace: {trace}
+  format: mooncake
+  pacing: timestamps
+"""
+
+
+def agents(directory: Path) -> ScenarioSpec:
+    """The adapter's scenario with ports that nobody else has."""
+    text = (ADAPTER / "scenario-kv.yaml").read_text()
+    path = directory / "agents.yaml"
+    path.write_text(text.replace("5557", "0").replace("6557", "0").replace("port: 8000", "port: 0"))
+    return load_scenario(str(path))
+
+
+def read_json(url: str) -> dict[str, Any]:
+    with urlopen(url, timeout=10.0) as reply:
+        found: dict[str, Any] = json.load(reply)
+    return found
+
+
+@contextmanager
+def kv_aware(served: Fleet, log: Path) -> Iterator[str]:
+    """vllm-router on the workers' events, started by the adapter's own line; its URL."""
+    if importlib.util.find_spec("vllm_router") is None:
+        pytest.skip("vllm-router is not installed: pip install 'frontier-mock[integration]'")
+    workers = []
+    for url in served.urls:
+        source = read_json(f"{url}/kv_event_sources")["0"]
+        workers.append(f"{url}={source['endpoint']}={source['replay_endpoint']}")
+    port, metrics = free_ports(2)
+    url = f"http://127.0.0.1:{port}"
+    launch = [str(ADAPTER / "launch-kv"), str(port), str(metrics), MODEL, *workers]
+    with process("vllm-router", ["-c", EXEC, *launch], log) as running:
+        wait_until(lambda: answers(f"{url}/v1/models"), running, "vllm-router", log)
+        # Its subscribers ask for what they missed, which is nothing, once they are connected.
+        wait_until(lambda: log.read_text(errors="replace").count("kv_index") >= 3, running, "", log)
+        yield url
+        running.kill()
+
+
+def credited_tokens(log: Path) -> list[int]:
+    """The prefix credited to the worker chosen, of each decision in order."""
+    found = DECISION.findall(ESCAPES.sub("", log.read_text(errors="replace")))
+    assert {outcome for outcome, _ in found} == {"prefix_cost"}
+    return [int(tokens) for _, tokens in found]
+
+
+def test_vllm_router_credits_what_the_engine_has(tmp_path: Path) -> None:
+    pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
+    scenario = agents(tmp_path)
+    log = tmp_path / "router.log"
+    flags = ("--oracle", "--kv-event-settle-ms", "50")
+    with fleet(scenario, tmp_path, *flags) as served, kv_aware(served, log) as url:
+        played = asyncio.run(play(scenario, [url], served.clock_url, baton=True))
+        report = read_json(f"{served.clock_url}/sim/report")
+    assert played.failures == []
+    assert (played.errors, played.stalls, played.guesses) == (0, 0, 0)
+    # With one request at a time the router decides in the order of arrival.
+    by_arrival = sorted(played.exchanges, key=lambda one: one.answer.arrival_ns)
+    credited = credited_tokens(log)
+    assert credited == [one.answer.cached_tokens for one in by_arrival]
+    assert sum(credited) > 10_000
+    rates = report["cache_oracle"]["rates"]
+    assert rates["oracle"] >= rates["taken"] == rates["hit"] > rates["round_robin"]
+
+
+def replay(scenario: Path, url: str, served: Fleet) -> dict[str, Any]:
+    """The result of the whole workload, sent to `url` by the command line."""
+    result = scenario.with_suffix(".json")
+    argv = [sys.executable, "-m", "frontier_mock", "replay", str(scenario), "--url", url]
+    argv += ["--clock-url", served.clock_url, "--json", str(result)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(result.read_text())
+    return report
+
+
+def conversations(path: Path, requests: int) -> None:
+    """The first requests of those Mooncake conversations of short prompts that have three turns.
+
+    Whole stretches of the trace are too long for a test, and short ones reuse too little to tell
+    routers apart.
+    """
+    with (DATA / "traces/mooncake/conversation_trace.jsonl").open() as lines:
+        rows = [json.loads(line) for line in islice(lines, 4000)]
+    rows = [row for row in rows if 2 <= len(row["hash_ids"]) <= 10]
+    turns = Counter(row["hash_ids"][1] for row in rows)
+    kept = [row for row in rows if turns[row["hash_ids"][1]] >= 3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept[:requests]))
+
+
+@pytest.mark.golden
+def test_a_trace_orders_the_routers(tmp_path: Path) -> None:
+    """Shared-cache bound >= prefix-aware >= round robin, without the block that all share."""
+    if not (DATA / "traces").is_dir():
+        pytest.skip(f"{DATA}/traces is not here: the Mooncake trace is not part of the repository")
+    pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
+    requests = 100
+    trace, path = tmp_path / "trace.jsonl", tmp_path / "mooncake.yaml"
+    conversations(trace, requests)
+    path.write_text(MOONCAKE.format(trace=trace))
+    scenario = load_scenario(str(path))
+    hits = {}
+    for name, policy in (
+        ("vllm-router", "kv_aware"),
+        ("smg", "cache_aware"),
+        ("vllm-router", "round_robin"),
+    ):
+        log = tmp_path / f"{name}-{policy}.log"
+        with fleet(scenario, tmp_path, "--oracle") as served:
+            aware = policy == "kv_aware"
+            front = kv_aware(served, log) if aware else router(name, policy, served.urls, log)
+            with front as url:
+                report = replay(path, url, served)
+        assert report["requests"]["completed"] == requests
+        stats = report["cache_oracle"]
+        assert stats["common_prefix_tokens"] == 512
+        rates = stats["beyond_common_prefix"]
+        assert rates["unlimited"] >= rates["oracle"] >= rates["taken"]
+        assert rates["unlimited"] >= rates["hit"]
+        hits[policy] = rates["hit"]
+    assert hits["kv_aware"] > hits["round_robin"]
+    assert hits["cache_aware"] > hits["round_robin"]
