@@ -11,10 +11,17 @@ from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
 from frontier_mock.config.kv_sources import kv_sources
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
-from frontier_mock.config.served import served_models
+from frontier_mock.config.served import served_models, tokenizer_source
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.drive.pace import ClockSpec, parse_clock
+from frontier_mock.serve.grpc_settings import (
+    SGLANG_SCHEDULER,
+    VLLM_CONTROL,
+    VLLM_ENGINE,
+    VLLM_INFERENCE,
+    GrpcSpec,
+)
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ServeSpec, run_cluster
 from frontier_mock.serving.specs import AnySchedulerSpec
@@ -47,8 +54,26 @@ def serve(
         kv_sources=kv_sources(cluster, os.environ, sim.kv_event_dialect),
         kv_settle_s=sim.kv_event_settle_ms / 1000 if parse_clock(sim.clock)[0] == "warp" else 0.0,
         oracle=sim.oracle,
+        grpc=[grpc_spec(worker) for worker in cluster.workers],
     )
     return run_cluster(spec)
+
+
+def grpc_spec(worker: ResolvedWorker) -> GrpcSpec | None:
+    """The gRPC port of a worker, None if it has none, with the services its flags stand for."""
+    port = worker.grpc_port
+    if port is None:
+        return None
+    services: tuple[str, ...]
+    if worker.sglang is not None:
+        services = (SGLANG_SCHEDULER,)
+    elif worker.args.grpc:
+        services = (VLLM_ENGINE,)
+    elif worker.args.grpc_port is not None:
+        services = (VLLM_INFERENCE, VLLM_CONTROL)
+    else:
+        services = (VLLM_ENGINE, VLLM_INFERENCE, VLLM_CONTROL)
+    return GrpcSpec(port, services, tokenizer_source(worker.args))
 
 
 def capacity_lines(cluster: ResolvedCluster) -> list[str]:

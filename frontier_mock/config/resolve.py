@@ -12,6 +12,7 @@ from typing import Any
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec, ranks_of
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.grpc_ports import ports_of
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
@@ -60,6 +61,7 @@ class ResolvedWorker:
 
     For an SGLang worker `sglang` has the flags and `args` only what any engine has. `place` counts
     the equal workers before this one. `ffn_memory` is that of one FFN GPU, if they are apart.
+    `grpc_port` is None unless it speaks gRPC as well; 0 is any free one.
     """
 
     spec: WorkerSpec
@@ -69,6 +71,7 @@ class ResolvedWorker:
     sglang: SglangArgs | None = None
     place: int = 0
     ffn_memory: FfnMemory | None = None
+    grpc_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def resolve_scenario(
         raise ConfigError(f"{scenario.source}: key cluster is missing; there is nothing to serve")
     groups = scenario.groups
     if base_port is not None:
-        groups = tuple(replace(group, port=None if base_port else 0) for group in groups)
+        groups = tuple(_rebased(group, base_port) for group in groups)
     if host is not None:
         groups = tuple(_bound_to(group, host) for group in groups)
     workers: list[ResolvedWorker] = []
@@ -111,7 +114,7 @@ def resolve_scenario(
             raise ConfigError(f"{group.where}: {error}") from None
         worker = replace(worker, spec=_priced(worker.spec, scenario.prices))
         workers.extend(_expand(worker, group, next_port))
-        last = workers[-1].spec.port
+        last = _last_port(group, workers[-1])
         next_port = last + 1 if last else next_port
     _check_distinct(workers, scenario.source)
     return cluster_of(workers, ClusterSpec((), scenario.router_policy, scenario.seed, single_step))
@@ -143,6 +146,7 @@ def resolve_single(
 ) -> ResolvedCluster:
     """The one worker of `vllm serve`, named w0. Raises ConfigError."""
     worker = resolve_worker(args, hardware, engine, "w0", args.port)
+    worker = _on_ports(worker, args.port, None)
     return cluster_of([worker], ClusterSpec((), "round_robin", seed, single_step))
 
 
@@ -265,6 +269,7 @@ def resolve_single_sglang(
 ) -> ResolvedCluster:
     """One SGLang worker, named w0. Raises ConfigError."""
     worker = resolve_sglang(args, hardware, engine, "w0", args.port)
+    worker = _on_ports(worker, args.port, None)
     return cluster_of([worker], ClusterSpec((), "round_robin", seed))
 
 
@@ -289,8 +294,31 @@ def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Itera
         if port > 65535:
             raise ConfigError(f"{group.where}: port: {port} is beyond 65535")
         name = group.name if group.count == 1 else f"{group.name}{index}"
-        spec = replace(worker.spec, name=name, port=port)
-        yield replace(worker, spec=spec, without_effect=group.without_effect, place=index)
+        grpc_port = group.grpc_port and group.grpc_port + index
+        if grpc_port is not None and grpc_port > 65535:
+            raise ConfigError(f"{group.where}: grpc_port: {grpc_port} is beyond 65535")
+        placed = _on_ports(worker, port, grpc_port)
+        spec = replace(placed.spec, name=name)
+        yield replace(placed, spec=spec, without_effect=group.without_effect, place=index)
+
+
+def _last_port(group: WorkerGroup, worker: ResolvedWorker) -> int:
+    """The highest port that the group's own one has led to, 0 if it takes any."""
+    if group.grpc_port is not None:
+        return worker.spec.port
+    return max(worker.spec.port, worker.grpc_port or 0)
+
+
+def _on_ports(worker: ResolvedWorker, port: int, grpc_port: int | None) -> ResolvedWorker:
+    ports = ports_of(worker.args, worker.sglang, port, grpc_port)
+    return replace(worker, spec=replace(worker.spec, port=ports.http), grpc_port=ports.grpc)
+
+
+def _rebased(group: WorkerGroup, base_port: int) -> WorkerGroup:
+    """The group on the next ports from `base_port` on, or, for 0, on any free ones."""
+    if base_port:
+        return replace(group, port=None)
+    return replace(group, port=0, grpc_port=None if group.grpc_port is None else 0)
 
 
 def _publishes(kv_events_config: Mapping[str, Any] | None) -> bool:
@@ -301,16 +329,17 @@ def _check_distinct(workers: Sequence[ResolvedWorker], source: str) -> None:
     names: set[str] = set()
     ports: dict[int, str] = {}
     for worker in workers:
-        name, port = worker.spec.name, worker.spec.port
+        name = worker.spec.name
         if name in names:
             raise ConfigError(f"{source}: cluster.workers: two workers are named {name}")
         names.add(name)
-        if port in ports:
-            raise ConfigError(
-                f"{source}: cluster.workers: {ports[port]} and {name} both use port {port}"
-            )
-        if port:
-            ports[port] = name
+        for port in (worker.spec.port, worker.grpc_port):
+            if port in ports:
+                raise ConfigError(
+                    f"{source}: cluster.workers: {ports[port]} and {name} both use port {port}"
+                )
+            if port:
+                ports[port] = name
 
 
 def build_costs(spec: ClusterSpec) -> tuple[StepCost, ...]:

@@ -73,6 +73,7 @@ class WorkerGroup:
     without_effect: tuple[str, ...]
     port: int | None
     where: str
+    grpc_port: int | None = None
     sglang: SglangArgs | None = None
 
 
@@ -126,6 +127,12 @@ ROLE = Key("role", one_of(*ROLES), "colocated", "only colocated is simulated so 
 PARALLEL = Key("parallel", optional(mapping()), None, "ranks per worker along each axis")
 QUANTIZATION = Key("quantization", one_of(*QUANTIZATIONS), "none", "weight format")
 ENGINE_ARGS = Key("engine_args", optional(mapping()), None, "the engine's flags, its own names")
+GRPC_PORT = Key(
+    "grpc_port",
+    optional(integer(0, 65535)),
+    None,
+    "first port of a gRPC server beside HTTP; 0: any free one; null: none",
+)
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
 AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
 WORKER_KEYS: tuple[Key[Any], ...] = (
@@ -139,6 +146,7 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     QUANTIZATION,
     ENGINE_ARGS,
     PORT,
+    GRPC_PORT,
     AFD,
 )
 
@@ -285,6 +293,7 @@ def _read_worker(value: Value) -> WorkerGroup:
         args=args,
         without_effect=idle,
         port=section.get(PORT),
+        grpc_port=section.get(GRPC_PORT),
         where=f"{value.source}:{value.line}: {value.path}",
         sglang=sglang,
     )

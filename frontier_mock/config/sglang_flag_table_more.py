@@ -52,7 +52,7 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --crash-dump-folder | text | - |
 --show-time-cost | flag | False |
 --enable-metrics | flag | False | serve /metrics, and times in meta_info
---smg-http-sidecar-port | int | - |
+--smg-http-sidecar-port | int | - | with gRPC: port of HTTP, the next one when absent
 --enable-mfu-metrics | flag | False |
 --enable-metrics-for-all-schedulers | flag | False |
 --load-snapshot-publish-interval | int | 15 |
@@ -180,8 +180,8 @@ is used
 --port | int | 30000 | port to listen on
 --fastapi-root-path | text |  |
 --enable-http-worker-reuseport | flag | False |
---smg-grpc-mode | flag | False |
---grpc-mode | flag | False |
+--smg-grpc-mode | flag | False | SglangScheduler over gRPC on --port
+--grpc-mode | flag | False | the old name of --smg-grpc-mode
 --grpc-port | int | - |
 --grpc-response-timeout-secs | int | 300 |
 --sidecar | text | - |

@@ -73,6 +73,8 @@ class SglangArgs:
     disable_cuda_graph_padding: bool = False
     host: str | None = None
     port: int = 30000
+    smg_grpc_mode: bool = False
+    smg_http_sidecar_port: int | None = None
     api_key: str | None = None
     admin_api_key: str | None = None
     afd: AfdArgs | None = None
@@ -137,6 +139,8 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
         for name, value in given.items()
         if name in acted and value is not None
     }
+    if given.get("grpc_mode"):
+        values["smg_grpc_mode"] = True
     if given.get("disable_decode_cuda_graph"):
         values["disable_cuda_graph"] = True
     if not values.get("model_path"):
@@ -229,6 +233,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("cuda_graph_max_bs_decode", 1, 1 << 16),
     ("random_seed", 0, 2**63 - 1),
     ("port", 0, 65535),
+    ("smg_http_sidecar_port", 0, 65535),
 )
 
 

@@ -305,7 +305,7 @@ FRONTEND_FLAGS = """
 --fingerprint-value | text | - | system_fingerprint in mode custom
 --host | text | - | address to bind; all interfaces when absent
 --port | int | 8000 | TCP port to bind; 0 picks a free one
---grpc-port | int | - |
+--grpc-port | int | - | port of vllm.Inference and vllm.Control, beside HTTP; 0: any
 --data-parallel-supervisor-port | int | 9256 |
 --dp-supervisor-probe-interval-s | float | 5.0 |
 --dp-supervisor-probe-timeout-s | float | 5.0 |
@@ -335,7 +335,7 @@ FRONTEND_FLAGS = """
 --enable-flash-late-interaction | switch | True |
 --headless | flag | False |
 --api-server-count -asc | int | - |
---grpc | flag | False |
+--grpc | flag | False | VllmEngine over gRPC on --port; HTTP moves to any free port
 """
 
 SIMULATOR_FLAGS = """

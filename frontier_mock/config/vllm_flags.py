@@ -120,6 +120,8 @@ class VllmArgs:
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
     uds: str | None = None
+    grpc: bool = False
+    grpc_port: int | None = None
     shutdown_timeout: int = 0
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False
@@ -357,6 +359,8 @@ def _check(values: Mapping[str, Any]) -> None:
             option = "--" + name.replace("_", "-")
             given = list(listed) if isinstance(listed, tuple) else listed
             raise ConfigError(f"argument {option}: {shown(given)} is not a JSON list of strings")
+    if values.get("grpc") and values.get("grpc_port") is not None:
+        raise ConfigError("argument --grpc-port: not with --grpc, which serves gRPC on --port")
     names = values.get("served_model_name")
     if names is not None and not all(names):
         raise ConfigError("argument --served-model-name: '' is no name; give at least one letter")
@@ -378,6 +382,7 @@ def _allow(values: Mapping[str, Any], name: str, allowed: Collection[str]) -> No
 _LARGE = 2**40
 _RANGES: tuple[tuple[str, int, int], ...] = (
     ("port", 0, 65535),
+    ("grpc_port", 0, 65535),
     ("max_model_len", -1, _LARGE),
     ("data_parallel_size", 1, 1024),
     ("max_num_batched_tokens", 1, _LARGE),
