@@ -23,6 +23,7 @@ from frontier_mock.config.workloads import shorten
 from frontier_mock.core.journal import Journal
 from frontier_mock.drive.offline import run as run_offline
 from frontier_mock.report.perfetto import trace_json
+from frontier_mock.report.roles import StationBook
 from frontier_mock.report.step_runs import keep_step_logs
 from frontier_mock.report.summary import RunReport, report_cluster
 from frontier_mock.workload.build import build_source
@@ -100,21 +101,13 @@ def simulate(
     `trace` is the file for the run as Perfetto shows it. Raises ConfigError if it cannot be.
     """
     cluster = build_cluster(resolved.spec, resolved.costs, with_oracle=with_oracle)
-    engines = resolved.spec.workers
-    keep_step_logs(
-        cluster,
-        [
-            server
-            for server in cluster.servers
-            if trace is not None or engines[server.start].afd is not None
-        ],
-    )
+    book = StationBook(cluster, resolved.costs)
+    if trace is not None:
+        keep_step_logs(cluster)
     started_s = time.perf_counter()
     done = run_offline(cluster, source, journal)
     wall_s = time.perf_counter() - started_s
     if trace is not None:
         write_text(trace, trace_json(cluster, resolved.costs))
     measured = [item.measured for item in done.items]
-    return report_cluster(
-        cluster, scenario.name, wall_s, measured, scenario.slo, costs=resolved.costs
-    )
+    return report_cluster(cluster, scenario.name, wall_s, measured, scenario.slo, book)

@@ -8,12 +8,13 @@ for the slowest rank.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cost.afd.step import AfdStepCost, Occupied
 from frontier_mock.cost.protocol import StepCost
-from frontier_mock.report.step_runs import JointRun, joint_runs
+from frontier_mock.report.step_runs import JointRun, joint_runs, keep_step_logs, take_runs
 
 _RUNS_LOOKED_AT = 4096
 """Of more runs, every second, third, ... is looked at."""
@@ -51,14 +52,72 @@ class CostStats(TypedDict):
     usd_per_million_output_tokens: float | None
 
 
-def role_stats(cluster: Cluster, costs: Sequence[StepCost] = ()) -> list[RoleStats]:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Nanoseconds that each station worked, and that steps took."""
+
+    occupied: Occupied
+    in_steps_ns: int
+
+    def plus(self, other: "Work") -> "Work":
+        """Both together."""
+        both = (a + b for a, b in zip(self.occupied, other.occupied, strict=True))
+        return Work(Occupied(*both), self.in_steps_ns + other.in_steps_ns)
+
+    @property
+    def by_row(self) -> tuple[float, float, float, float]:
+        """In the order of a server's rows."""
+        one = self.occupied
+        return one.attention_ns, one.ffn_ns, one.to_ffn_ns, one.to_attention_ns
+
+
+_NO_WORK = Work(Occupied(0.0, 0.0, 0.0, 0.0), 0)
+
+
+class StationBook:
+    """For how long each station of servers with attention and FFN apart has worked.
+
+    Make it before anything is executed. `settle` moves what step logs say into the book, for
+    servers that run long; the logs are read up to the present either way.
+    """
+
+    def __init__(self, cluster: Cluster, costs: Sequence[StepCost]) -> None:
+        """`costs` are by engine, as the cluster was built with."""
+        self._cluster = cluster
+        self._costs: dict[int, AfdStepCost] = {}
+        self._done: dict[int, Work] = {}
+        for server in cluster.servers:
+            cost = costs[server.start]
+            if isinstance(cost, AfdStepCost):
+                self._costs[server.start] = cost
+                self._done[server.start] = _NO_WORK
+                keep_step_logs(cluster, [server])
+
+    def settle(self) -> None:
+        """Enter all runs of steps but the present ones, and let the logs forget them."""
+        for server in self._cluster.servers:
+            cost = self._costs.get(server.start)
+            if cost is not None:
+                work = _work(cost, take_runs(self._cluster, server))
+                self._done[server.start] = self._done[server.start].plus(work)
+
+    def work(self, server: range) -> Work | None:
+        """All work of a server's stations up to the present; None if it has none."""
+        cost = self._costs.get(server.start)
+        if cost is None:
+            return None
+        return self._done[server.start].plus(_work(cost, joint_runs(self._cluster, server)))
+
+
+def role_stats(cluster: Cluster, book: StationBook | None = None) -> list[RoleStats]:
     """A row per role and hardware, in the order of the servers.
 
-    With `costs`, and step logs of servers with attention and FFN apart, those are looked into.
+    With a `book`, servers with attention and FFN apart are looked into.
     """
     made: dict[tuple[str, str], RoleStats] = {}
     for server in cluster.servers:
-        for row in _server_rows(cluster, server, costs):
+        work = None if book is None else book.work(server)
+        for row in _server_rows(cluster, server, work):
             key = (row["role"], row["hardware"])
             known = made.get(key)
             made[key] = row if known is None else _added(known, row)
@@ -87,7 +146,7 @@ def _per_usd(tokens_per_s: float, usd_per_hour: float) -> float:
     return tokens_per_s * 3600.0 / usd_per_hour if usd_per_hour > 0 else 0.0
 
 
-def _server_rows(cluster: Cluster, server: range, costs: Sequence[StepCost]) -> list[RoleStats]:
+def _server_rows(cluster: Cluster, server: range, work: Work | None) -> list[RoleStats]:
     spec, now_ns = cluster.spec.workers[server.start], cluster.now_ns
     workers = cluster.workers[server.start : server.stop]
     busy = sum(worker.gauges(now_ns).busy_ns for worker in workers) / len(workers)
@@ -113,26 +172,20 @@ def _server_rows(cluster: Cluster, server: range, costs: Sequence[StepCost]) -> 
         row(FFN, other.name, spec.afd.ffn_gpus, other.usd_per_hour),
         *(row(link, f"{hardware.name}, {other.name}", 0, 0.0) for link in LINKS),
     ]
-    cost = costs[server.start] if costs else None
-    if not isinstance(cost, AfdStepCost) or workers[0].step_log is None or not now_ns:
+    if work is None or not now_ns:
         return rows[:2]
-    runs = joint_runs(cluster, server)
-    in_steps = sum(run.end_ns - run.t_ns for run in runs)
-    at_work = _occupied(cost, runs)
-    stations = (at_work.attention_ns, at_work.ffn_ns, at_work.to_ffn_ns, at_work.to_attention_ns)
-    for one, working_ns in zip(rows, stations, strict=True):
+    for one, working_ns in zip(rows, work.by_row, strict=True):
         one["utilization"] = working_ns / now_ns
-        one["bubble"] = 1.0 - working_ns / in_steps if in_steps else 0.0
+        one["bubble"] = 1.0 - working_ns / work.in_steps_ns if work.in_steps_ns else 0.0
     return rows
 
 
-def _occupied(cost: AfdStepCost, runs: Sequence[JointRun]) -> Occupied:
-    """Nanoseconds of work at each station over all runs; in a run it grows steadily."""
+def _work(cost: AfdStepCost, runs: Sequence[JointRun]) -> Work:
+    """Work at each station over all runs; within a run it grows steadily."""
     stride = -(-len(runs) // _RUNS_LOOKED_AT) if runs else 1
-    looked_at = runs[::stride]
     total = [0.0] * len(Occupied._fields)
     seen_ns = 0
-    for run in looked_at:
+    for run in runs[::stride]:
         first = cost.occupied(run.batches)
         last = first if run.steps == 1 else cost.occupied(run.batches_after(run.steps - 1))
         for station, (a, b) in enumerate(zip(first, last, strict=True)):
@@ -140,7 +193,7 @@ def _occupied(cost: AfdStepCost, runs: Sequence[JointRun]) -> Occupied:
         seen_ns += run.end_ns - run.t_ns
     all_ns = sum(run.end_ns - run.t_ns for run in runs)
     scale = all_ns / seen_ns if seen_ns else 0.0
-    return Occupied(*(one * scale for one in total))
+    return Work(Occupied(*(one * scale for one in total)), all_ns)
 
 
 def _added(left: RoleStats, right: RoleStats) -> RoleStats:

@@ -40,6 +40,16 @@ def keep_step_logs(cluster: Cluster, servers: Iterable[range] | None = None) -> 
             cluster.workers[index].step_log = []
 
 
+def take_runs(cluster: Cluster, server: range) -> list[JointRun]:
+    """All runs of one server but the present one, which its step logs forget."""
+    logs = [cluster.workers[index].step_log or [] for index in server]
+    begun_ns = max((log[-1].t_ns for log in logs if log), default=0)
+    runs = [run for run in joint_runs(cluster, server) if run.t_ns < begun_ns]
+    for log in logs:
+        log[:] = [run for run in log if run.t_ns >= begun_ns]
+    return runs
+
+
 def joint_runs(cluster: Cluster, server: range) -> list[JointRun]:
     """All runs of one server in order of time. Its engines must have kept step logs.
 

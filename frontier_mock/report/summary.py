@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.observed import ObservedCluster
-from frontier_mock.cost.protocol import StepCost
 from frontier_mock.report.itl import inter_token_gaps
 from frontier_mock.report.latency import Ints, LatencyStats, Sample
 from frontier_mock.report.oracle import OracleStats, oracle_stats
@@ -30,7 +29,7 @@ from frontier_mock.report.records import (
     fold_events,
     keep_measured,
 )
-from frontier_mock.report.roles import CostStats, RoleStats, cost_stats, role_stats
+from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_stats, role_stats
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
@@ -162,11 +161,11 @@ def report_cluster(
     wall_s: float,
     measured: Sequence[bool] | None = None,
     slo: SloSpec | None = None,
-    costs: Sequence[StepCost] = (),
+    book: StationBook | None = None,
 ) -> RunReport:
     """Report on everything in the cluster's log. `measured` is by rid, None: all of it.
 
-    With `costs`, servers that have kept step logs are looked into (`report.roles`).
+    With a `book`, servers with attention and FFN apart are looked into (`report.roles`).
     """
     everything = fold_events(cluster.log.events)
     kept = everything if measured is None else keep_measured(everything, measured)
@@ -176,7 +175,7 @@ def report_cluster(
     digest = cluster.log.digest()
     report = report_records(kept.records, scenario, wall_s, slo, gaps, workers, digest, warmup)
     result = report.result
-    result["roles"] = role_stats(cluster, costs)
+    result["roles"] = role_stats(cluster, book)
     result["cost"] = cost_stats(
         result["roles"], result["output_tokens_per_s"], result["input_tokens_per_s"]
     )

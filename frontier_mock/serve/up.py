@@ -30,6 +30,7 @@ from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import Folder
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
+from frontier_mock.report.roles import StationBook
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
 from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
@@ -147,6 +148,7 @@ class ClusterServer:
             on_kv=self._publish if spec.kv_sources else None,
             with_oracle=spec.oracle,
         )
+        self._book = StationBook(self.cluster, spec.costs)
         self._follower: Follower | None = None
         if spec.clock_server is not None:
             names = [worker.name for worker in spec.cluster.workers]
@@ -210,6 +212,7 @@ class ClusterServer:
         self._digests.dropped(events)
         for metrics in self.metrics:
             metrics.settle()
+        self._book.settle()
         self.cluster.trim()
 
     @property
@@ -323,7 +326,7 @@ class ClusterServer:
         }
         if driver.forgot_events:
             return {**head, "wall_s": driver.wall_s(), "digest": self.cluster.log.digest()}
-        report = report_cluster(self.cluster, self._spec.scenario, driver.wall_s())
+        report = report_cluster(self.cluster, self._spec.scenario, driver.wall_s(), book=self._book)
         return {**head, **report.result}
 
     def _workers_digest(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from frontier_mock.cost.afd.step import AfdStepCost
 from frontier_mock.drive.offline import run
 from frontier_mock.report.html import html_report
 from frontier_mock.report.perfetto import trace_json
-from frontier_mock.report.roles import cost_stats, role_stats
+from frontier_mock.report.roles import StationBook, cost_stats, role_stats
 from frontier_mock.report.step_runs import joint_runs, keep_step_logs
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.terminal import print_result
@@ -49,18 +49,29 @@ def parsed(text: str = SCENARIO) -> ScenarioSpec:
     return parse_scenario(text, "pools.yaml", trace_search(None, {}, False))
 
 
-def played() -> tuple[Cluster, ResolvedCluster]:
+def played(halts: int = 1) -> tuple[Cluster, ResolvedCluster, StationBook]:
+    """A run, and the book of its stations, settled between so many equal parts of it."""
     spec = parsed()
     assert spec.workload is not None
     resolved = resolve_scenario(spec)
     cluster = build_cluster(resolved.spec, resolved.costs)
-    keep_step_logs(cluster)
-    run(cluster, build_source(spec.workload, seed=1))
-    return cluster, resolved
+    book = StationBook(cluster, resolved.costs)
+    if halts == 1:
+        keep_step_logs(cluster)
+        run(cluster, build_source(spec.workload, seed=1))
+        return cluster, resolved, book
+    for timed in build_source(spec.workload, seed=1).initial():
+        cluster.feed(timed.t_ns, timed.submit)
+    part = 0
+    while (next_ns := cluster.next_time()) is not None:
+        cluster.advance_to(next_ns)
+        if (part := part + 1) % halts == 0:
+            book.settle()
+    return cluster, resolved, book
 
 
 def test_every_step_is_in_exactly_one_run() -> None:
-    cluster, _ = played()
+    cluster, _, _ = played()
     for server in cluster.servers:
         runs = joint_runs(cluster, server)
         for before, after in pairwise(runs):
@@ -74,8 +85,8 @@ def test_every_step_is_in_exactly_one_run() -> None:
 
 
 def test_both_sides_have_rows_of_their_own() -> None:
-    cluster, resolved = played()
-    rows = {(row["role"], row["hardware"]): row for row in role_stats(cluster, resolved.costs)}
+    cluster, _, book = played()
+    rows = {(row["role"], row["hardware"]): row for row in role_stats(cluster, book)}
     assert list(rows) == [
         ("attention", "h800"),
         ("ffn", "h20"),
@@ -94,11 +105,11 @@ def test_both_sides_have_rows_of_their_own() -> None:
 
 
 def test_work_and_bubbles_add_up_to_the_steps() -> None:
-    cluster, resolved = played()
+    cluster, resolved, book = played()
     cost = resolved.costs[0]
     assert isinstance(cost, AfdStepCost)
     runs = joint_runs(cluster, cluster.servers[0])
-    attention = role_stats(cluster, resolved.costs)[0]
+    attention = role_stats(cluster, book)[0]
     in_steps = sum(one.end_ns - one.t_ns for one in runs) / cluster.now_ns
     bubble = attention["bubble"]
     assert bubble is not None
@@ -108,17 +119,29 @@ def test_work_and_bubbles_add_up_to_the_steps() -> None:
         assert cost.occupied(one.batches).attention_ns <= step_ns
 
 
+def test_a_settled_book_says_the_same() -> None:
+    once, _, whole = played()
+    often, _, parts = played(halts=7)
+    assert once.now_ns == often.now_ns
+    for left, right in zip(role_stats(once, whole), role_stats(often, parts), strict=True):
+        assert left["utilization"] == pytest.approx(right["utilization"])
+        assert left["bubble"] == pytest.approx(right["bubble"])
+    parts.settle()
+    kept = [len(often.workers[index].step_log or []) for index in often.servers[0]]
+    assert max(kept) <= 1
+
+
 def test_without_step_logs_nothing_is_made_up() -> None:
     spec = parsed()
     resolved = resolve_scenario(spec)
     cluster = build_cluster(resolved.spec, resolved.costs)
-    rows = role_stats(cluster, resolved.costs)
+    rows = role_stats(cluster)
     assert [row["role"] for row in rows] == ["attention", "ffn", "colocated"]
     assert all(row["bubble"] is None for row in rows)
 
 
 def test_cost_follows_from_prices_and_rates() -> None:
-    cluster, _ = played()
+    cluster, _, _ = played()
     cost = cost_stats(role_stats(cluster), 1000.0, 500.0)
     assert cost["usd_per_hour"] == 51.0
     assert cost["prices"] == {"h800": 3.0, "h20": 1.5}
@@ -135,8 +158,8 @@ def test_prices_name_known_hardware() -> None:
 
 
 def test_reports_show_roles_and_cost() -> None:
-    cluster, resolved = played()
-    report = report_cluster(cluster, "two pools", 0.1, costs=resolved.costs)
+    cluster, _, book = played()
+    report = report_cluster(cluster, "two pools", 0.1, book=book)
     console = Console(file=io.StringIO(), width=100)
     print_result(report.result, console)
     assert isinstance(console.file, io.StringIO)
@@ -147,7 +170,7 @@ def test_reports_show_roles_and_cost() -> None:
 
 
 def trace() -> tuple[list[dict[str, Any]], Cluster]:
-    cluster, resolved = played()
+    cluster, resolved, _ = played()
     made = json.loads(trace_json(cluster, resolved.costs, sampled_steps=3))
     return made["traceEvents"], cluster
 
