@@ -156,8 +156,9 @@ class Pairing:
             room = self._open(transfer.key)
         elif (room.sender if transfer.sends else room.receiver) is not None:
             # The key is taken: these are not the two halves of one transfer.
-            self._after(self._control_ns, room, self._stray(seq), t_ns)
-            return transfer.style != "room"
+            stray = Room(transfer.key, 0)
+            self._after(self._control_ns, stray, self._stray(seq), t_ns)
+            return transfer.style != "room" or not transfer.sends
         if transfer.sends:
             room.sender = seq
             room.arrived_ns = t_ns
@@ -175,11 +176,9 @@ class Pairing:
         transfer = _transfer(seq)
         room = self._room_of(seq)
         if room is None:
-            if transfer.key in self._rooms:
-                return
-            # Its sender has been and gone.
-            room = self._open(transfer.key)
-            room.receiver = seq
+            # Its sender has been and gone, or the key was another's.
+            self._after(self._control_ns, Room(transfer.key, 0), self._stray(seq), t_ns)
+            return
         room.allocated_ns = t_ns
         room.cached_tokens = cached_tokens
         sender = room.sender
@@ -235,7 +234,7 @@ class Pairing:
         if transfer.sends:
             room.sender = None
             self.failed_leg(seq.rid, t_ns)
-            if room.receiver is None or transfer.style == "pull":
+            if room.receiver is None:
                 self._close(room)
             else:
                 self._after(self._control_ns, room, self._lose, t_ns)
@@ -314,8 +313,11 @@ class Pairing:
 
     def _arrive(self, room: Room, t_ns: SimTime) -> None:
         """All of it is where it should be."""
-        receiver = room.receiver
-        assert receiver is not None
+        sender, receiver = room.sender, room.receiver
+        if sender is None or receiver is None:
+            # Gone since; the other side will hear of it.
+            room.moving = False
+            return
         worker = receiver.worker
         self._log.append(
             KvReceived(
@@ -332,8 +334,7 @@ class Pairing:
         self._workers[worker].received(receiver, t_ns)
         self.touched.append(worker)
         self._close(room)
-        assert room.sender is not None
-        self._release_later(room, room.sender, "sent", t_ns)
+        self._release_later(room, sender, "sent", t_ns)
 
     def _release_later(self, room: Room, sender: Seq, reason: str, t_ns: SimTime) -> None:
         """Tell the sender that its blocks are not needed any more, which takes a notification."""
@@ -399,7 +400,7 @@ class Pairing:
 
     def _fail_receiver(self, room: Room, reason: str, t_ns: SimTime) -> None:
         receiver = room.receiver
-        if receiver is None or receiver.state == DONE:
+        if receiver is None or receiver.state == DONE or receiver.transfer is None:
             return
         self._log.append(KvFailed(t_ns, receiver.worker, receiver.rid, reason))
         self._workers[receiver.worker].lost(receiver, t_ns)
@@ -407,6 +408,8 @@ class Pairing:
 
     def _stray(self, seq: Seq) -> _Action:
         def fail(room: Room, t_ns: SimTime) -> None:
+            if seq.state == DONE or seq.transfer is None:
+                return
             self._log.append(KvFailed(t_ns, seq.worker, seq.rid, "unknown"))
             self._workers[seq.worker].lost(seq, t_ns)
             self.touched.append(seq.worker)

@@ -31,7 +31,7 @@ from frontier_mock.cost.protocol import RankBatch, StepCost
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
-from frontier_mock.serving.sequence import DONE, FRONTEND, RECEIVING, SENDING, Sequence
+from frontier_mock.serving.sequence import DONE, FRONTEND, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.timeline import Timeline
@@ -171,6 +171,9 @@ class Worker:
             return
         if seq.state == FRONTEND or self._executing is None:
             self._drop(seq, self._step, t_ns)
+            if self._executing is None and self.scheduler.num_waiting and not self._frozen:
+                # Others may have waited for the blocks of one that was waiting for its KV.
+                self._wake_idle(t_ns)
             return
         step = self._reach(t_ns + 1)
         self._aborts.append(seq)
@@ -228,7 +231,7 @@ class Worker:
 
     def _recompute(self, seq: Sequence, t_ns: SimTime) -> None:
         """Let the engine compute a prompt that did not come."""
-        if seq.state != RECEIVING:
+        if seq.state == FRONTEND:
             seq.transfer = None
             return
         executing = self._executing is not None

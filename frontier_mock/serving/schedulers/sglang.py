@@ -87,6 +87,7 @@ class SglangScheduler:
         self._order = WaitingOrder(spec, kv, self._holdings.content_keys)
         self._batch = RunningBatch(spec.page_size)
         self._inbound = Inbound(spec, kv)
+        self._num_pinned = 0
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
         self.running = self._batch.members
@@ -265,6 +266,7 @@ class SglangScheduler:
         self._holdings.checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
         if sends(seq) and not seq.aborted:
             seq.pinned = context
+            self._num_pinned += 1
             room = seq.transfer is not None and seq.transfer.style == "room"
             seq.state = SENDING if room else DONE
         else:
@@ -278,6 +280,7 @@ class SglangScheduler:
         """Free what a sequence that has ended still holds."""
         self._holdings.release(seq, seq.pinned)
         seq.pinned = 0
+        self._num_pinned -= 1
         self._full = False
         self._inbound.stuck = False
         self.blocked = False
@@ -318,6 +321,7 @@ class SglangScheduler:
             self._holdings.release(seq, seq.computed)
             self._chunked = None
         if seq.state != FRONTEND:
+            self._inbound.stuck = False
             self.blocked = False
         seq.state = DONE
         return True
@@ -554,7 +558,9 @@ class SglangScheduler:
         kept = keep_order(self.running.values(), self.spec, done)
         retracted: list[Sequence] = []
         # A chunked request that found no page is waiting for everybody.
-        least = 0 if self._chunked is not None else 1
+        # So does one whose pages are held by requests on their way in or out.
+        held = self._num_pinned or len(self._inbound)
+        least = 0 if self._chunked is not None or held else 1
         while len(kept) > least:
             if retracted:
                 need = self._batch.pages_of(step)
@@ -577,6 +583,7 @@ class SglangScheduler:
         self._batch.part(seq)
         seq.close_span(min(done, seq.finish_step))
         self._holdings.release(seq, context)
+        self._inbound.stuck = False
         seq.prefill = seq.finish_step = seq.computed = 0
         seq.goal = seq.prompt_tokens + seq.base
         seq.preemptions += 1

@@ -61,7 +61,8 @@ class Inbound:
             pages = -(-seq.goal // page)
             left = self._kv.num_free * page - self._reserve * aboard
             # On an empty engine whatever fits its pool may come.
-            enough = pages * page + self._reserve <= left or not aboard
+            alone = not aboard and pages <= self._kv.num_free
+            enough = pages * page + self._reserve <= left or alone
             if aboard >= self._slots or not enough:
                 self.stuck = True
                 break

@@ -370,9 +370,10 @@ class VllmScheduler:
 
     def lost(self, seq: Sequence) -> None:
         """The KV will not come: `seq` gives its blocks back and computes its prompt itself."""
-        self._part_receiver(seq)
         seq.transfer = None
-        self._requeue(seq)
+        if seq.state == RECEIVING:
+            self._part_receiver(seq)
+            self._requeue(seq)
 
     def _part_receiver(self, seq: Sequence) -> None:
         del self._receiving[seq.rid]
