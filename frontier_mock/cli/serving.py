@@ -13,6 +13,7 @@ from frontier_mock.config.kv_sources import kv_sources
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models, tokenizer_source
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
+from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.drive.pace import ClockSpec, parse_clock
 from frontier_mock.serve.grpc_settings import (
@@ -76,14 +77,17 @@ def grpc_spec(worker: ResolvedWorker) -> GrpcSpec | None:
     return GrpcSpec(port, services, tokenizer_source(worker.args))
 
 
+_GIB = 1 << 30
+
+
 def capacity_lines(cluster: ResolvedCluster) -> list[str]:
     """What each group of equal workers is, and its KV cache in the words of vLLM's own log."""
-    groups: dict[tuple[StepSpec, AnySchedulerSpec], list[ResolvedWorker]] = {}
+    groups: dict[tuple[StepSpec, AnySchedulerSpec, AfdSpec | None], list[ResolvedWorker]] = {}
     for worker in cluster.workers:
-        key = (worker.spec.step, worker.spec.scheduler)
+        key = (worker.spec.step, worker.spec.scheduler, worker.spec.afd)
         groups.setdefault(key, []).append(worker)
     lines = []
-    for (step, scheduler), workers in groups.items():
+    for (step, scheduler, afd), workers in groups.items():
         names = " to ".join(dict.fromkeys((workers[0].spec.name, workers[-1].spec.name)))
         tokens = workers[0].memory.num_blocks * scheduler.block_size
         longest = scheduler.max_model_len
@@ -93,6 +97,15 @@ def capacity_lines(cluster: ResolvedCluster) -> list[str]:
             f"GPU KV cache size: {tokens:,} tokens, Maximum concurrency for {longest:,} tokens "
             f"per request: {tokens / longest:.2f}x"
         )
+        memory = workers[0].ffn_memory
+        if afd is not None and memory is not None:
+            held = memory.weights_bytes + memory.activation_bytes + memory.outside_bytes
+            lines.append(
+                f"frontier-mock: {names}: attention and FFN apart, {afd.name}: {step.parallel.dp} "
+                f"ranks of attention, {afd.ffn_gpus} FFN GPUs on {afd.ffn_hardware.name}, "
+                f"{afd.ffn_weights}, {afd.micro_batches} micro-batches, {afd.connector}. "
+                f"An FFN GPU holds {held / _GIB:.1f} of {memory.usable_bytes / _GIB:.1f} GiB"
+            )
     return lines
 
 
