@@ -7,7 +7,7 @@ seconds; `simulate` plays any of them with queues, prompts and ragged contexts.
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 from frontier_mock.cli.options import command_parser
 from frontier_mock.config.afd import AfdArgs
 from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.resolve import ResolvedCluster, resolve_single
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.afd.step import AfdStepCost
@@ -24,6 +25,7 @@ from frontier_mock.report.terminal import figure
 
 DEFAULT_RATIOS = "1A2F,2A2F,3A2F,4A2F,8A2F,16A2F"
 _GPUS_PER_MACHINE = 8
+_PRICE = re.compile(r"\d{1,6}(\.\d{1,6})?")
 _RATIO = re.compile(r"(\d{1,3})A(\d{1,3})F")
 
 
@@ -55,7 +57,13 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--ratios", default=DEFAULT_RATIOS, help=f"[{DEFAULT_RATIOS}]")
     parser.add_argument("--tpot-ms", type=float, default=50.0, help="longest token time [50]")
     parser.add_argument("--micro-batches", type=int, default=3, help="in flight [3]")
+    parser.add_argument(
+        "--prices",
+        default="",
+        help="USD per GPU-hour, as h800=2,h20=1.2 [the profiles' made-up ones]",
+    )
     options = parser.parse_args(list(argv))
+    prices = _prices(options.prices)
     if not options.tpot_ms > 0:
         raise ConfigError(f"argument --tpot-ms: {options.tpot_ms} is not above 0")
     if not 1 <= options.micro_batches <= 16:
@@ -64,12 +72,19 @@ def run(argv: Sequence[str]) -> int:
     for context in _contexts(options.contexts):
         for name in options.ratios.split(","):
             args = _args(options, name, context)
-            rows.append(study(args, options.hardware, name, context, options.tpot_ms))
+            rows.append(study(args, options.hardware, name, context, options.tpot_ms, prices))
     _print(rows)
     return 0
 
 
-def study(args: VllmArgs, hardware: str, name: str, context: int, tpot_ms: float) -> Ratio:
+def study(
+    args: VllmArgs,
+    hardware: str,
+    name: str,
+    context: int,
+    tpot_ms: float,
+    prices: Mapping[str, float] | None = None,
+) -> Ratio:
     """The largest batch of `context` tokens a sequence that keeps `tpot_ms`. Raises ConfigError."""
     resolved = resolve_single(args, hardware, "vllm", 0)
     cost, spec = resolved.costs[0], resolved.spec.workers[0]
@@ -92,7 +107,7 @@ def study(args: VllmArgs, hardware: str, name: str, context: int, tpot_ms: float
         "KV" if batch == room else "time",
         step_ms(max(batch, 1)),
         tokens_per_s / gpus,
-        tokens_per_s * 3600.0 / _usd_per_hour(resolved),
+        _per_usd(tokens_per_s, _usd_per_hour(resolved, prices or {})),
     )
 
 
@@ -108,11 +123,31 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _usd_per_hour(resolved: ResolvedCluster) -> float:
+def _usd_per_hour(resolved: ResolvedCluster, prices: Mapping[str, float]) -> float:
     spec = resolved.spec.workers[0]
     assert spec.afd is not None
-    attention = spec.gpus * spec.dp_size * spec.step.hardware.usd_per_hour
-    return attention + spec.afd.ffn_gpus * spec.afd.ffn_hardware.usd_per_hour
+    sides = (
+        (spec.gpus * spec.dp_size, spec.step.hardware),
+        (spec.afd.ffn_gpus, spec.afd.ffn_hardware),
+    )
+    return sum(gpus * prices.get(hw.name, hw.usd_per_hour) for gpus, hw in sides)
+
+
+def _per_usd(tokens_per_s: float, usd_per_hour: float) -> float:
+    return tokens_per_s * 3600.0 / usd_per_hour if usd_per_hour > 0 else 0.0
+
+
+def _prices(text: str) -> dict[str, float]:
+    known, prices = known_hardware(), {}
+    for word in filter(None, text.split(",")):
+        name, _, price = word.partition("=")
+        if name not in known or not _PRICE.fullmatch(price):
+            raise ConfigError(
+                f"argument --prices: {shown(word)} is not like h800=2.5; hardware is one of "
+                f"{', '.join(known)}"
+            )
+        prices[name] = float(price)
+    return prices
 
 
 def _contexts(text: str) -> Iterator[int]:

@@ -44,6 +44,15 @@ def test_enough_attention_makes_ffn_the_limit() -> None:
     assert many.batch < few.batch
 
 
+def test_prices_are_what_they_are_said_to_be() -> None:
+    afd = AfdArgs(16, 16, 2, 2, ffn_hardware="h20")
+    args = VllmArgs(model=STEP3, max_model_len=4096, afd=afd)
+    prices = {"h800": 3.0, "h20": 1.0}
+    found = study(args, "h800", "2A2F", 4096, 50.0, prices)
+    dollars_per_s = (16 * 3.0 + 16 * 1.0) / 3600
+    assert found.tokens_per_usd == pytest.approx(32 * found.tokens_per_s_per_gpu / dollars_per_s)
+
+
 def test_largest() -> None:
     for limit, found in ((0, 0), (1, 1), (7, 7), (10, 10), (99, 10)):
         assert largest(partial(ge, limit), 10) == found
@@ -61,6 +70,8 @@ def test_the_command_prints_a_row_per_cluster(capsys: pytest.CaptureFixture[str]
     [
         (["--ratios", "3F2A"], "'3F2A' is not like 3A2F"),
         (["--contexts", "4k"], "'4k' is not a number of tokens"),
+        (["--prices", "h800"], "'h800' is not like h800=2.5"),
+        (["--prices", "h900=2"], "hardware is one of a100"),
         (["--tpot-ms", "0"], "0.0 is not above 0"),
         (["--micro-batches", "0"], "0 is not in 1..16"),
         (["--ratios", "2A4F"], "do not divide into 32 FFN GPUs"),
