@@ -33,6 +33,7 @@ from frontier_mock.wire.sglang.errors import (
 )
 from frontier_mock.wire.sglang.generate import LateError, parse_generate, read_abort
 from frontier_mock.wire.sglang.request import GENERATE, SglangRequest
+from frontier_mock.wire.sglang.score import parse_score, refuse_embeddings
 from frontier_mock.wire.sglang.tokenize import detokenize_body, tokenize_body
 from frontier_mock.wire.sse import DONE
 
@@ -43,7 +44,7 @@ Parse = Callable[[bytes, Mapping[str, str], ServedModel], SglangRequest]
 _JSON_ROUTES = frozenset(
     (
         *("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/tokenize"),
-        *("/v1/detokenize", "/detokenize"),
+        *("/v1/detokenize", "/detokenize", "/v1/score"),
     )
 )
 """Routes that want to be told that the body is JSON."""
@@ -76,6 +77,7 @@ class SglangApp:
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
             "/invocations": parse_chat,
+            "/v1/score": parse_score,
         }
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
 
@@ -91,6 +93,9 @@ class SglangApp:
         }
         for path in self._generators:
             table["POST", path] = self._generate
+        for path in ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/encode", "/classify"):
+            table["POST", path] = self._embed
+        table["PUT", "/v1/rerank"] = self._embed
         for prefix in ("", "/v1"):
             table["POST", f"{prefix}/tokenize"] = self._tokenize
             table["POST", f"{prefix}/detokenize"] = self._detokenize
@@ -251,6 +256,10 @@ class SglangApp:
                 self._driver.halt(entry.ticket, position)
 
     # The rest
+
+    def _embed(self, exchange: Exchange) -> Answer:
+        """No model here makes embeddings."""
+        raise refuse_embeddings(exchange.request.body)
 
     def _tokenize(self, exchange: Exchange) -> Answer:
         self._check_json(exchange.request)

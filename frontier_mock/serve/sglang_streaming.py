@@ -18,7 +18,8 @@ from frontier_mock.wire.sglang.errors import (
 )
 from frontier_mock.wire.sglang.native import GenerateStream, render_generate
 from frontier_mock.wire.sglang.openai import OpenAiStream, render_openai
-from frontier_mock.wire.sglang.request import GENERATE, Ended, Live, SglangRequest
+from frontier_mock.wire.sglang.request import GENERATE, SCORE, Ended, Live, SglangRequest
+from frontier_mock.wire.sglang.score import render_score
 from frontier_mock.wire.sse import DONE
 
 _NAMES = {400: "BAD_REQUEST", 503: "SERVICE_UNAVAILABLE", 500: "INTERNAL_SERVER_ERROR"}
@@ -94,6 +95,8 @@ class Whole:
         request, endings = self._request, self._endings
         if request.kind == GENERATE:
             body = render_generate(request, endings)
+        elif request.kind == SCORE:
+            body = render_score(request, endings)
         else:
             body = render_openai(request, endings, int(time.time()))
         times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])

@@ -431,3 +431,16 @@ async def test_unserved_frontier_times_ride_along_when_asked() -> None:
         )
         assert "frontier" not in chunks[0]
         assert chunks[-1]["frontier"]["finish_ns"] > chunks[-1]["frontier"]["first_token_ns"]
+
+
+async def test_scores_cost_a_prefill_and_nothing_embeds() -> None:
+    async with opened(sglang_spec(WARP)) as (server, client):
+        asked = {"query": "q", "items": ["a", "b"], "label_token_ids": [65]}
+        response = await client.post("/v1/score", json=asked)
+        assert len((await response.json())["scores"]) == 2
+        assert int(response.headers["x-frontier-finish-ns"]) > 0
+        submitted = [e for e in server.cluster.log.events if isinstance(e, Submitted)]
+        assert [event.max_tokens for event in submitted] == [1, 1]
+        refused = await client.post("/v1/embeddings", json={"input": "x"})
+        assert refused.status == 400
+        assert "does not appear to be an embedding model" in (await refused.json())["message"]

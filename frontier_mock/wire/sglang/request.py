@@ -10,6 +10,7 @@ from frontier_mock.wire.tokenizer import Json, Tokenizer
 GENERATE = "generate"
 CHAT = "chat"
 COMPLETION = "completion"
+SCORE = "score"
 
 
 class Bootstrap(NamedTuple):
@@ -90,9 +91,18 @@ class Routing:
     log_metrics: bool = True
 
 
+class Scoring(NamedTuple):
+    """What /v1/score wants of each prompt: how likely each of its labels comes next."""
+
+    labels: tuple[tuple[int, ...], ...]
+    softmax: bool = False
+    temperature: float = 1.0
+    logprobs: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class SglangRequest:
-    """A parsed request of any generating route. `kind` is "generate", "chat" or "completion".
+    """A parsed request of any route that wants the engine; `kind` is one of the words above.
 
     `single` says that a whole answer of /generate is an object and not an array of them. `model` is
     what OpenAI answers echo. `stream_interval` is at least 1.
@@ -112,6 +122,7 @@ class SglangRequest:
     metrics: bool = False
     wishes: Wishes = Wishes()
     routing: Routing = Routing()
+    scoring: Scoring | None = None
 
     @property
     def warms(self) -> bool:
