@@ -19,6 +19,9 @@ from frontier_mock.wire.tokenizer import TokenIds
 MAX_CHOICES = 64
 """The choices of an interrupted request that are looked for, from the first."""
 
+RESUMABLE_TOKENS = 16
+"""Output that no prompt ends with by chance, for wires on which every prompt is token ids."""
+
 _WINDOW = 16
 """Tokens that are looked up in the ring at once; shorter tails are tried one by one."""
 _MAX_TRIALS = 256
@@ -37,15 +40,19 @@ class Resumed(NamedTuple):
     start: int
 
 
-def find_resumed(ids: TokenIds, keys: Keys, salt: int, seed: int, ring: TextRing) -> Resumed | None:
+def find_resumed(
+    ids: TokenIds, keys: Keys, salt: int, seed: int, ring: TextRing, least: int = 1
+) -> Resumed | None:
     """The prompt and output that `ids` are made of, None if they are a prompt of their own.
 
-    `keys` are those of the full blocks of `ids`, the first of them salted.
+    `keys` are those of the full blocks of `ids`, the first of them salted. Output of less than
+    `least` tokens, which a prompt may end with by chance, is not looked for.
     """
     if int(ids[-1]) not in ring.id_set:
         return None
     size = ring.block_tokens
-    trials = _long_tails(ids, ring) + [(done, -1) for done in _short_tails(ids, ring)]
+    short = [(done, -1) for done in _short_tails(ids, ring) if done >= least]
+    trials = _long_tails(ids, ring) + short
     for done, start in trials[:_MAX_TRIALS]:
         cut = len(ids) - done
         blocks = cut // size

@@ -12,6 +12,7 @@ import numpy as np
 
 from frontier_mock.core.commands import Submit
 from frontier_mock.stubs import vllm_inference_pb2 as pb
+from frontier_mock.wire.continuation import RESUMABLE_TOKENS
 from frontier_mock.wire.errors import ApiError, data_parallel_rank_out_of_range
 from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.generation import LogprobsPlan, Outcome, SequencePlan
@@ -117,7 +118,10 @@ def _read(
     cap = effective_max_tokens(request.stopping.max_new_tokens or None, len(ids), served)
     check_sampling(fields, 1, cap, served)
     check_against_model(fields, plan.top, served)
-    (sequence,) = plan_sequences(ids, 0, 1, cap, fields, request.priority, served)
+    resumable = RESUMABLE_TOKENS if which == "token_ids" else 0
+    (sequence,) = plan_sequences(
+        ids, 0, 1, cap, fields, request.priority, served, resumable=resumable
+    )
     wishes = request.response
     return InferenceCall(
         request_id=request.request_id or served.new_id(),

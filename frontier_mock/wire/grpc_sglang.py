@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
 
+from frontier_mock.wire.continuation import RESUMABLE_TOKENS
 from frontier_mock.wire.generation import LogprobsPlan, PromptText
 from frontier_mock.wire.grpc_logprobs import Position, positions
 from frontier_mock.wire.grpc_status import (
@@ -73,7 +74,14 @@ def _read(message: pb.GenerateRequest, served: ServedModel) -> SglangRequest:
     if rank is not None and not 0 <= rank < front.num_dp_ranks:
         raise ValueError(f"routed_dp_rank={rank} out of range [0, {front.num_dp_ranks})")
     plans, cap = plan_prompt(
-        ids, 0, n, sampling, served, namespace=message.lora_id, rank=rank, resumable=True
+        ids,
+        0,
+        n,
+        sampling,
+        served,
+        namespace=message.lora_id,
+        rank=rank,
+        resumable=RESUMABLE_TOKENS,
     )
     wish = _logprob_wish(message, len(ids), served)
     base = message.request_id or f"grpc-{served.new_id()}"

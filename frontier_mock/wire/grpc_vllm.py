@@ -13,6 +13,7 @@ import numpy as np
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from frontier_mock.core.commands import Submit
+from frontier_mock.wire.continuation import RESUMABLE_TOKENS
 from frontier_mock.wire.errors import (
     ApiError,
     data_parallel_rank_out_of_range,
@@ -91,12 +92,14 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
     rank = request.data_parallel_rank if request.HasField("data_parallel_rank") else -1
     if request.HasField("data_parallel_rank") and not 0 <= rank < served.data_parallel_size:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
+    resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
+    plans = plan_sequences(ids, 0, n, cap, fields, 0, served, resumable=resumable)
     return VllmCall(
         request_id=request.request_id,
         stream=request.stream,
         stream_interval=served.stream_interval,
         prompt_ids=ids,
-        sequences=tuple(plan_sequences(ids, 0, n, cap, fields, 0, served)),
+        sequences=tuple(plans),
         logprobs=LogprobsPlan(top=top, prompt=prompt_top),
         rank=rank,
     )

@@ -210,12 +210,12 @@ def plan_sequences(
     priority: int,
     served: ServedModel,
     *,
-    resumable: bool = False,
+    resumable: int = 0,
 ) -> list[SequencePlan]:
     """The n choices of one prompt: their text, their end, and the command that submits each.
 
-    With `resumable` a prompt that ends with output is taken for one, and its first choice goes on
-    with that output (`wire.continuation`).
+    A prompt that ends with at least `resumable` tokens of output is taken for one, and its first
+    choice goes on with that output (`wire.continuation`); 0 takes none.
     """
     ring = served.ring
     size = ring.block_tokens
@@ -233,7 +233,7 @@ def plan_sequences(
     eos = served.eos
     if wishes.ignore_eos and ring.end_id not in wishes.stop_token_ids:
         eos = None
-    resumed = find_resumed(ids, keys, salt, seed, ring) if resumable else None
+    resumed = find_resumed(ids, keys, salt, seed, ring, resumable) if resumable else None
     plans = []
     for choice in range(n):
         if resumed is not None and choice == 0:

@@ -275,3 +275,15 @@ async def test_tokenizer(scheduler: Any) -> None:
     pieces = await answers(scheduler.GetTokenizer(common_pb2.GetTokenizerRequest()))
     assert pieces[-1].sha256
     assert b"".join(piece.data for piece in pieces)[:2] == b"PK"
+
+
+async def test_resubmitted_output_goes_on_and_chance_does_not(scheduler: Any) -> None:
+    prompt = list(b"What next?")
+    (uncut,) = await answers(scheduler.Generate(request(prompt, sampling={"max_new_tokens": 60})))
+    ids = list(uncut.complete.output_ids)
+    again = request(prompt + ids[:20], sampling={"max_new_tokens": 40})
+    (rest,) = await answers(scheduler.Generate(again))
+    assert list(rest.complete.output_ids) == ids[20:]
+    # A few tokens are what any text may end with: over HTTP, too, it would be a new prompt.
+    (other,) = await answers(scheduler.Generate(request(prompt + ids[:3])))
+    assert list(other.complete.output_ids) != ids[3:8]

@@ -64,13 +64,13 @@ def plan_prompt(
     namespace: str = "",
     priority: int = 0,
     rank: int | None = None,
-    resumable: bool = False,
+    resumable: int = 0,
 ) -> tuple[list[SequencePlan], int]:
     """The n sequences of one prompt, and the clipped cap of each.
 
     `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter. `rank` is the
-    data-parallel rank they are for, None if the server may choose. A `resumable` prompt that ends
-    with partial output goes on with it (`wire.continuation`).
+    data-parallel rank they are for, None if the server may choose. A prompt that ends with at
+    least `resumable` tokens of output, if that is not 0, goes on with it (`wire.continuation`).
     """
     cap = clipped(sampling.max_new_tokens, len(ids), front_of(served))
     wishes: Fields = {}
