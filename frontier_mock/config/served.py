@@ -120,6 +120,7 @@ def _deployment(worker: ResolvedWorker) -> Deployment:
         if isinstance(worker.spec.scheduler, SchedulerSpec)
         else worker.spec.scheduler.max_running_requests,
         sleep_mode=args.enable_sleep_mode,
+        tokens_only=args.tokens_only,
         weight_transfer=args.weight_transfer_backend,
         enable_prefix_caching=worker.spec.scheduler.enable_prefix_caching,
     )

@@ -40,8 +40,12 @@ class Request:
 
     def query(self, name: str) -> str | None:
         """First value of a query parameter."""
-        values = parse_qs(self.query_string).get(name)
+        values = self.queries(name)
         return values[0] if values else None
+
+    def queries(self, name: str) -> list[str]:
+        """Every value of a query parameter."""
+        return parse_qs(self.query_string).get(name, [])
 
 
 def _origin_form(target: str) -> str:

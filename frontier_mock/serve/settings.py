@@ -9,8 +9,9 @@ class HttpSettings:
 
     `dev_mode` is VLLM_SERVER_DEV_MODE=1, `scale_out` --enable-scale-out. `shutdown_timeout_s` is
     how long SIGTERM lets requests in flight go on before they are aborted.
-    `sse_keep_alive_interval_s` is real: the silence after which a stream gets a comment, 0 for never. `uds` is a socket file to listen on instead of a
-    port. `version` is what GET /version says.
+    `sse_keep_alive_interval_s` is real: the silence after which a stream gets a comment, 0 for
+    never. `uds` is a socket file to listen on instead of a port. `version` is what GET /version
+    says.
     """
 
     api_key: tuple[str, ...] = ()

@@ -11,23 +11,35 @@ from collections.abc import Sequence
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.simtime import SimTime
-from frontier_mock.wire.errors import ApiError, engine_dead, internal_error, queue_full
-from frontier_mock.wire.generation import Generation, Outcome
-from frontier_mock.wire.render import render_response
-from frontier_mock.wire.sse import KEEP_ALIVE, StreamRenderer, error_frames
+from frontier_mock.wire.dialects import DIALECTS, error_body, late_error
+from frontier_mock.wire.errors import (
+    ApiError,
+    backlog_full,
+    engine_dead,
+    internal_error,
+    paused,
+    queue_full,
+)
+from frontier_mock.wire.generation import Generation, Outcome, WeightSpan
+from frontier_mock.wire.sse import KEEP_ALIVE
 
 
 class Whole:
     """Waits for every choice, then renders once."""
 
-    __slots__ = ("_exchange", "_generation", "_outcomes")
+    __slots__ = ("_exchange", "_outcomes", "_versions", "generation")
 
     stream_interval = 0
 
-    def __init__(self, generation: Generation, exchange: Exchange) -> None:
-        self._generation = generation
+    def __init__(
+        self, generation: Generation, exchange: Exchange, versions: WeightVersions | None = None
+    ) -> None:
+        """`versions` are asked which weights made the output, if somebody may change them."""
+        self.generation = generation
         self._exchange = exchange
+        self._versions = versions
         self._outcomes: list[Outcome] = []
 
     def started(self, ticket: Ticket) -> None:
@@ -39,20 +51,20 @@ class Whole:
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
         """One choice is complete."""
-        self._outcomes.append(_outcome(self._generation, ticket, flight, reason))
+        self._outcomes.append(_outcome(self.generation, ticket, flight, reason, self._versions))
 
     def deliver(self, ticket: Ticket) -> None:
         """The answer, or why there is none."""
         if ticket.rejected:
-            self._exchange.reply(error_answer(_refusal(ticket)))
+            self._exchange.reply(error_answer(_refusal(ticket), self.generation.kind))
             return
         outcomes = self._outcomes
-        body = render_response(self._generation, outcomes, int(time.time()))
+        body = DIALECTS[self.generation.kind].whole(self.generation, outcomes, int(time.time()))
         self._exchange.reply(Answer(200, body, extra=virtual_times(ticket.arrival_ns, outcomes)))
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
-        self._exchange.reply(error_answer(engine_dead()))
+        self._exchange.reply(error_answer(engine_dead(), self.generation.kind))
 
 
 class Stream:
@@ -64,18 +76,23 @@ class Stream:
     __slots__ = (
         "_begun",
         "_exchange",
-        "_generation",
         "_last",
         "_outcomes",
         "_renderer",
+        "_versions",
+        "generation",
         "stream_interval",
     )
 
-    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+    def __init__(
+        self, generation: Generation, exchange: Exchange, versions: WeightVersions | None = None
+    ) -> None:
+        """As a whole body's."""
         self.stream_interval = generation.stream_interval
-        self._generation = generation
+        self.generation = generation
         self._exchange = exchange
-        self._renderer = StreamRenderer(generation, int(time.time()))
+        self._versions = versions
+        self._renderer = DIALECTS[generation.kind].stream(generation, int(time.time()))
         self._outcomes: list[Outcome] = []
         self._begun = False
         self._last = b""
@@ -94,13 +111,13 @@ class Stream:
         exchange = self._exchange
         if exchange.behind():
             return False
-        index = self._generation.sequences[position].index
+        index = self.generation.sequences[position].index
         exchange.write(self._renderer.delta(index, first, last))
         return True
 
     def ended(self, ticket: Ticket, flight: Flight, reason: str) -> None:
         """Last delta of a choice. That of the last choice waits for `deliver`."""
-        result = _outcome(self._generation, ticket, flight, reason)
+        result = _outcome(self.generation, ticket, flight, reason, self._versions)
         self._outcomes.append(result)
         data = self._renderer.finish(result.index, flight.sent, result)
         if ticket.open == 0:
@@ -123,7 +140,9 @@ class Stream:
         if self._begun:
             self._exchange.end(self._renderer.error(error))
         else:
-            self._exchange.reply(error_answer(error))
+            if error.late and error.status == 503:
+                error.stream_kind = self.generation.kind
+            self._exchange.reply(error_answer(error, self.generation.kind))
 
 
 class KeptAlive(Stream):
@@ -131,8 +150,14 @@ class KeptAlive(Stream):
 
     __slots__ = ("_interval_s", "_loop", "_said_s", "_timer")
 
-    def __init__(self, generation: Generation, exchange: Exchange, interval_s: float) -> None:
-        super().__init__(generation, exchange)
+    def __init__(
+        self,
+        generation: Generation,
+        exchange: Exchange,
+        versions: WeightVersions | None,
+        interval_s: float,
+    ) -> None:
+        super().__init__(generation, exchange, versions)
         self._interval_s = interval_s
         self._loop = asyncio.get_running_loop()
         self._said_s = 0.0
@@ -177,15 +202,30 @@ class KeptAlive(Stream):
             self._timer.cancel()
 
 
-def error_answer(error: ApiError) -> Answer:
-    """A late error of a request that asked for a stream is a stream with one error frame."""
+def error_answer(error: ApiError, kind: str = "") -> Answer:
+    """A late error of a request that asked for a stream is a stream with one error frame.
+
+    `kind` is that of the generation, or of the route, whose dialect the error is told in.
+    """
     if error.late and error.stream_kind:
-        return Answer(200, error_frames(error, error.stream_kind), EVENT_STREAM)
-    return Answer(error.status, error.body())
+        return Answer(200, late_error(error, error.stream_kind), EVENT_STREAM)
+    return Answer(error.status, error_body(error, kind))
 
 
-def _outcome(generation: Generation, ticket: Ticket, flight: Flight, reason: str) -> Outcome:
+def _outcome(
+    generation: Generation,
+    ticket: Ticket,
+    flight: Flight,
+    reason: str,
+    versions: WeightVersions | None,
+) -> Outcome:
     """The engine's word on one choice, in the wire's terms."""
+    spans = None
+    if versions is not None:
+        made_by = versions.spans_of(flight)
+        if generation.weight_versions:
+            whole = ((versions.current, 0, flight.output_tokens),)
+            spans = tuple(WeightSpan(*s) for s in made_by or whole if s[1] < s[2])
     return generation.sequences[flight.position].outcome(
         flight.output_tokens,
         reason,
@@ -193,6 +233,7 @@ def _outcome(generation: Generation, ticket: Ticket, flight: Flight, reason: str
         ticket.arrival_ns,
         flight.first_token_ns,
         flight.finish_ns,
+        spans,
     )
 
 
@@ -201,7 +242,8 @@ def _refusal(ticket: Ticket) -> ApiError:
 
     Over-long prompts never get this far, so any other reason is a fault of ours.
     """
-    return queue_full() if ticket.rejected == "queue_full" else internal_error()
+    refusals = {"queue_full": queue_full, "backlog_full": backlog_full, "paused": paused}
+    return refusals.get(ticket.rejected, internal_error)()
 
 
 def virtual_times(arrival_ns: SimTime, outcomes: Sequence[Outcome]) -> str:

@@ -24,6 +24,9 @@ from frontier_mock.serve.routing import Handler as Handler
 from frontier_mock.serve.routing import Routes, RouteTable
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
+from frontier_mock.serve.vllm_control import ControlRoutes
+from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
+from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.serve.worker_metrics import ServerMetrics
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.completions import parse_completion
@@ -35,9 +38,12 @@ from frontier_mock.wire.errors import (
     wrong_content_type,
 )
 from frontier_mock.wire.generation import Generation
+from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.server_info import server_config
 from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
+from frontier_mock.wire.tokenizer import Json
 
 logger = logging.getLogger("frontier_mock")
 
@@ -45,6 +51,9 @@ Parse = Callable[[bytes, Mapping[str, str], ServedModel], Generation]
 
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 """Path prefixes behind the API key (vllm.md section 3.1)."""
+
+DEFAULT_VERSION = "default"
+"""What vLLM calls the weights it was started with."""
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UNCOUNTED = frozenset(
@@ -84,11 +93,19 @@ class VllmApp:
         )
         self._keys = [key.encode() for key in settings.api_key]
         self._root = settings.root_path.rstrip("/")
-        self._generators = {
+        self._versions = WeightVersions(driver, max(part.number, 0), DEFAULT_VERSION)
+        self._generators: dict[str, Parse] = {
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
         }
-        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
+        self._kinds: dict[str, str] = {}
+        if settings.scale_out:
+            self._generators[GENERATE_PATH] = parse_inference
+        served = self._part.served
+        self._control = ControlRoutes(served, driver, settings, self._versions, self._created_s)
+        scale_out = ScaleOutRoutes(served, settings.scale_out, _check_json)
+        every: list[Routes] = [scale_out, self._control, *more]
+        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
 
     def _own_routes(self) -> dict[tuple[str, str], Handler]:
         table: dict[tuple[str, str], Handler] = {
@@ -121,15 +138,23 @@ class VllmApp:
             if answer is None:
                 exchange.began_ns = self._driver.now_ns()
                 found = self._routes.find(self._path(request), request.method)
-                answer = found if isinstance(found, Answer) else found(exchange)
-        except ApiError as error:
-            answer = error_answer(error)
+                answer = found if isinstance(found, Answer) else self._ask(found, exchange)
+        except UnicodeEncodeError:
+            # Half a surrogate pair in what is echoed: starlette cannot write it either.
+            answer = Answer(500, b"Internal Server Error", "text/plain; charset=utf-8")
         except Exception as error:
             logger.error("%s %s failed: %r", request.method, request.path, error)
             logger.debug("cause", exc_info=error)
             answer = error_answer(internal_error())
         if answer is not None:
             exchange.reply(answer)
+
+    def _ask(self, handler: Handler, exchange: Exchange) -> Answer | None:
+        """The handler's answer, or the error it raised in the dialect of its route."""
+        try:
+            return handler(exchange)
+        except ApiError as error:
+            return error_answer(error, self._kinds.get(self._path(exchange.request), ""))
 
     def answering(self, exchange: Exchange, status: int) -> str:
         """Cross-origin lines, and X-Request-Id if the server was told to send one."""
@@ -207,11 +232,11 @@ class VllmApp:
 
     def _subscriber(self, generation: Generation, exchange: Exchange) -> Subscriber:
         if not generation.stream:
-            return Whole(generation, exchange)
+            return Whole(generation, exchange, self._versions)
         interval_s = self._settings.sse_keep_alive_interval_s
         if interval_s > 0:
-            return KeptAlive(generation, exchange, interval_s)
-        return Stream(generation, exchange)
+            return KeptAlive(generation, exchange, self._versions, interval_s)
+        return Stream(generation, exchange, self._versions)
 
     # The rest
 
@@ -240,16 +265,16 @@ class VllmApp:
         return Answer(200, detokenize_body(exchange.request.body, self._part.served))
 
     def _server_info(self, exchange: Exchange) -> Answer:
-        served = self._part.served
-        config = {"model": served.root, "max_model_len": served.max_model_len, "seed": served.seed}
+        config = server_config(self._part.served)
         as_object = exchange.request.query("config_format") == "json"
-        shown = {"model_config": config} if as_object else str(config)
+        shown: Json = config if as_object else str(config)
         return json_answer({"vllm_config": shown, "vllm_env": {}, "system_env": {}})
 
     def _metrics(self, exchange: Exchange) -> Answer:
         driver = self._driver
         driver.catch_up()
         text = self._part.metrics.render(driver.engine.now_ns)
+        text += self._control.metrics.render().encode()
         text += self._http_metrics.render() + render_clock_metrics(driver, self._created_s)
         return Answer(200, text, _METRICS_TYPE)
 

@@ -299,6 +299,7 @@ def _plan(
         frontier=raw.get("frontier") is True,
         actor=actor_of(raw.get("metadata")),
         data_parallel_rank=rank,
+        weight_versions=flag_field(fields, "return_weight_versions"),
     )
 
 

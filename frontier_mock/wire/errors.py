@@ -57,9 +57,9 @@ class ApiError(Exception):
         }
 
     def body(self) -> bytes:
-        """The body as compact UTF-8 JSON."""
+        """The body as compact UTF-8 JSON. Raises UnicodeEncodeError, as starlette does."""
         text = json.dumps(self.payload(), ensure_ascii=False, separators=(",", ":"))
-        return text.encode("utf-8", "surrogatepass")
+        return text.encode()
 
 
 class Problem(NamedTuple):
@@ -166,10 +166,29 @@ def queue_full() -> ApiError:
     )
 
 
+def backlog_full() -> ApiError:
+    """503 of `--max-num-queued-tokens`."""
+    return ApiError(
+        503,
+        "The engine has reached its prefill token backlog limit. "
+        "Please try again later or on a different instance.",
+        "Service Unavailable",
+    )
+
+
 def paused() -> ApiError:
     """503 while generation is paused."""
     message = "Generation is paused. Please retry after it resumes."
     return ApiError(503, message, "ServiceUnavailableError", late=True)
+
+
+def scale_out_disabled() -> ApiError:
+    """403 of the scale-out routes without `--enable-scale-out`."""
+    message = (
+        "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable "
+        "them."
+    )
+    return ApiError(403, message, "PermissionDeniedError")
 
 
 def engine_dead() -> ApiError:

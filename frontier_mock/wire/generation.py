@@ -5,15 +5,29 @@ from typing import NamedTuple
 
 from frontier_mock.core.commands import Submit
 from frontier_mock.wire.text import SyntheticText
-from frontier_mock.wire.tokenizer import TokenIds, Tokenizer
+from frontier_mock.wire.tokenizer import Json, TokenIds, Tokenizer
 
 CHAT = "chat"
 COMPLETION = "completion"
+INFERENCE = "inference"
+RESPONSES = "responses"
+MESSAGES = "messages"
+
+
+class WeightSpan(NamedTuple):
+    """Output tokens from `start` up to `end` are by the weights called `version`."""
+
+    version: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one choice ended. Times are virtual nanoseconds, -1 for "never happened"."""
+    """How one choice ended. Times are virtual nanoseconds, -1 for "never happened".
+
+    `weight_versions` is None unless the client asked for it.
+    """
 
     index: int
     output_tokens: int
@@ -23,6 +37,7 @@ class Outcome:
     arrival_ns: int = -1
     first_token_ns: int = -1
     finish_ns: int = -1
+    weight_versions: tuple[WeightSpan, ...] | None = None
 
 
 class PromptText(NamedTuple):
@@ -54,6 +69,7 @@ class SequencePlan:
         arrival_ns: int = -1,
         first_token_ns: int = -1,
         finish_ns: int = -1,
+        weight_versions: tuple[WeightSpan, ...] | None = None,
     ) -> Outcome:
         """The engine's word on how this choice ended, with the stop reason planned for it."""
         reason = self.stop_reason if finish_reason == "stop" else None
@@ -66,6 +82,7 @@ class SequencePlan:
             arrival_ns,
             first_token_ns,
             finish_ns,
+            weight_versions,
         )
 
 
@@ -84,12 +101,13 @@ class LogprobsPlan:
 
 
 class Generation(NamedTuple):
-    """A parsed request. `kind` is "chat" or "completion", `created` is the renderer's business.
+    """A parsed request. `kind` is the dialect of its answer (`wire.dialects`).
 
     `echo_text` is what chat echo repeats before each choice; for completions `echo` is set and
     each prompt's own text is repeated. `prompt_only` marks echo with max_tokens=0, where the engine
     produces one token that nobody sees. `actor` is the lease holder named in the body's metadata,
-    `data_parallel_rank` the rank pinned by header, -1 if none.
+    `data_parallel_rank` the rank pinned by header, -1 if none. `output_mode` is what the inference
+    route shows, and `detail` what the answer of another dialect repeats of the request.
     """
 
     id: str
@@ -116,6 +134,9 @@ class Generation(NamedTuple):
     frontier: bool = False
     actor: str | None = None
     data_parallel_rank: int = -1
+    weight_versions: bool = False
+    output_mode: str = "tokens"
+    detail: Json = None
 
     @property
     def submits(self) -> list[Submit]:

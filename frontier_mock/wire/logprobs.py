@@ -1,6 +1,8 @@
 """Log-probabilities in vLLM's shapes. The figures are made up, deterministic and plausible.
 
-The sampled token always ranks first; the others follow in falling order. Shapes and the number of
+The sampled token always ranks first; the others follow in falling order. A token's figure depends
+on the token and its place in the whole sequence: it is the same as output, in a resumed prompt and
+among a prompt's logprobs. Shapes and the number of
 candidates are those of vLLM 0.33 (`_create_chat_logprobs`, `_create_completion_logprobs`).
 """
 
@@ -58,7 +60,7 @@ def token_name(token_id: int, plan: LogprobsPlan, tokenizer: Tokenizer) -> str:
 def chat_logprobs(
     ids: Sequence[int], position: int, plan: LogprobsPlan, ring: TextRing, tokenizer: Tokenizer
 ) -> Json:
-    """`logprobs` of a chat choice for output tokens that begin at `position`."""
+    """`logprobs` of a chat choice for tokens of which the first is at `position` of the whole."""
     top = plan.top or 0
     content: list[Json] = []
     for i, token_id in enumerate(ids):
@@ -89,13 +91,18 @@ class CompletionLogprobs:
 
     __slots__ = ("_offset", "_plan", "_position", "_ring", "_tokenizer")
 
-    def __init__(self, plan: LogprobsPlan, ring: TextRing, tokenizer: Tokenizer) -> None:
-        """Starts at text offset 0, before the echoed prompt if there is one."""
+    def __init__(
+        self, plan: LogprobsPlan, ring: TextRing, tokenizer: Tokenizer, position: int = 0
+    ) -> None:
+        """Starts at text offset 0, before the echoed prompt if there is one.
+
+        `position` is the first token's, counted from the beginning of the prompt.
+        """
         self._plan = plan
         self._ring = ring
         self._tokenizer = tokenizer
         self._offset = 0
-        self._position = 0
+        self._position = position
 
     def extend(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Json:
         """The lists for the next tokens; `prompt_ids` are echoed ones, the first without figures.

@@ -8,7 +8,7 @@ from frontier_mock.wire.tokenizer import Json
 def models_body(served: ServedModel, created_s: int) -> bytes:
     """One card per served name; `created_s` is now, as vLLM stamps each answer anew."""
     cards: list[Json] = [_card(name, served, created_s) for name in served.names]
-    return dumps({"object": "list", "data": cards}).encode("utf-8", "surrogatepass")
+    return dumps({"object": "list", "data": cards}).encode()
 
 
 def _card(name: str, served: ServedModel, created_s: int) -> Json:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from frontier_mock.wire.generation import CHAT, Generation, Outcome, SequencePlan
+from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, Outcome, SequencePlan
 from frontier_mock.wire.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from frontier_mock.wire.tokenizer import Json
 
@@ -31,7 +31,7 @@ def render_response(generation: Generation, outcomes: Sequence[Outcome], created
     own = _chat_extras(generation) if chat else ""
     frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
     tail = f'"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null{frontier}}}'
-    return (head + own + tail).encode("utf-8", "surrogatepass")
+    return (head + own + tail).encode()
 
 
 def usage_json(generation: Generation, outcomes: Sequence[Outcome]) -> str:
@@ -71,6 +71,20 @@ def frontier_json(outcomes: Sequence[Outcome]) -> str:
     )
 
 
+def weight_spans(outcome: Outcome) -> str:
+    """`weight_versions` of a choice: half-open spans of output tokens, null if not asked for."""
+    spans = outcome.weight_versions
+    return "null" if spans is None else dumps([span._asdict() for span in spans])
+
+
+def chat_message(role: str, text: str) -> str:
+    """`message` of a chat choice."""
+    return (
+        f'{{"role":{dumps(role)},"content":{dumps(text)},"refusal":null,"annotations":null,'
+        '"audio":null,"function_call":null,"reasoning":null}'
+    )
+
+
 def prompt_ids(generation: Generation, plan: SequencePlan) -> list[int]:
     """Token ids of the choice's prompt; they must have been kept."""
     ids = generation.prompts[plan.prompt_index].ids
@@ -93,14 +107,14 @@ def _chat_choice(generation: Generation, outcome: Outcome) -> str:
     if asked is not None and asked.top is not None:
         ids = plan.text.ids(0, outcome.output_tokens)
         ring = plan.text.ring
-        logprobs = dumps(chat_logprobs(ids, 0, asked, ring, generation.tokenizer))
+        position = generation.prompts[plan.prompt_index].num_tokens
+        logprobs = dumps(chat_logprobs(ids, position, asked, ring, generation.tokenizer))
     return (
-        f'{{"index":{outcome.index},"message":{{"role":{dumps(generation.role)},'
-        f'"content":{dumps(text)},"refusal":null,"annotations":null,"audio":null,'
-        f'"function_call":null,"reasoning":null}},"logprobs":{logprobs},'
+        f'{{"index":{outcome.index},"message":{chat_message(generation.role, text)},'
+        f'"logprobs":{logprobs},'
         f'"finish_reason":"{outcome.finish_reason}","stop_reason":{dumps(outcome.stop_reason)},'
         f'"token_ids":{_output_ids(generation, plan, outcome)},"routed_experts":null,'
-        '"weight_versions":null}'
+        f'"weight_versions":{weight_spans(outcome)}}}'
     )
 
 
@@ -116,6 +130,14 @@ def _chat_extras(generation: Generation) -> str:
     return f'"prompt_logprobs":{figures},"prompt_token_ids":{ids_json},"prompt_text":{text},'
 
 
+def completion_logprobs(
+    generation: Generation, plan: SequencePlan, asked: LogprobsPlan
+) -> CompletionLogprobs:
+    """What builds the logprobs of a completion choice, from its prompt on if that is echoed."""
+    position = 0 if generation.echo else generation.prompts[plan.prompt_index].num_tokens
+    return CompletionLogprobs(asked, plan.text.ring, generation.tokenizer, position)
+
+
 def _completion_choice(generation: Generation, outcome: Outcome) -> str:
     plan = generation.sequences[outcome.index]
     shown = 0 if generation.prompt_only else outcome.output_tokens
@@ -126,7 +148,7 @@ def _completion_choice(generation: Generation, outcome: Outcome) -> str:
     logprobs = figures = "null"
     if asked is not None and asked.top is not None:
         echoed = prompt_ids(generation, plan) if generation.echo else []
-        builder = CompletionLogprobs(asked, plan.text.ring, generation.tokenizer)
+        builder = completion_logprobs(generation, plan, asked)
         logprobs = dumps(builder.extend(echoed, plan.text.ids(0, shown)))
     if asked is not None and asked.prompt is not None:
         ids = prompt_ids(generation, plan)
@@ -136,5 +158,6 @@ def _completion_choice(generation: Generation, outcome: Outcome) -> str:
         f'{{"index":{outcome.index},"text":{dumps(text)},"logprobs":{logprobs},'
         f'"finish_reason":"{outcome.finish_reason}","stop_reason":{dumps(outcome.stop_reason)},'
         f'"token_ids":{_output_ids(generation, plan, outcome)},"prompt_logprobs":{figures},'
-        f'"prompt_token_ids":{ids_json},"routed_experts":null,"weight_versions":null}}'
+        f'"prompt_token_ids":{ids_json},"routed_experts":null,'
+        f'"weight_versions":{weight_spans(outcome)}}}'
     )

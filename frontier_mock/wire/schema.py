@@ -179,7 +179,7 @@ _NAMED_TOOL = model(
     {"function": model({"name": string}, ("name",)), "type": literal("function")}, ("function",)
 )
 
-_SHARED: Mapping[str, Check] = {
+SHARED_FIELDS: Mapping[str, Check] = {
     "model": _OPTIONAL_STRING,
     "frequency_penalty": _OPTIONAL_NUMBER,
     "logit_bias": nullable(mapping_of(number)),
@@ -233,6 +233,8 @@ _SHARED: Mapping[str, Check] = {
     "repetition_detection": nullable(_repetition_detection),
     "stream_interval": nullable(integer(1)),
 }
+"""The fields that both routes have."""
+
 _CHAT_ONLY: Mapping[str, Check] = {
     "messages": message_list,
     "logprobs": _OPTIONAL_FLAG,
@@ -295,12 +297,12 @@ thinking_token_budget stream_interval
 """
 
 CHAT_FIELDS: Mapping[str, Check] = {
-    name: {**_SHARED, **_CHAT_ONLY}[name] for name in _CHAT_ORDER.split()
+    name: {**SHARED_FIELDS, **_CHAT_ONLY}[name] for name in _CHAT_ORDER.split()
 }
 """Every field of a chat request."""
 
 COMPLETION_FIELDS: Mapping[str, Check] = {
-    name: {**_SHARED, **_COMPLETION_ONLY}[name] for name in _COMPLETION_ORDER.split()
+    name: {**SHARED_FIELDS, **_COMPLETION_ONLY}[name] for name in _COMPLETION_ORDER.split()
 }
 """Every field of a completion request."""
 

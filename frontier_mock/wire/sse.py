@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.generation import CHAT, COMPLETION, Generation, Outcome
 from frontier_mock.wire.logprobs import CompletionLogprobs, chat_logprobs
-from frontier_mock.wire.render import dumps, frontier_json, prompt_ids
+from frontier_mock.wire.render import (
+    completion_logprobs,
+    dumps,
+    frontier_json,
+    prompt_ids,
+    weight_spans,
+)
 
 DONE = b"data: [DONE]\n\n"
 """The frame that ends every stream, after an error too."""
@@ -31,7 +37,7 @@ def error_frames(error: ApiError, kind: str) -> bytes:
     """The error as a frame of a `kind` stream, and the end of that stream."""
     # Completions serialise errors with json.dumps and its spaces, chat with pydantic.
     text = dumps(error.payload()) if kind == CHAT else json.dumps(error.payload())
-    return f"data: {text}\n\n".encode("utf-8", "surrogatepass") + DONE
+    return f"data: {text}\n\n".encode() + DONE
 
 
 class StreamRenderer:
@@ -61,8 +67,7 @@ class StreamRenderer:
         field = '"delta":{"content":"' if chat else '"text":"'
         self._texts = [plan.text for plan in generation.sequences]
         self._plain_heads = [
-            f'{self._head}{{"index":{i},{field}'.encode("utf-8", "surrogatepass")
-            for i in range(len(self._texts))
+            f'{self._head}{{"index":{i},{field}'.encode() for i in range(len(self._texts))
         ]
         self._plain_tail = _PLAIN_CHAT_TAIL if chat else _PLAIN_COMPLETION_TAIL
         asked = generation.logprobs
@@ -75,7 +80,7 @@ class StreamRenderer:
         self._completion_logprobs: list[CompletionLogprobs] = []
         if asked is not None and wants_logprobs and not chat:
             self._completion_logprobs = [
-                CompletionLogprobs(asked, text.ring, generation.tokenizer) for text in self._texts
+                completion_logprobs(generation, plan, asked) for plan in generation.sequences
             ]
 
     def delta(self, index: int, first: int, last: int) -> bytes:
@@ -115,7 +120,7 @@ class StreamRenderer:
             fingerprint = f',"system_fingerprint":{dumps(generation.system_fingerprint)}'
         frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
         text = f'{self._head}],"usage":{{{usage}}}{fingerprint}{frontier}}}\n\n'
-        return text.encode("utf-8", "surrogatepass") + DONE
+        return text.encode() + DONE
 
     def error(self, error: ApiError) -> bytes:
         """An error in mid-stream, and the end of the stream."""
@@ -147,7 +152,7 @@ class StreamRenderer:
                     f'{dumps(generation.echo_text)}}},"logprobs":null,"finish_reason":null}}]'
                     f"{usage}}}\n\n"
                 )
-        return "".join(frames).encode("utf-8", "surrogatepass")
+        return "".join(frames).encode()
 
     def _chunk(self, index: int, first: int, last: int, outcome: Outcome | None) -> bytes:
         generation = self._generation
@@ -164,7 +169,7 @@ class StreamRenderer:
             fingerprint = f',"system_fingerprint":{dumps(generation.system_fingerprint)}'
         usage = self._usage_field(index, last)
         text = f'{self._head}{choice}]{usage}{fingerprint},"kv_transfer_params":null}}\n\n'
-        return text.encode("utf-8", "surrogatepass")
+        return text.encode()
 
     def _chat_choice(self, index: int, first: int, last: int, outcome: Outcome | None) -> str:
         generation = self._generation
@@ -176,7 +181,8 @@ class StreamRenderer:
         logprobs = "null"
         if asked is not None and asked.top is not None:
             ids = text.ids(first, last)
-            logprobs = dumps(chat_logprobs(ids, first, asked, text.ring, generation.tokenizer))
+            position = generation.prompt_tokens + first
+            logprobs = dumps(chat_logprobs(ids, position, asked, text.ring, generation.tokenizer))
         token_ids = dumps([*text.ids(first, last)]) if generation.return_token_ids else "null"
         if outcome is None:
             return (
@@ -187,7 +193,7 @@ class StreamRenderer:
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
             f'"finish_reason":"{outcome.finish_reason}",'
             f'"stop_reason":{dumps(outcome.stop_reason)},"token_ids":{token_ids},'
-            '"weight_versions":null}'
+            f'"weight_versions":{weight_spans(outcome)}}}'
         )
 
     def _completion_choice(self, index: int, first: int, last: int, outcome: Outcome | None) -> str:
@@ -210,10 +216,11 @@ class StreamRenderer:
         token_ids = dumps([*text.ids(first, last)]) if generation.return_token_ids else "null"
         finish_reason = None if outcome is None else outcome.finish_reason
         stop_reason = None if outcome is None else outcome.stop_reason
+        versions = "null" if outcome is None else weight_spans(outcome)
         return (
             f'{{"index":{index},"text":{dumps(content)},"logprobs":{logprobs},'
             f'"finish_reason":{dumps(finish_reason)},"stop_reason":{dumps(stop_reason)},'
-            f'"prompt_token_ids":{prompt},"token_ids":{token_ids},"weight_versions":null}}'
+            f'"prompt_token_ids":{prompt},"token_ids":{token_ids},"weight_versions":{versions}}}'
         )
 
     def _usage_field(self, index: int, completion: int) -> str:

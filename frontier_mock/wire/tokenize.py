@@ -74,7 +74,7 @@ def tokenize_body(body: bytes, served: ServedModel) -> bytes:
             "tokens": ids.tolist(),
             "token_strs": strs,
         }
-    ).encode("utf-8", "surrogatepass")
+    ).encode()
 
 
 def detokenize_body(body: bytes, served: ServedModel) -> bytes:
@@ -84,7 +84,7 @@ def detokenize_body(body: bytes, served: ServedModel) -> bytes:
     tokens = fields["tokens"]
     ids = [v for v in tokens if isinstance(v, int)] if isinstance(tokens, list) else []
     text = served.tokenizer.decode(ids, skip_special_tokens=False)
-    return dumps({"prompt": text}).encode("utf-8", "surrogatepass")
+    return dumps({"prompt": text}).encode()
 
 
 def _completion_ids(fields: Fields, served: ServedModel) -> TokenIds:

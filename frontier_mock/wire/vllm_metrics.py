@@ -49,7 +49,7 @@ _PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 _CACHE_TIERS = ("device", "host", "p2p", "disk", "external_unspecified")
 _ADMISSION_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
 _ENDED_BATCH = 1024
-_LIMIT_OF_REJECTION = {"queue_full": 0}
+_LIMIT_OF_REJECTION = {"queue_full": 0, "backlog_full": 1}
 
 
 def token_buckets(max_model_len: int) -> list[float]:
