@@ -198,6 +198,11 @@ class Driver:
         if self._pump_soon is None and self.error is None and self._loop is not None:
             self._pump_soon = (self._when_idle or self._loop.call_soon)(self._pump)
 
+    def pump_now(self) -> None:
+        """Decide at once. Not to be called by whoever is called from the pump."""
+        if self.error is None and self._loop is not None:
+            self._pump()
+
     def fail(self, error: BaseException) -> None:
         """End the run from outside: everybody waiting is answered, `died` is set."""
         if self.error is None:

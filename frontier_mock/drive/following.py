@@ -10,9 +10,9 @@ legs]`, `["post", actor, number]`, `["complete", actor, number]`, `["disconnect"
 `["done", now_ns, next_ns]` after every feed or move: next_ns is the promise that nothing will
 happen in this engine before, null if nothing will at all.
 
-host to follower: `["feed", t_ns, numbers]`: it is t_ns, feed these posts in this order. `["move",
-t_ns, limit_ns]`: advance to t_ns; go on by itself through events before limit_ns as long as nobody
-has to be told. `["resume", numbers]`: write the last bytes of these completed requests.
+host to follower: `["feed", t_ns, numbers, limit_ns]`: it is t_ns, feed these posts in this order.
+`["move", t_ns, limit_ns]`: advance to t_ns. After both, go on through events before limit_ns as
+long as nobody has to be told. `["resume", numbers]`: write the last bytes of these completed requests.
 
 Nothing can be overtaken: a request's lease is held at the host until its `park` is read there, and
 `post` is right behind it; a response is written only after the host holds its lease again.
@@ -100,7 +100,7 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
         self._owes, self._told = True, False
         self.now_ns = max(self.now_ns, _time(rest[0]))
         if verb == "feed":
-            self._limit_ns = 0
+            self._limit_ns = _time(rest[2])
             return Feed([self._posted.pop(number) for number in _numbers(rest[1])])
         self.jumps += 1
         self._limit_ns = _time(rest[1])

@@ -6,10 +6,11 @@ the least promise as the next event, exactly as a Driver does with its own engin
 
 1. Nothing is decided while a member is at work on an order: what it says on the way (requests that
    have ended, above all) belongs to the instant that was ordered.
-2. Move: to the members whose promise is due, all at once. If only one is due, and nobody resumes
-   at this instant, it may go on by itself up to the next thing that anybody else has promised.
+2. Move: to the members whose promise is due, all at once.
 3. Feed: to each member its own commands, in the canonical order of them all. Workers do not see
    each other, so it does not matter that the others' commands of that instant are elsewhere.
+   If only one member is moved or fed, and the Timekeeper is settled, it may go on by itself up
+   to the next thing that anybody else has promised.
 4. A member that is lost takes its requests with it: the run has failed, and everybody is told why.
    One that says goodbye with nothing in flight just leaves.
 """
@@ -178,8 +179,15 @@ class ClockHost:
         if self._pump_soon is None and self.error is None and self._loop is not None:
             self._pump_soon = self._loop.call_soon(self._pump)
 
+    def pump_now(self) -> None:
+        """Decide at once: everything that a member had to say at present has been heard."""
+        if self.error is None and self._loop is not None:
+            self._pump()
+
     def _pump(self) -> None:
-        self._pump_soon = None
+        if self._pump_soon is not None:
+            self._pump_soon.cancel()
+            self._pump_soon = None
         try:
             for _ in range(_DECISIONS_PER_PUMP):
                 if not self._step():
@@ -212,11 +220,7 @@ class ClockHost:
 
     def _move(self, t_ns: SimTime) -> None:
         due = [m for m in self.members if m.next_ns is not None and m.next_ns <= t_ns]
-        limit_ns = t_ns
-        if len(due) == 1 and not self.keeper.has_ready:
-            others = [m.next_ns for m in self.members if m.next_ns is not None and m not in due]
-            others += [_FAR_NS if (wake := self.keeper.next_wake()) is None else wake]
-            limit_ns = min(others)
+        limit_ns = self._limit_ns(due[0]) if len(due) == 1 else t_ns
         for member in due:
             self._order(member, ["move", t_ns, limit_ns])
 
@@ -224,9 +228,22 @@ class ClockHost:
         shares: dict[Member, list[int]] = {}
         for member, number in items:
             shares.setdefault(member, []).append(number)
+        now_ns = self.keeper.now_ns
+        limit_ns = self._limit_ns(next(iter(shares))) if len(shares) == 1 else now_ns
         for member, numbers in shares.items():
             if member in self.members:
-                self._order(member, ["feed", self.keeper.now_ns, numbers])
+                self._order(member, ["feed", now_ns, numbers, limit_ns])
+
+    def _limit_ns(self, alone: Member) -> SimTime:
+        """Before when a member may go on by itself, with all others at rest."""
+        if not self.keeper.is_settled:
+            return 0
+        wake_ns = self.keeper.next_wake()
+        limit_ns = _FAR_NS if wake_ns is None else wake_ns
+        for member in self.members:
+            if member is not alone and member.next_ns is not None and member.next_ns < limit_ns:
+                limit_ns = member.next_ns
+        return limit_ns
 
     def _order(self, member: Member, message: Message) -> None:
         member.busy = True

@@ -361,9 +361,9 @@ class Timekeeper(Generic[TokenT, ItemT]):
         return found + self._gates.waiting() if self._stuck else found
 
     @property
-    def has_ready(self) -> bool:
-        """Whether somebody may go on who has not been told yet."""
-        return bool(self._ready)
+    def is_settled(self) -> bool:
+        """Whether the next move follows from what is known: nobody resumes first, no guess."""
+        return not self._ready and not self._guessing
 
     # Internals
 

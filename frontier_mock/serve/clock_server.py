@@ -165,6 +165,12 @@ class ClockServer:
         self.host.join(link.member)
         return None
 
+    def decide(self) -> None:
+        """Let the host decide now, and tell its members."""
+        self.host.pump_now()
+        for link in self._links:
+            link.flush()
+
     def gone(self, link: "_Link") -> None:
         """A member's connection has ended."""
         if link in self._links:
@@ -246,6 +252,10 @@ class _Link(Lines):
                 self._server.reported(self.member, number, said)
             case _:
                 self._server.host.heard(self.member, message)
+
+    def heard_all(self) -> None:
+        """Decide at once, as engines and clients wait for it."""
+        self._server.decide()
 
     def lost(self, why: str) -> None:
         """Without a goodbye this ends the run."""

@@ -117,7 +117,12 @@ class Follower(Lines):
                 self.send(["report", number, dict(self.report())])
             case _:
                 self.keeper.order(message)
-                self._driver.poke()
+
+    def heard_all(self) -> None:
+        """Carry out the orders at once, as the host does nothing before it has heard back."""
+        if self._driver is not None:
+            self._driver.pump_now()
+            self.flush()
 
     def lost(self, why: str) -> None:
         """The host is gone."""

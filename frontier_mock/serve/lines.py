@@ -15,7 +15,8 @@ _MAX_LINE_BYTES = 1 << 24
 
 
 class Lines(asyncio.Protocol):
-    """Subclasses get `heard` for each line and `lost` at the end, once.
+    """Subclasses get `heard` for each line, `heard_all` after those that came together, and `lost`
+    at the end, once.
 
     What is sent within one turn of the event loop leaves in one write.
     """
@@ -29,6 +30,9 @@ class Lines(asyncio.Protocol):
         """One line. A ValueError ends the connection."""
         raise NotImplementedError
 
+    def heard_all(self) -> None:
+        """Everything that has arrived so far has been heard."""
+
     def lost(self, why: str) -> None:
         """The connection is gone."""
         raise NotImplementedError
@@ -38,16 +42,17 @@ class Lines(asyncio.Protocol):
         if self._transport is None:
             return
         if not self._pending:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._pending.append(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
         """Close once everything sent has left."""
-        self._flush()
+        self.flush()
         if self._transport is not None:
             self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Put everything sent on its way now: the other end waits for it."""
         data, self._pending = b"".join(self._pending), []
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
@@ -75,6 +80,7 @@ class Lines(asyncio.Protocol):
                 if not isinstance(message, list):
                     raise ValueError(f"not a list: {line[:80]!r}")
                 self.heard(message)
+            self.heard_all()
         except ValueError as error:
             transport, self._transport = self._transport, None
             if transport is not None:

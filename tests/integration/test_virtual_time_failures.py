@@ -79,7 +79,7 @@ async def test_queueing_relay_stalls_and_goes_on_whatever_the_patience(tmp_path:
     """Requests in its queue hold time, which the ones it waits for need: only patience helps."""
     scenario = write_scenario(tmp_path, agents=10, turns=2, workers=1, together=False)
     digests = set()
-    for patience_s in (0.1, 0.25):
+    for patience_s in (0.25, 0.5):
         with fleet(scenario, tmp_path, patience_s=patience_s) as served:
             async with relay(served.urls[0], 4) as (queue, url), asyncio.timeout(LIMIT_S):
                 played = await play(scenario, [url], served.clock_url)
