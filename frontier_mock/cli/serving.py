@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError, shown
@@ -39,10 +39,11 @@ def serve(
     http, host = front_end(cluster, os.environ)
     for line in capacity_lines(cluster):
         print(line, file=sys.stderr)
+    models = served_models(cluster, eos_model(sim), os.environ)
     spec = ServeSpec(
         cluster=cluster.spec,
         costs=cluster.costs,
-        served=served_models(cluster, eos_model(sim), os.environ),
+        served=[replace(model, old_metric_names=sim.old_metric_names) for model in models],
         clock=clock_spec(sim),
         http=http,
         scenario=scenario,

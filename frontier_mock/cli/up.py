@@ -68,6 +68,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ready-file", metavar="F", help="gets the URLs once every port answers")
     parser.add_argument("--journal", metavar="F", help="write every command with its stamp")
     parser.add_argument("--oracle", action="store_true", help="score routing, see /sim/report")
+    parser.add_argument(
+        "--old-metric-names", action="store_true", help="vLLM: also gpu_cache_* and its like"
+    )
     parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
     parser.add_argument(
         "--kv-event-settle-ms", type=float, metavar="MS", help="warp: before a response ends"

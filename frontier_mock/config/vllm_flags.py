@@ -150,6 +150,7 @@ class SimulatorArgs:
     clock: str = "real"
     seed: int = 0
     journal: str | None = None
+    old_metric_names: bool = False
     single_step: bool = False
     ready_file: str | None = None
     eos: bool = True

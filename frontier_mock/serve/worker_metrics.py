@@ -9,6 +9,7 @@ from frontier_mock.simtime import SimTime
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.vllm_metrics import VllmMetrics
+from frontier_mock.wire.vllm_old_metrics import OldNames
 
 _FINISHED_BATCH = 1024
 """Finished sequences whose inter-token latencies are folded in one vectorised go."""
@@ -17,7 +18,7 @@ _FINISHED_BATCH = 1024
 class WorkerMetrics:
     """Folds events as the Driver dispatches them; renders on demand."""
 
-    __slots__ = ("_finished", "_fold", "_metrics", "_worker")
+    __slots__ = ("_finished", "_fold", "_metrics", "_old_names", "_worker")
 
     def __init__(
         self, worker: Worker, served: ServedModel, created_s: float, rank: int = 0
@@ -32,6 +33,8 @@ class WorkerMetrics:
         self._metrics = VllmMetrics(
             served.names[0], served.max_model_len, created_s, rank, cache_config
         )
+        labels = {"model_name": served.names[0], "engine": str(rank)}
+        self._old_names = OldNames(labels, created_s) if served.old_metric_names else None
         self._fold = self._metrics.fold
         self._worker = worker
         self._finished: list[Finished] = []
@@ -55,7 +58,9 @@ class WorkerMetrics:
     def render(self, now: SimTime, running_tokens: int) -> bytes:
         """The exposition at `now`; `running_tokens` were produced by unfinished sequences."""
         self._fold_gaps()
-        return self._metrics.render(self._worker.gauges(now), running_tokens=running_tokens)
+        gauges = self._worker.gauges(now)
+        text = self._metrics.render(gauges, running_tokens=running_tokens)
+        return text if self._old_names is None else text + self._old_names.render(gauges)
 
     def _fold_gaps(self) -> None:
         if not self._finished:

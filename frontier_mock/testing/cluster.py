@@ -232,7 +232,10 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
         ServeSpec(
             cluster=resolved.spec,
             costs=resolved.costs,
-            served=[replace(served, new_id=new_id) for served in models],
+            served=[
+                replace(served, new_id=new_id, old_metric_names=simulator.old_metric_names)
+                for served in models
+            ],
             clock=ClockSpec(),
             http=http_settings(args, resolved.spec.workers[0].step.engine.version, {}),
             host=_HOST,

@@ -33,8 +33,8 @@ class ServedModel:
     the client brings none; servers pass `lambda: uuid4().hex`. `eos` is None for a model that
     never stops by itself. `keeps_tokens` has prompts remember their ids, for
     KV events. `worker` is the one requests are submitted to, by its number. `deployment` is what
-    weight updates and sleep take their time from. `sglang` has SGLang's own settings if that is the
-    engine.
+    weight updates and sleep take their time from. `old_metric_names` adds families that vLLM gave
+    up to /metrics. `sglang` has SGLang's own settings if that is the engine.
     """
 
     names: tuple[str, ...]
@@ -48,6 +48,7 @@ class ServedModel:
     system_fingerprint: str | None = None
     new_id: Callable[[], str] = field(default_factory=counting_ids)
     data_parallel_size: int = 1
+    old_metric_names: bool = False
     stream_interval: int = 1
     max_logprobs: int = 20
     max_new_tokens: int | None = None
