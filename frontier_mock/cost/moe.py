@@ -129,9 +129,7 @@ def _average_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floa
     return made
 
 
-def _router_us(
-    spec: StepSpec, tables: KernelTables, experts: ExpertsSpec, tokens: Floats
-) -> Floats:
+def router_us(spec: StepSpec, tables: KernelTables, experts: ExpertsSpec, tokens: Floats) -> Floats:
     """The router's linear layer. In fp32 it has no tensor cores, and its input is converted."""
     hidden = spec.model.hidden_size
     if not experts.fp32_router:
@@ -175,7 +173,7 @@ def expert_layer_us(
     experts = model.experts
     assert experts is not None
     total = elementwise_us(spec, tables, tokens * (4 * hidden * ACTIVATION_BYTES))
-    total = total + _router_us(spec, tables, experts, tokens)
+    total = total + router_us(spec, tables, experts, tokens)
     total += elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
     if shard.shared_columns:
         total += mlp_us(spec, tables, shard.shared_columns, tokens)

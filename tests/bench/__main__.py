@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.bench.clock import clock_figures
+from tests.bench.disaggregated import disaggregated_figures
 from tests.bench.figures import Figure, bare_heap_s, bare_loop_s
 from tests.bench.in_process import in_process_figures
 from tests.bench.offline import offline_figures
@@ -19,6 +20,7 @@ GROUPS = {
     "clock": clock_figures,
     "virtual_time": virtual_time_figures,
     "in_process": in_process_figures,
+    "disaggregated": disaggregated_figures,
 }
 
 

@@ -23,14 +23,13 @@ from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.dispatch import moved_us
 from frontier_mock.cost.layers import (
     attention_layer_us,
-    linear_us,
     linear_weights,
     mlp_layer_us,
     shard_model,
 )
-from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
+from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table, router_us
 from frontier_mock.cost.specs import ParallelSpec, PrecisionSpec, StepSpec
-from frontier_mock.cost.tables import Floats, KernelTables
+from frontier_mock.cost.tables import KernelTables
 
 _EAGER_ATTENTION_US: Final = 9 * 5.0 + 2 * 18.0
 """Host time to launch the attention half of a layer without a graph: nine bare kernels and two
@@ -122,8 +121,10 @@ class StagePrice:
         )[0]
         gate = 0.0
         if spec.gate_on_attention:
-            gate = self._router_us(step, self._attention_tables, own)
-            expert -= self._router_us(self._ffn, self._ffn_tables, each)
+            experts = step.model.experts
+            assert experts is not None
+            gate = router_us(step, self._attention_tables, experts, own)[0]
+            expert -= router_us(self._ffn, self._ffn_tables, experts, each)[0]
         if spec.connector == "p2p":
             # From where a token arrives to its experts, as vLLM's own expert layer does it.
             expert += moved_us(self._ffn, self._ffn_tables, each, total)[0]
@@ -139,12 +140,6 @@ class StagePrice:
             us = (before * self.waiting, there, ffn, back)
             made.append(Stage(*(round(one * 1e3) for one in us)))
         return Stages(*made)
-
-    @staticmethod
-    def _router_us(step: StepSpec, tables: KernelTables, tokens: Floats) -> float:
-        experts, hidden = step.model.experts, step.model.hidden_size
-        assert experts is not None
-        return float(linear_us(step, tables, "bf16", tokens, experts.num_experts, hidden)[0])
 
 
 def check(step: StepSpec, spec: AfdSpec) -> None:
