@@ -11,9 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.afd import AfdArgs
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_transfer import KvTransferArgs
 from frontier_mock.config.resolve import (
     ResolvedCluster,
     ResolvedWorker,
@@ -48,11 +50,15 @@ def journal_head(cluster: ResolvedCluster) -> str:
             "hardware": worker.spec.step.hardware.name,
             "engine": worker.spec.step.engine.name,
             "args": _recorded_args(worker),
+            "role": worker.spec.role,
         }
         for worker in cluster.workers
     ]
     router, seed = cluster.spec.router_policy, cluster.spec.seed
-    return json.dumps({MARK: VERSION, "seed": seed, "router": router, "workers": workers})
+    head = {MARK: VERSION, "seed": seed, "router": router, "workers": workers}
+    head["decode_router"] = cluster.spec.decode_policy
+    head["fabric"] = asdict(cluster.spec.fabric)
+    return json.dumps(head)
 
 
 def _recorded_args(worker: ResolvedWorker) -> dict[str, Any]:
@@ -112,7 +118,13 @@ def _cluster(head: dict[str, Any]) -> ResolvedCluster:
     workers = tuple(_worker(one) for one in head["workers"])
     if not workers:
         raise ValueError("it names no workers")
-    like = ClusterSpec((), str(head["router"]), int(head["seed"]))
+    like = ClusterSpec(
+        (),
+        str(head["router"]),
+        int(head["seed"]),
+        decode_policy=str(head.get("decode_router", "round_robin")),
+        fabric=FabricSpec(**head.get("fabric", {})),
+    )
     return cluster_of(workers, like)
 
 
@@ -123,7 +135,10 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
     }
     if values.get("afd") is not None:
         values["afd"] = AfdArgs(**values["afd"])
+    if values.get("kv_transfer_config") is not None:
+        values["kv_transfer_config"] = KvTransferArgs(**values["kv_transfer_config"])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
         return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)
-    return resolve_worker(VllmArgs(**values), hardware, engine, name, 0)
+    worker = resolve_worker(VllmArgs(**values), hardware, engine, name, 0)
+    return replace(worker, spec=replace(worker.spec, role=one.get("role", worker.spec.role)))

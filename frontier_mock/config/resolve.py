@@ -14,6 +14,7 @@ from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.grpc_ports import ports_of
 from frontier_mock.config.kv_events import read_kv_events
+from frontier_mock.config.kv_transfer import role_of
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
@@ -117,7 +118,15 @@ def resolve_scenario(
         last = _last_port(group, workers[-1])
         next_port = last + 1 if last else next_port
     _check_distinct(workers, scenario.source)
-    return cluster_of(workers, ClusterSpec((), scenario.router_policy, scenario.seed, single_step))
+    like = ClusterSpec(
+        (),
+        scenario.router_policy,
+        scenario.seed,
+        single_step,
+        scenario.decode_policy,
+        scenario.fabric,
+    )
+    return cluster_of(workers, like)
 
 
 def _priced(spec: WorkerSpec, prices: Mapping[str, float]) -> WorkerSpec:
@@ -225,7 +234,18 @@ def resolve_worker(
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
     served = args.served_model_name[0] if args.served_model_name else args.model
     ranks = args.data_parallel_size if afd is None else parallel.dp
-    spec = WorkerSpec(name, port, "colocated", served, step, scheduler, dp_size=ranks, afd=afd)
+    transfer = args.kv_transfer_config
+    spec = WorkerSpec(
+        name,
+        port,
+        role_of(transfer),
+        served,
+        step,
+        scheduler,
+        dp_size=ranks,
+        afd=afd,
+        connector=None if transfer is None else transfer.spec(),
+    )
     return ResolvedWorker(spec, args, memory, ffn_memory=ffn)
 
 
@@ -283,7 +303,12 @@ def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
     if group.sglang is not None:
         port = group.port or 0
         return resolve_sglang(group.sglang, group.hardware, group.engine, group.name, port)
-    return resolve_worker(group.args, group.hardware, group.engine, group.name, group.port or 0)
+    worker = resolve_worker(group.args, group.hardware, group.engine, group.name, group.port or 0)
+    if group.role == "colocated":
+        return worker
+    if worker.spec.connector is None:
+        raise ConfigError(f"role {group.role}: its kv_connector moves no KV between engines")
+    return replace(worker, spec=replace(worker.spec, role=group.role))
 
 
 def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Iterator[ResolvedWorker]:

@@ -8,6 +8,7 @@ from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import read_kv_events
+from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
 from frontier_mock.cost.afd.memory import attention_only
@@ -101,6 +102,10 @@ def resolve_sglang_worker(
         running = default_max_running_requests(total, context)
     else:
         running = args.max_running_requests // parallel.dp
+    mode = args.disaggregation_mode
+    caching = not args.disable_radix_cache
+    if mode == "decode" and not args.disaggregation_decode_enable_radix_cache:
+        caching = False
     scheduler = SglangSchedulerSpec(
         max_running_requests=max(1, min(running, total // 2)),
         context_length=longest,
@@ -114,7 +119,7 @@ def resolve_sglang_worker(
         * (_DP_CONSERVATIVENESS if parallel.dp > 1 else 1.0),
         enable_mixed_chunk=args.enable_mixed_chunk,
         enable_overlap=not args.disable_overlap_schedule,
-        enable_radix_cache=not args.disable_radix_cache,
+        enable_radix_cache=caching,
         radix_eviction_policy=args.radix_eviction_policy,
         enable_priority_scheduling=args.enable_priority_scheduling,
         disable_priority_preemption=args.disable_priority_preemption,
@@ -124,7 +129,8 @@ def resolve_sglang_worker(
         max_queued_requests=args.max_queued_requests or 0,
         random_seed=args.random_seed,
         classic=classic,
-        enable_kv_cache_events=not args.disable_radix_cache and _publishes(args),
+        num_reserved_decode_tokens=args.num_reserved_decode_tokens,
+        enable_kv_cache_events=caching and _publishes(args),
     )
     overlap = scheduler.enable_overlap
     step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
@@ -134,13 +140,14 @@ def resolve_sglang_worker(
     worker = WorkerSpec(
         name,
         port,
-        "colocated",
+        "colocated" if mode == "null" else mode,
         served,
         step,
         scheduler,
         dp_size=ranks,
         rank_policy=policy,
         afd=afd,
+        connector=sglang_connector(mode, args.disaggregation_transfer_backend),
     )
     return worker, memory
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.config.afd import AfdArgs, read_afd
 from frontier_mock.config.document import Value, plain, read_document
@@ -30,6 +31,10 @@ from frontier_mock.config.keys import (
     optional,
     string,
 )
+from frontier_mock.config.kv_transfer import (
+    KvTransferArgs,
+    read_fabric,
+)
 from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
@@ -47,7 +52,7 @@ MAX_BYTES = 1 << 20
 """Largest scenario file read; ours are under 2 kB."""
 
 ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
-"""Every role of the schema; only the first is simulated so far."""
+"""Every role of the schema; attention and FFN workers are one worker with `afd`."""
 
 QUANTIZATIONS = ("none", "fp8")
 """Weight formats that can be simulated."""
@@ -91,6 +96,8 @@ class ScenarioSpec:
     workload: WorkloadSpec | None
     slo: SloSpec
     source: str
+    decode_policy: str = "round_robin"
+    fabric: FabricSpec = field(default_factory=FabricSpec)
     prices: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -111,10 +118,14 @@ PRICES = Key(
     None,
     "USD per GPU and hour by hardware; those of the profiles are placeholders",
 )
-CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER, PRICES)
+FABRIC = Key("fabric", optional(mapping()), None, "what moves KV between prefill and decode")
+CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER, PRICES, FABRIC)
 
 POLICY = Key("policy", one_of(*POLICIES), "round_robin", "how requests are spread")
-ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY,)
+DECODE_POLICY = Key(
+    "decode_policy", one_of(*POLICIES), "round_robin", "likewise over decode workers, if there are"
+)
+ROUTER_KEYS: tuple[Key[Any], ...] = (POLICY, DECODE_POLICY)
 
 WORKER_NAME = Key("name", string(), "w", "name; with count > 1 a number is appended: w0, w1, ...")
 WORKER_COUNT = Key("count", integer(1, MAX_WORKERS), 1, "how many of them")
@@ -123,7 +134,7 @@ MODEL = Key(
     "model", string(), REQUIRED, "name under profiles/models, or a directory or config.json"
 )
 HARDWARE = Key("hardware", string(), "h800", "name under profiles/hardware")
-ROLE = Key("role", one_of(*ROLES), "colocated", "only colocated is simulated so far")
+ROLE = Key("role", one_of(*ROLES), "colocated", "prefill and decode workers share requests")
 PARALLEL = Key("parallel", optional(mapping()), None, "ranks per worker along each axis")
 QUANTIZATION = Key("quantization", one_of(*QUANTIZATIONS), "none", "weight format")
 ENGINE_ARGS = Key("engine_args", optional(mapping()), None, "the engine's flags, its own names")
@@ -213,6 +224,7 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
     workload = section.get(WORKLOAD)
     slo = section.get(SLO)
     groups, policy = ((), "round_robin") if cluster is None else _read_cluster(cluster)
+    decode_policy, fabric = _read_pools(cluster, groups)
     return ScenarioSpec(
         name=section.get(NAME),
         seed=section.get(SEED),
@@ -221,6 +233,8 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         workload=None if workload is None else read_workload(workload, search),
         slo=SloSpec() if slo is None else read_slo(slo),
         source=source,
+        decode_policy=decode_policy,
+        fabric=fabric,
         prices={} if cluster is None else _read_prices(cluster),
     )
 
@@ -251,6 +265,28 @@ def _read_cluster(value: Value) -> tuple[tuple[WorkerGroup, ...], str]:
     return groups, policy
 
 
+def _read_pools(cluster: Value | None, groups: tuple[WorkerGroup, ...]) -> tuple[str, FabricSpec]:
+    """The policy over decode workers, and the fabric. Raises ConfigError for half a pair."""
+    if cluster is None:
+        return "round_robin", FabricSpec()
+    section = open_section(cluster, CLUSTER_KEYS)
+    roles = {group.role: group for group in groups}
+    if ("prefill" in roles) != ("decode" in roles):
+        have, lack = ("prefill", "decode") if "prefill" in roles else ("decode", "prefill")
+        raise section.at("workers").error(f"{have} workers, but no {lack} workers")
+    if "prefill" in roles:
+        families = {group.sglang is not None for group in groups if group.role != "colocated"}
+        if len(families) > 1:
+            raise section.at("workers").error(
+                "prefill and decode workers of different engines cannot exchange KV"
+            )
+    router = section.get(ROUTER)
+    policy = "round_robin"
+    if router is not None:
+        policy = open_section(router, ROUTER_KEYS).get(DECODE_POLICY)
+    return policy, read_fabric(section.get(FABRIC))
+
+
 def _read_prices(cluster: Value) -> dict[str, float]:
     value = open_section(cluster, CLUSTER_KEYS).get(PRICES)
     if value is None:
@@ -268,12 +304,16 @@ def _read_prices(cluster: Value) -> dict[str, float]:
 def _read_worker(value: Value) -> WorkerGroup:
     section = open_section(value, WORKER_KEYS)
     role = section.get(ROLE)
-    if role != "colocated":
-        raise section.at("role").error(f"{role} workers are not simulated yet; allowed: colocated")
+    if role in ("attention", "ffn"):
+        raise section.at("role").error(
+            f"{role} workers are one worker with key afd; allowed: colocated, prefill, decode"
+        )
     parallel = _read_parallel(section)
     sglang = None
     if section.get(ENGINE).lower().startswith("sglang"):
         sglang, idle = _read_sglang_args(section, parallel)
+        if role != "colocated":
+            sglang = replace(sglang, disaggregation_mode=role)
         args = VllmArgs(
             model=sglang.model_path,
             quantization=sglang.quantization,
@@ -282,6 +322,8 @@ def _read_worker(value: Value) -> WorkerGroup:
         )
     else:
         args, idle = _read_engine_args(section, parallel)
+        if role != "colocated" and args.kv_transfer_config is None:
+            args = replace(args, kv_transfer_config=KvTransferArgs())
     return WorkerGroup(
         name=section.get(WORKER_NAME),
         count=section.get(WORKER_COUNT),

@@ -21,16 +21,16 @@ FIRST_FLAGS = """
 --decoupled-spec-connect-endpoints | texts | - |
 --decoupled-spec-rank | int | - |
 --decoupled-spec-role | choice:null,verifier,drafter | null |
---disaggregation-mode | choice:null,prefill,decode | null | refused unless null: not simulated
+--disaggregation-mode | choice:null,prefill,decode | null | docs/tutorial-disaggregation.md
 --disaggregation-decode-allocation-policy | choice:early,prefill_complete | early |
---disaggregation-transfer-backend | text | mooncake |
+--disaggregation-transfer-backend | text | mooncake | fake: KV is there at once
 --disaggregation-enable-kv-checksum | flag | False |
---disaggregation-bootstrap-port | int | 8998 |
+--disaggregation-bootstrap-port | int | 8998 | where a prefill server keeps its rooms
 --disaggregation-ib-device | text | - |
---disaggregation-decode-enable-radix-cache | flag | False |
+--disaggregation-decode-enable-radix-cache | flag | False | keeps the tree; hits are not used
 --disaggregation-decode-enable-offload-kvcache | flag | False |
 --disaggregation-decode-retraction-backup | choice:cpu_tensor,host_pool,none | - |
---num-reserved-decode-tokens | int | 512 |
+--num-reserved-decode-tokens | int | 512 | kept free per request on a decode server
 --disaggregation-decode-extra-slots | int | - |
 --disaggregation-decode-polling-interval | int | 1 |
 --enable-pd-role-switch | flag | False |

@@ -78,6 +78,11 @@ class SglangArgs:
     api_key: str | None = None
     admin_api_key: str | None = None
     afd: AfdArgs | None = None
+    disaggregation_mode: str = "null"
+    disaggregation_transfer_backend: str = "mooncake"
+    disaggregation_bootstrap_port: int = 8998
+    disaggregation_decode_enable_radix_cache: bool = False
+    num_reserved_decode_tokens: int = 512
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
@@ -188,7 +193,6 @@ SECRETS = ("api_key", "admin_api_key")
 """Flags that journals must not show."""
 
 _NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
-    "disaggregation_mode": ("null",),
     "speculative_algorithm": (None,),
     "prefill_decode_interval": (None, 0),
     "pp_size": (1,),

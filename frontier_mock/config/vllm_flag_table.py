@@ -242,7 +242,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --spec-tokens | int>0 | - |
 --watermark-config | json | - |
 --diffusion-config -dc | json | - |
---kv-transfer-config | json | - |
+--kv-transfer-config | json | - | prefill/decode disaggregation (docs/tutorial-disaggregation.md)
 --kv-events-config | json | - | publishes what the KV cache stores and forgets (docs/kv-events.md)
 --ec-transfer-config | json | - |
 --ec-manager-config | json | - |

@@ -8,6 +8,7 @@ from frontier_mock.config.afd import AfdArgs, afd_of_plugin, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.kv_events import read_kv_events
+from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
@@ -138,6 +139,7 @@ class VllmArgs:
     prefix_caching_hash_algo: str = "sha256"
     kv_events_config: Mapping[str, Any] | None = None
     afd: AfdArgs | None = None
+    kv_transfer_config: KvTransferArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _overrides(values.pop("hf_overrides", None))
     values |= _weight_transfer(given.get("weight_transfer_config"))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
+    values["kv_transfer_config"] = read_kv_transfer(given.get("kv_transfer_config"))
     values["afd"] = afd_of_plugin(
         given.get("additional_config"), ranks, values.get("enable_dbo", False)
     )
@@ -366,7 +369,7 @@ def _check(values: Mapping[str, Any]) -> None:
     if names is not None and not all(names):
         raise ConfigError("argument --served-model-name: '' is no name; give at least one letter")
     sizes = values.get("cudagraph_capture_sizes")
-    if sizes is not None and (not sizes or min(sizes) < 1):
+    if sizes is not None and (not sizes or any(size is None or size < 1 for size in sizes)):
         raise ConfigError(
             f"argument --cudagraph-capture-sizes: {shown(list(sizes))}; every size must be >= 1"
         )

@@ -1,6 +1,6 @@
 """One record per request: the common ground of offline runs and live replays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from frontier_mock.core.events import (
@@ -12,6 +12,7 @@ from frontier_mock.core.events import (
     Rejected,
     Scheduled,
     Submitted,
+    prefill_leg,
 )
 from frontier_mock.simtime import SimTime
 
@@ -47,21 +48,36 @@ class RequestRecord(NamedTuple):
 
 
 class EngineRecords(NamedTuple):
-    """A log folded: a record per rid, and the output spans of those that completed."""
+    """A log folded: a record per rid, and the output spans of those that completed.
+
+    `legs` counts, by worker, the prefill legs that the cluster's own router made.
+    """
 
     records: list[RequestRecord]
     finished: list[Finished | None]
+    legs: Mapping[int, int]
 
 
 def fold_events(events: Iterable[Event]) -> EngineRecords:
-    """Fold a whole event log, one record per rid in the order of submission."""
+    """Fold a whole event log, one record per rid in the order of submission.
+
+    Of the prefill legs of the cluster's own router only the cached tokens count: their decode legs
+    are the requests.
+    """
     submitted: list[Submitted] = []
     first: dict[int, SimTime] = {}
     cached: dict[int, int] = {}
     preempted: dict[int, int] = {}
     ended: dict[int, Finished | Rejected] = {}
+    legs: dict[int, int] = {}
     for event in events:
         if isinstance(event, Queued):
+            continue
+        if event.rid < -1:
+            if isinstance(event, Submitted):
+                legs[event.worker] = legs.get(event.worker, 0) + 1
+            elif isinstance(event, Scheduled):
+                cached.setdefault(prefill_leg(event.rid), event.cached_tokens)
             continue
         if isinstance(event, FirstToken):
             first[event.rid] = event.t_ns
@@ -81,7 +97,8 @@ def fold_events(events: Iterable[Event]) -> EngineRecords:
         if isinstance(end, Rejected):
             outcome, detail, finish_ns = REJECTED, end.reason, end.t_ns
         elif end is not None:
-            outcome, detail = (ABORTED if end.reason == "abort" else COMPLETED), end.reason
+            ended_early = end.reason in ("abort", "error")
+            outcome, detail = (ABORTED if ended_early else COMPLETED), end.reason
             finish_ns, output_tokens = end.t_ns, end.output_tokens
             done = end if outcome == COMPLETED else None
         hits = cached.get(rid)
@@ -101,7 +118,7 @@ def fold_events(events: Iterable[Event]) -> EngineRecords:
             )
         )
         finished.append(done)
-    return EngineRecords(records, finished)
+    return EngineRecords(records, finished, legs)
 
 
 def keep_measured(records: EngineRecords, measured: Sequence[bool]) -> EngineRecords:
@@ -111,4 +128,5 @@ def keep_measured(records: EngineRecords, measured: Sequence[bool]) -> EngineRec
     return EngineRecords(
         [record for record, keep in zip(records.records, measured, strict=True) if keep],
         [done for done, keep in zip(records.finished, measured, strict=True) if keep],
+        records.legs,
     )

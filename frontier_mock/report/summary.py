@@ -25,12 +25,14 @@ from frontier_mock.report.records import (
     COMPLETED,
     NEVER,
     REJECTED,
+    EngineRecords,
     RequestRecord,
     fold_events,
     keep_measured,
 )
 from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_stats, role_stats
 from frontier_mock.report.specs import SloSpec
+from frontier_mock.report.transfers import TransferStats, transfer_stats
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
 Bools = npt.NDArray[np.bool_]
@@ -120,6 +122,7 @@ class Result(TypedDict):
     workers: list[WorkerStats]
     digest: str
     roles: NotRequired[list[RoleStats]]
+    transfers: NotRequired[TransferStats]
     cost: NotRequired[CostStats]
     cache_oracle: NotRequired[OracleStats]
     trace: NotRequired[TraceStats]
@@ -169,7 +172,7 @@ def report_cluster(
     """
     everything = fold_events(cluster.log.events)
     kept = everything if measured is None else keep_measured(everything, measured)
-    workers = worker_stats(cluster, everything.records)
+    workers = worker_stats(cluster, everything)
     gaps = inter_token_gaps(kept.finished, [worker.timeline for worker in cluster.workers])
     warmup = len(everything.records) - len(kept.records)
     digest = cluster.log.digest()
@@ -182,14 +185,18 @@ def report_cluster(
     if isinstance(cluster, ObservedCluster) and cluster.oracle is not None:
         stats = oracle_stats(cluster.oracle, everything.records, measured)
         report.result["cache_oracle"] = stats
+    if cluster.pairing is not None:
+        result["transfers"] = transfer_stats(
+            cluster.pairing, cluster.log.events, cluster.now_ns, measured
+        )
     return report
 
 
-def worker_stats(cluster: Cluster, records: Sequence[RequestRecord]) -> list[WorkerStats]:
+def worker_stats(cluster: Cluster, folded: EngineRecords) -> list[WorkerStats]:
     """The workers' own counters at the cluster's present time."""
     now_ns = cluster.now_ns
-    requests = [0] * len(cluster.workers)
-    for record in records:
+    requests = [folded.legs.get(index, 0) for index in range(len(cluster.workers))]
+    for record in folded.records:
         requests[record.worker] += 1
     stats = []
     for spec, worker, count in zip(cluster.spec.workers, cluster.workers, requests, strict=True):

@@ -10,6 +10,7 @@ from frontier_mock.report.latency import COLUMNS, in_columns
 from frontier_mock.report.oracle import OracleStats, oracle_lines, oracle_title
 from frontier_mock.report.roles import ROLE_HEAD, RoleStats, cost_lines, role_cells
 from frontier_mock.report.summary import ClientStats, Result, WorkerStats, latencies
+from frontier_mock.report.transfers import TransferStats
 
 WIDTH = 80
 _WORKERS_SHOWN = 24
@@ -27,6 +28,9 @@ def terminal_report(result: Result) -> RenderableType:
     oracle = result.get("cache_oracle")
     if oracle is not None:
         parts.append(_oracle(oracle))
+    transfers = result.get("transfers")
+    if transfers is not None and transfers["requests"]:
+        parts += [_ttft_parts(transfers), _links(transfers)]
     roles = result.get("roles")
     if roles:
         parts.append(_roles(roles))
@@ -100,6 +104,39 @@ def _roles(roles: list[RoleStats]) -> Table:
         table.add_column(column, justify="left" if column in ROLE_HEAD[:2] else "right")
     for row in roles:
         table.add_row(*role_cells(row))
+    return table
+
+
+def _ttft_parts(transfers: TransferStats) -> Table:
+    table = Table(title="parts of TTFT, ms", title_justify="left", expand=True)
+    table.add_column("")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for name, stats in transfers["ttft_parts_ms"].items():
+        label = name.replace("_", " ")
+        table.add_row(label, *(figure(value) for value in in_columns(stats)))
+    return table
+
+
+def _links(transfers: TransferStats) -> Table:
+    title = f"KV transfers: {transfers['requests']:,}, {transfers['gigabytes']:,.1f} GB"
+    for kind in ("failed", "released"):
+        counts = transfers[kind]
+        other = [f"{n:,} {why}" for why, n in counts.items() if why != "sent"]
+        if other:
+            title += f"; {kind}: {', '.join(other)}"
+    table = Table(title=title, title_justify="left", expand=True)
+    table.add_column("link", overflow="ellipsis", no_wrap=True)
+    for column in ("GB/s", "GB", "busy", "utilisation"):
+        table.add_column(column, justify="right")
+    for link in transfers["links"][:_WORKERS_SHOWN]:
+        table.add_row(
+            link["name"],
+            f"{link['gb_per_s']:,.1f}",
+            f"{link['gigabytes']:,.1f}",
+            f"{link['busy_fraction']:.2%}",
+            f"{link['utilisation']:.2%}",
+        )
     return table
 
 

@@ -172,7 +172,25 @@ BAD = [
     ),
     (
         "name: x\ncluster: {workers: [{model: m, role: prefill}]}",
-        "cluster.workers[0].role: prefill workers are not simulated yet; allowed: colocated",
+        "cluster.workers: prefill workers, but no decode workers",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, role: ffn}]}",
+        "role: ffn workers are one worker with key afd; allowed: colocated, prefill, decode",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, name: a, role: prefill},"
+        + " {model: m, role: decode, engine: sglang-0.5.23}]}",
+        "prefill and decode workers of different engines cannot exchange KV",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m}], fabric: {nic_gb_per_s: 0}}",
+        "cluster.fabric.nic_gb_per_s: got 0; allowed: a number > 0",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, engine_args: {kv-transfer-config:"
+        + " {kv_connector: Nixl, kv_role: kv_both}}}]}",
+        "--kv-transfer-config: kv_connector: 'Nixl'; allowed: NixlConnector, ",
     ),
     (
         "name: x\ncluster: {workers: [{model: m, role: colocate}]}",

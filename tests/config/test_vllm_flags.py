@@ -33,6 +33,7 @@ SPECIAL = {
     "num_gpu_blocks_override": "100",
     "sim_eos_mean_tokens": "2.5",
     "hf_overrides": "{}",
+    "kv_transfer_config": '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}',
 }
 
 
@@ -224,8 +225,8 @@ def test_human_numbers(text: str, value: int) -> None:
 
 
 def test_numbers_with_suffixes_inside_json() -> None:
-    idle = serve("m", "--kv-transfer-config", '{"bytes": 80m, "name": "8k"}').without_effect
-    assert idle == ("--kv-transfer-config",)
+    idle = serve("m", "--ec-transfer-config", '{"bytes": 80m, "name": "8k"}').without_effect
+    assert idle == ("--ec-transfer-config",)
 
 
 OPTIONS = [option for flag in EVERY for option in flag.options]

@@ -59,7 +59,7 @@ LOG: list[Event] = [
 
 
 def test_the_fold_gives_every_request_one_record() -> None:
-    records, finished = fold_events(LOG)
+    records, finished, _ = fold_events(LOG)
     assert records == [
         RequestRecord(0, 10 * MS, 30 * MS, 100, 5, 32, COMPLETED, "length", 0, 0, True),
         RequestRecord(1 * MS, 11 * MS, 40 * MS, 50, 3, 0, ABORTED, "abort", 1, 1, True),
@@ -70,7 +70,7 @@ def test_the_fold_gives_every_request_one_record() -> None:
 
 
 def test_the_result_has_the_keys_and_figures_of_the_design() -> None:
-    records, _ = fold_events(LOG)
+    records = fold_events(LOG).records
     report = report_records(records, "s", 0.5, SloSpec(10, 5), Sample([4 * MS, 6 * MS]), [], "d")
     result = report.result
     assert list(result) == [

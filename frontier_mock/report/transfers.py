@@ -1,0 +1,128 @@
+"""Prefill/decode disaggregation in figures: what a first token waited for, and what links did.
+
+A request's time to first token is cut where the next part could begin: waiting for a prefill engine
+(`queue`, its front end included), computing the prompt (`prefill`), waiting for blocks on the
+decode engine (`decode_queue`, 0 if it had them before), moving KV (`transfer`, what is left of it
+once the prompt is computed and the blocks are there) and the decode engine's first step, with what
+that waits for (`first_step`). The five add up to the time to first token.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from frontier_mock.cluster.fabric import LinkUse
+from frontier_mock.cluster.pairing import Pairing
+from frontier_mock.core.events import (
+    Event,
+    Finished,
+    FirstToken,
+    KvFailed,
+    KvReceived,
+    KvReleased,
+    Submitted,
+)
+from frontier_mock.report.latency import LatencyStats, Sample
+from frontier_mock.simtime import NS_PER_S, SimTime
+
+PARTS = ("queue", "prefill", "decode_queue", "transfer", "first_step")
+"""The parts of a time to first token, in their order."""
+
+
+class LinkStats(TypedDict):
+    """One direction of a link. `utilisation` is the share of what it could have carried."""
+
+    name: str
+    gb_per_s: float
+    gigabytes: float
+    busy_fraction: float
+    utilisation: float
+
+
+class TransferStats(TypedDict):
+    """What moved. `failed` and `released` count by reason; idle links are left out."""
+
+    requests: int
+    gigabytes: float
+    ttft_parts_ms: dict[str, LatencyStats]
+    failed: dict[str, int]
+    released: dict[str, int]
+    links: list[LinkStats]
+
+
+class TtftParts(NamedTuple):
+    """Nanoseconds of each part of one request's time to first token."""
+
+    queue: SimTime
+    prefill: SimTime
+    decode_queue: SimTime
+    transfer: SimTime
+    first_step: SimTime
+
+
+def ttft_parts(events: Iterable[Event]) -> dict[int, TtftParts]:
+    """The parts for every request whose prompt came from elsewhere and that got a first token."""
+    arrived: dict[int, SimTime] = {}
+    received: dict[int, KvReceived] = {}
+    parts: dict[int, TtftParts] = {}
+    for event in events:
+        if isinstance(event, Submitted):
+            arrived[event.rid] = event.t_ns
+        elif isinstance(event, KvReceived):
+            received[event.rid] = event
+        elif isinstance(event, FirstToken):
+            came = received.pop(event.rid, None)
+            if came is not None:
+                parts[event.rid] = _parts(came, arrived[event.rid], event.t_ns)
+        elif isinstance(event, Finished):
+            received.pop(event.rid, None)
+    return parts
+
+
+def _parts(came: KvReceived, submitted_ns: SimTime, first_ns: SimTime) -> TtftParts:
+    # Behind a real router that sends one leg after the other, the first one is the arrival.
+    arrival_ns = min(submitted_ns, came.arrived_ns)
+    ready_ns = max(came.computed_ns, came.allocated_ns)
+    return TtftParts(
+        queue=came.scheduled_ns - arrival_ns,
+        prefill=came.computed_ns - came.scheduled_ns,
+        decode_queue=ready_ns - came.computed_ns,
+        transfer=came.t_ns - ready_ns,
+        first_step=first_ns - came.t_ns,
+    )
+
+
+def transfer_stats(
+    pairing: Pairing, events: Sequence[Event], now_ns: SimTime, measured: Sequence[bool] | None
+) -> TransferStats:
+    """Everything about transfers by `now_ns`, the present; parts of measured requests only."""
+    parts = ttft_parts(events)
+    kept = [
+        part
+        for rid, part in parts.items()
+        if measured is None or rid >= len(measured) or measured[rid]
+    ]
+    columns = np.array(kept, np.int64).reshape(len(kept), len(PARTS))
+    moved = [event for event in events if isinstance(event, KvReceived)]
+    failed = [event.reason for event in events if isinstance(event, KvFailed)]
+    released = [event.reason for event in events if isinstance(event, KvReleased)]
+    return TransferStats(
+        requests=len(moved),
+        gigabytes=sum(event.num_bytes for event in moved) / 1e9,
+        ttft_parts_ms={name: Sample(columns[:, i]).stats_ms() for i, name in enumerate(PARTS)},
+        failed={reason: failed.count(reason) for reason in sorted(set(failed))},
+        released={reason: released.count(reason) for reason in sorted(set(released))},
+        links=[_link(use, now_ns) for use in pairing.use(now_ns) if use.num_bytes],
+    )
+
+
+def _link(use: LinkUse, now_ns: SimTime) -> LinkStats:
+    possible = use.bytes_per_s * now_ns / NS_PER_S
+    return LinkStats(
+        name=use.name,
+        gb_per_s=use.bytes_per_s / 1e9,
+        gigabytes=use.num_bytes / 1e9,
+        busy_fraction=use.busy_ns / now_ns if now_ns else 0.0,
+        utilisation=use.num_bytes / possible if possible else 0.0,
+    )
