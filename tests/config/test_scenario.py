@@ -179,8 +179,10 @@ BAD = [
         "role: ffn workers are one worker with key afd; allowed: colocated, prefill, decode",
     ),
     (
-        "name: x\ncluster: {workers: [{model: m, name: a, role: prefill},"
-        + " {model: m, role: decode, engine: sglang-0.5.23}]}",
+        (
+            "name: x\ncluster: {workers: [{model: m, name: a, role: prefill},"
+            " {model: m, role: decode, engine: sglang-0.5.23}]}"
+        ),
         "prefill and decode workers of different engines cannot exchange KV",
     ),
     (
@@ -188,8 +190,10 @@ BAD = [
         "cluster.fabric.nic_gb_per_s: got 0; allowed: a number > 0",
     ),
     (
-        "name: x\ncluster: {workers: [{model: m, engine_args: {kv-transfer-config:"
-        + " {kv_connector: Nixl, kv_role: kv_both}}}]}",
+        (
+            "name: x\ncluster: {workers: [{model: m, engine_args: {kv-transfer-config:"
+            " {kv_connector: Nixl, kv_role: kv_both}}}]}"
+        ),
         "--kv-transfer-config: kv_connector: 'Nixl'; allowed: NixlConnector, ",
     ),
     (
