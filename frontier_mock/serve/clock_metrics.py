@@ -1,16 +1,20 @@
 """Our own families on /metrics: how the clock is doing. Their names begin with `mock_`."""
 
+from typing import TYPE_CHECKING
+
 from frontier_mock.drive.drift import BUCKETS_S, Drift
-from frontier_mock.drive.driver import Driver
 from frontier_mock.simtime import NS_PER_S
 from frontier_mock.wire.prometheus import Counter, Gauge
 
+if TYPE_CHECKING:
+    from frontier_mock.serve.clock_routes import Clockwork
 
-def render_clock_metrics(driver: Driver, created_s: float) -> bytes:
+
+def render_clock_metrics(clockwork: "Clockwork", created_s: float) -> bytes:
     """Prometheus text: virtual time, drift, jumps, guesses and stalls."""
-    keeper = driver.keeper
-    virtual_s = driver.now_ns() / NS_PER_S
-    wall_s = driver.wall_s()
+    keeper = clockwork.keeper
+    virtual_s = clockwork.now_ns() / NS_PER_S
+    wall_s = clockwork.wall_s()
     speed = virtual_s / wall_s if wall_s > 0 else 0.0
     gauges = (
         ("mock_virtual_time_seconds", "Virtual time.", virtual_s),
@@ -20,7 +24,7 @@ def render_clock_metrics(driver: Driver, created_s: float) -> bytes:
         ("mock_jumps", "Moves of the virtual clock.", keeper.jumps),
         ("mock_grace_jumps", "Jumps past clients without a lease.", keeper.guesses),
         ("mock_stalls", "Times that patience overruled held leases.", keeper.stall_count),
-        ("mock_late_steps", "Deliveries later than the limit.", driver.drift.late),
+        ("mock_late_steps", "Deliveries later than the limit.", clockwork.drift.late),
     )
     text: list[str] = []
     for name, help_text, value in gauges:
@@ -31,7 +35,7 @@ def render_clock_metrics(driver: Driver, created_s: float) -> bytes:
         counter = Counter(name, help_text, [{}], created_s)
         counter.values[0] = count
         text.append(counter.render())
-    text.append("\n".join(_histogram(driver.drift)) + "\n")
+    text.append("\n".join(_histogram(clockwork.drift)) + "\n")
     return "".join(text).encode()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from frontier_mock.drive.hosting import ClockHost, Member
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.report.worker_digests import by_name, by_role
 from frontier_mock.serve.answers import Answer, json_answer
+from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Exchange, Http1Server
 from frontier_mock.serve.http1 import Request
@@ -26,6 +28,7 @@ logger = logging.getLogger("frontier_mock")
 _BACKLOG = 512
 _KEEPALIVE_S = 75.0
 _CLOSE_TIMEOUT_S = 5.0
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
 
 
@@ -56,6 +59,10 @@ class ClockServer:
         self._routes = ClockRoutes(self.host, self._no_report)
         self._table = {**self._routes.table(), ("POST", JOIN_PATH): self._join}
         self._table["GET", "/sim/report"] = self._get_report
+        created_s = time.time()
+        self._table["GET", "/metrics"] = lambda exchange: Answer(
+            200, render_clock_metrics(self.host, created_s), _METRICS_TYPE
+        )
         self._table["GET", "/health"] = lambda exchange: Answer(200, b"", "")
         self._web = Http1Server(self, _KEEPALIVE_S)
         self._server: asyncio.Server | None = None

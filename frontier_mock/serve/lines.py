@@ -5,6 +5,7 @@ import json
 from typing import cast
 
 from frontier_mock.drive.following import Message
+from frontier_mock.serve.sockets import notice_silence
 
 PROTOCOL = "fmock-clock/1"
 """Value of the Upgrade header with which a follower asks for such a connection."""
@@ -63,6 +64,7 @@ class Lines(asyncio.Protocol):
         """Called by the event loop."""
         # uvloop's transports have the interface of asyncio.Transport without being one.
         self._transport = cast(asyncio.Transport, transport)
+        notice_silence(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop."""

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from frontier_mock.config.errors import ConfigError
 
+_PROBES = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
+"""Seconds until the first, seconds between two, how many without an answer."""
+
 
 def bind(host: str | None, port: int) -> socket.socket:
     """A listening address; `host` None is all interfaces, port 0 any free one.
@@ -56,3 +59,14 @@ def url_of(sock: socket.socket, host: str | None) -> str:
     address = host or "0.0.0.0"
     shown = f"[{address}]" if ":" in address else address
     return f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def notice_silence(sock: socket.socket | None) -> None:
+    """Let the kernel find out, within half a minute, that the other end's host is gone."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES:
+        # Each platform has some of these.
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -71,6 +72,30 @@ async def test_request_without_a_lease_is_a_guess_of_the_host(clock: ClockServer
         http.close()
         assert clock.host.keeper.guesses > 0
         assert clock.host.now_ns() == int(reply.headers["x-frontier-finish-ns"])
+
+
+async def test_metrics_are_those_of_the_shared_clock(clock: ClockServer) -> None:
+    http = HttpClient(clock.url)
+    clock.host.keeper.advance(2_000_000_000, lambda: None)
+    clock.host.pump_now()
+    reply = await http.request("GET", "/metrics")
+    http.close()
+    assert reply.status == 200
+    lines = reply.body.decode().splitlines()
+    assert "mock_virtual_time_seconds 2.0" in lines
+    assert "mock_jumps_total 1.0" in lines
+    assert "mock_stalls_total 0.0" in lines
+
+
+async def test_silence_of_another_host_is_noticed(clock: ClockServer) -> None:
+    """A host that loses its power says nothing; the kernel asks it now and then."""
+    async with live(replace(serve_spec(WARP), clock_server=clock.url)) as server:
+        follower = server._follower
+        assert follower is not None
+        for link in (follower, clock._links[0]):
+            assert link._transport is not None
+            sock = link._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_line_that_makes_no_sense_ends_the_run(clock: ClockServer) -> None:
