@@ -1,16 +1,14 @@
 """RL control through a real gateway: smg's own client, pausing and reweighting SGLang workers."""
 
 import asyncio
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from frontier_mock.cli.demo import answers, free_ports, process, wait_until
 from frontier_mock.config.scenario import load_scenario
-from tests.integration.fleet import fleet
+from tests.integration.fleet import fleet, router
 from tests.integration.test_router_faults import until
 
 pytestmark = pytest.mark.integration
@@ -61,25 +59,19 @@ def running(url: str) -> bool:
 
 
 async def test_smg_pauses_reweights_and_resumes_workers_mid_rollout(tmp_path: Path) -> None:
-    if importlib.util.find_spec("smg") is None:
-        pytest.skip("smg is not installed: pip install 'frontier-mock[integration]'")
     path = tmp_path / "scenario.yaml"
     path.write_text(SCENARIO)
-    port, metrics = free_ports(2)
-    url, log = f"http://127.0.0.1:{port}", tmp_path / "smg.log"
-    launch = ["-m", "smg.cli", "launch", "--log-level", "warn", "--host", "127.0.0.1"]
-    launch += ["--port", str(port), "--prometheus-port", str(metrics), "--policy", "round_robin"]
-    with fleet(load_scenario(str(path)), tmp_path, "--clock", "scaled:4") as served:
-        launch += ["--enable-rl", "--worker-urls", *served.urls]
-        with process("smg", launch, log) as router:
-            wait_until(lambda: answers(f"{url}/v1/models"), router, "smg", log)
-            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-                alone = await rollout(client, 0)
-                tasks = [asyncio.create_task(rollout(client, number)) for number in range(6)]
-                await until(lambda: all(running(worker) for worker in served.urls))
-                told = await asyncio.to_thread(update_weights, url, "step-1")
-                results = await asyncio.gather(*tasks)
-            router.kill()
+    log = tmp_path / "smg.log"
+    with (
+        fleet(load_scenario(str(path)), tmp_path, "--clock", "scaled:4") as served,
+        router("smg", "round_robin", served.urls, log, more=["--enable-rl"]) as url,
+    ):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            alone = await rollout(client, 0)
+            tasks = [asyncio.create_task(rollout(client, number)) for number in range(6)]
+            await until(lambda: all(running(worker) for worker in served.urls))
+            told = await asyncio.to_thread(update_weights, url, "step-1")
+            results = await asyncio.gather(*tasks)
     assert len(told) == 2
     assert all("Weight version updated to step-1." in message for message in told)
     assert results[0][:2] == alone[:2]
