@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from frontier_mock.cost.layers import shard_model
-from frontier_mock.cost.specs import StepSpec
+from frontier_mock.cost.specs import ParallelSpec, StepSpec
 from frontier_mock.simtime import NS_PER_S, SimTime
 
 _PASSES: Final = 2
@@ -43,10 +43,11 @@ class KvShape:
 
 def kv_shape(spec: StepSpec) -> KvShape:
     """The shape for an engine's model, parallelism and cache type."""
-    model, parallel = spec.model, spec.parallel
-    per_rank = shard_model(model, parallel, spec.precision).heads.bytes_per_token
+    model, ranks = spec.model, spec.parallel.tp
+    # Of one engine: where experts are, and on how many GPUs, is nothing to the cache.
+    alone = ParallelSpec(tp=ranks)
+    per_rank = shard_model(model, alone, spec.precision).heads.bytes_per_token
     full = model.num_layers - model.sliding_layers
-    ranks = parallel.tp
     return KvShape(
         token_bytes=per_rank * ranks * full,
         window_bytes=per_rank * ranks * model.sliding_layers,

@@ -137,6 +137,14 @@ def test_one_rank_is_a_step_cost() -> None:
     assert cost.mixed(10, 10_000, chunks) == cost.lockstep([RankBatch(10, 10_000, chunks)])
 
 
+def test_the_last_token_of_a_cached_prompt_is_a_decode() -> None:
+    cost = make()
+    others = [RankBatch(40, 40 * 3000)] * 7
+    arriving = RankBatch(39, 39 * 3000, [Chunk(1, 2999)])
+    assert cost.lockstep([arriving, *others]) == cost.lockstep([RankBatch(40, 40 * 3000), *others])
+    assert cost.occupied([arriving, *others]) == cost.occupied([RankBatch(40, 120_000), *others])
+
+
 def test_one_slow_rank_holds_up_all() -> None:
     cost = make()
     even = [RankBatch(250, 250 * 8192)] * 8

@@ -104,6 +104,7 @@ class AfdStepCost:
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
         """Nanoseconds of one step of all ranks, idle ones among them."""
+        batches = [_folded(batch) for batch in batches]
         if not any(batch.chunks for batch in batches):
             run = self.lockstep_run(batches)
             return round(run.first_ns)
@@ -140,6 +141,7 @@ class AfdStepCost:
 
     def layer_runs(self, batches: Sequence[RankBatch]) -> list[LayerRun]:
         """The pipeline of one step with every attention rank in it, for `pipeline.simulate`."""
+        batches = [_folded(batch) for batch in batches]
         count = self.afd.micro_batches
         kernels: list[list[int]] = [[] for _ in range(count)]
         most, everybody = [1] * count, [0] * count
@@ -154,6 +156,7 @@ class AfdStepCost:
 
     def occupied(self, batches: Sequence[RankBatch]) -> Occupied:
         """For how long each station works in one step; around the pipeline only attention does."""
+        batches = [_folded(batch) for batch in batches]
         count = self.afd.micro_batches
         if any(batch.chunks for batch in batches):
             runs = self.layer_runs(batches)
@@ -244,6 +247,18 @@ class AfdStepCost:
                 steps = min(steps, int((cpu_ns - gpu_ns) / growth_ns) + 1)
             growth_ns = 0.0
         return LockstepRun(self._with_cpu(gpu_ns, rows), growth_ns, steps)
+
+
+def _folded(batch: RankBatch) -> RankBatch:
+    """A chunk of one token is a decode to the GPU: the last of a prompt that is all cached."""
+    single = [chunk.past + 1 for chunk in batch.chunks if chunk.new == 1]
+    if not single:
+        return batch
+    return RankBatch(
+        batch.num_decodes + len(single),
+        batch.kv_tokens + sum(single),
+        [chunk for chunk in batch.chunks if chunk.new > 1],
+    )
 
 
 def _piece(chunk: Chunk, index: int, count: int) -> Chunk:
