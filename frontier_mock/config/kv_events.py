@@ -12,6 +12,7 @@ from typing import Any, Final
 from frontier_mock.config.errors import ConfigError, nearest, shown
 from frontier_mock.wire.kv_events import DIALECTS
 from frontier_mock.wire.kv_hashes import DEFAULT_SEED
+from frontier_mock.wire.tokenizer import Json
 
 OPTION: Final = "--kv-events-config"
 PUBLISHERS: Final = ("null", "zmq")
@@ -54,6 +55,7 @@ class KvSource:
 
     `hash_algorithm` is vLLM's --prefix-caching-hash-algo, None for SGLang's hashes; `hash_seed` the
     string its chain begins with; `as_bytes` is VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0.
+    `load_endpoint` is where an SGLang engine, of so many running requests, publishes its load.
     """
 
     config: KvEventsConfig
@@ -63,6 +65,8 @@ class KvSource:
     hash_algorithm: str | None = None
     hash_seed: str = DEFAULT_SEED
     as_bytes: bool = False
+    load_endpoint: str | None = None
+    max_running_requests: int = 0
 
 
 _TEXTS = ("publisher", "endpoint", "replay_endpoint", "topic", "format")
@@ -158,6 +162,76 @@ def _moved(endpoint: str, ports: int) -> str:
     if moved > 65535:
         raise ConfigError(f"argument {OPTION}: {endpoint}: port {moved} is beyond 65535")
     return f"{before}:{moved}"
+
+
+def ports_of_worker(config: KvEventsConfig, ranks: int, *, load: bool) -> int:
+    """How many ports one server takes, from its first event port on.
+
+    Replay ports that follow the event ports directly, and SGLang's load ports (which come after
+    both), are one range with them: equal workers are placed that far apart.
+    """
+    port, replay = port_of(config.endpoint), port_of(config.replay_endpoint)
+    adjacent = port is not None and replay == port + ranks
+    return ranks * (1 + adjacent + load)
+
+
+def load_endpoint(
+    config: KvEventsConfig, given: str | None, number: int, ranks: int, rank: int
+) -> str | None:
+    """Where rank `rank` publishes its load, for SGLang's --load-publish-endpoint `given`.
+
+    `config` is that of the server's rank 0, already placed. Raises ConfigError for an address that
+    cannot be bound.
+    """
+    if given is None or given.strip().lower() in ("", "off"):
+        return None
+    if given.strip().lower() == "auto":
+        host, port = config.endpoint.rpartition(":")[0], port_of(config.endpoint)
+        if port is None or not config.binds:
+            raise ConfigError(
+                f"argument --load-publish-endpoint: auto needs a {OPTION} endpoint that is bound "
+                f"over tcp, which {config.endpoint} is not"
+            )
+        base = port + ranks if port else 0
+        replay = port_of(config.replay_endpoint)
+        if base and replay is not None and base < replay + ranks and replay < base + ranks:
+            base = replay + ranks
+    else:
+        _check_endpoint("load-publish-endpoint", given)
+        host, base = given.rpartition(":")[0], port_of(given) or 0
+        base += number * ranks if base else 0
+    port = base + rank if base else 0
+    if port > 65535:
+        raise ConfigError(f"argument --load-publish-endpoint: port {port} is beyond 65535")
+    return f"{host}:{port}"
+
+
+def port_of(endpoint: str | None) -> int | None:
+    """The port of a tcp endpoint, None for any other."""
+    if endpoint is None or not endpoint.startswith("tcp://"):
+        return None
+    return int(endpoint.rpartition(":")[2])
+
+
+def described(config: KvEventsConfig, block_tokens: int, ranks: int, load: str | None) -> Json:
+    """SGLang's /server_info entry `kv_events` for a server whose rank 0 publishes so."""
+    port = port_of(config.endpoint)
+    if not port:
+        return None
+    about: dict[str, Json] = {
+        "publisher": config.publisher,
+        "endpoint_host": config.endpoint.removeprefix("tcp://").rpartition(":")[0],
+        "endpoint_port_base": port,
+        "topic": config.topic,
+        "block_size": block_tokens,
+        "dp_size": ranks,
+    }
+    if load is not None:
+        about |= {"load_endpoint_port_base": port_of(load), "load_topic": "load"}
+    replay = port_of(config.replay_endpoint)
+    if replay:
+        about["replay_endpoint_port_base"] = replay
+    return about
 
 
 def check_dialect(dialect: str | None) -> None:

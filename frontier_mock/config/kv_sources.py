@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 
 from frontier_mock.config.errors import ConfigError, shown
-from frontier_mock.config.kv_events import KvSource, check_dialect, placed, read_kv_events
+from frontier_mock.config.kv_events import (
+    KvSource,
+    check_dialect,
+    load_endpoint,
+    placed,
+    ports_of_worker,
+    read_kv_events,
+)
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
+from frontier_mock.config.sglang_flags import SglangArgs
+from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.wire.kv_hashes import DEFAULT_SEED
 
 
@@ -35,14 +44,11 @@ def _source(
     if not spec.scheduler.enable_kv_cache_events:
         return None
     if worker.sglang is not None:
-        config = read_kv_events(dict(worker.sglang.given)["kv_events_config"], sglang=True)
-    else:
-        config = read_kv_events(worker.args.kv_events_config)
-    number = worker.place * spec.dp_size
-    config = placed(config, spec.name, spec.served_model_name, number, rank)
+        return _sglang_source(worker, worker.sglang, rank, dialect)
+    given = read_kv_events(worker.args.kv_events_config)
+    number = worker.place * ports_of_worker(given, spec.dp_size, load=False)
+    config = placed(given, spec.name, spec.served_model_name, number, rank)
     size = spec.scheduler.block_size
-    if worker.sglang is not None:
-        return KvSource(config, rank, size, dialect or "sglang-map")
     algorithm = worker.args.prefix_caching_hash_algo
     seed = environment.get("PYTHONHASHSEED")
     if seed is None:
@@ -55,3 +61,25 @@ def _source(
             "allowed: 0, 1"
         )
     return KvSource(config, rank, size, dialect or "vllm-map", algorithm, seed, whole == "0")
+
+
+def _sglang_source(
+    worker: ResolvedWorker, args: SglangArgs, rank: int, dialect: str | None
+) -> KvSource:
+    spec, flags = worker.spec, dict(args.given)
+    assert isinstance(spec.scheduler, SglangSchedulerSpec)
+    given = read_kv_events(flags["kv_events_config"], sglang=True)
+    asked = flags.get("load_publish_endpoint")
+    load = None if asked is None else str(asked)
+    ranks = spec.dp_size
+    auto = load is not None and load.strip().lower() == "auto"
+    number = worker.place * ports_of_worker(given, ranks, load=auto)
+    first = placed(given, spec.name, spec.served_model_name, number, 0)
+    return KvSource(
+        placed(given, spec.name, spec.served_model_name, number, rank),
+        rank,
+        spec.scheduler.page_size,
+        dialect or "sglang-map",
+        load_endpoint=load_endpoint(first, load, worker.place, ranks, rank),
+        max_running_requests=spec.scheduler.max_running_requests,
+    )

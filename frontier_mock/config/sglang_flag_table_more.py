@@ -67,8 +67,8 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --gc-warning-threshold-secs | float | 0.0 |
 --decode-log-interval | int | 40 |
 --enable-request-time-stats-logging | flag | False |
---kv-events-config | text | - |
---load-publish-endpoint | text | - |
+--kv-events-config | text | - | publishes what the radix cache stores and forgets
+--load-publish-endpoint | text | - | publishes the load: auto or tcp://*:PORT; needs the flag above
 --enable-forward-pass-metrics | flag | False |
 --forward-pass-metrics-worker-id | text |  |
 --forward-pass-metrics-ipc-name | text | - |

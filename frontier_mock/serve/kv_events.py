@@ -26,12 +26,16 @@ import zmq
 
 from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.kv_events import OPTION, KvEventsConfig, KvSource
+from frontier_mock.config.kv_events import OPTION, KvEventsConfig, KvSource, described
 from frontier_mock.core.events import Event, Finished
+from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import Folder
+from frontier_mock.serve.load_events import LoadPublisher
+from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.simtime import NS_PER_S, SimTime
 from frontier_mock.wire.kv_events import KvEvent, KvEventMapper, KvEventWriter
 from frontier_mock.wire.kv_hashes import SglangHasher, VllmHasher
+from frontier_mock.wire.tokenizer import Json
 
 logger = logging.getLogger("frontier_mock")
 
@@ -192,6 +196,8 @@ class KvEvents:
     ) -> None:
         """Opens the sockets. Raises ConfigError."""
         self.publishers: dict[int, KvPublisher] = {}
+        self._loads: list[LoadPublisher] = []
+        self._host = host
         self._settle_s = settle_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
@@ -205,25 +211,60 @@ class KvEvents:
         """An engine's next batch."""
         self.publishers[batch.worker].publish(batch)
 
-    def start(self) -> None:
-        """Answer replay requests, in the running event loop."""
+    def start(self, driver: Driver) -> None:
+        """Answer replay requests and publish loads, in the running event loop."""
         loop = asyncio.get_running_loop()
         for publisher in self.publishers.values():
             publisher.serve_replays(loop)
+        for load in self._loads:
+            load.start(driver)
 
     def stop(self) -> None:
         """Close every socket."""
         loop = asyncio.get_running_loop()
         for publisher in self.publishers.values():
             publisher.close(loop)
+        for load in self._loads:
+            load.stop()
         self._context.term()
 
     def heralded(self, folder: Folder, engine: int) -> Folder:
-        """`folder`, which hears of an end only when subscribers had time to hear what led to it."""
+        """`folder`, which hears of an end only when subscribers had time to hear what led to it.
+
+        An SGLang engine's load is published as well, if that was asked for. Raises ConfigError.
+        """
         publisher = self.publishers.get(engine)
-        if publisher is None or self._settle_s <= 0:
+        if publisher is None:
+            return folder
+        if publisher.source.load_endpoint is not None and isinstance(folder, SglangWorkerMetrics):
+            folder = self._load_publisher(folder, publisher.source, publisher.source.load_endpoint)
+        if self._settle_s <= 0:
             return folder
         return _Heralded(folder, publisher, self._settle_s)
+
+    def _load_publisher(
+        self, metrics: SglangWorkerMetrics, source: KvSource, endpoint: str
+    ) -> LoadPublisher:
+        pub = self._context.socket(zmq.PUB)
+        try:
+            _bind(pub, endpoint, self._host, "load-publish-endpoint")
+        except ConfigError:
+            self._context.destroy(linger=0)
+            raise
+        load = LoadPublisher(
+            metrics, pub, source.rank, source.block_tokens, source.max_running_requests
+        )
+        self._loads.append(load)
+        return load
+
+    def describe(self, engines: Sequence[int]) -> Json:
+        """/server_info's `kv_events` of an SGLang server, None if it has no publisher."""
+        publisher = self.publishers.get(engines[0])
+        if publisher is None:
+            return None
+        source = publisher.source
+        load = source.load_endpoint
+        return described(publisher.config, source.block_tokens, len(engines), load)
 
     def sources(self, engines: Sequence[int]) -> dict[str, KvEventsConfig]:
         """The publishers of one server, by data-parallel rank."""

@@ -164,7 +164,7 @@ class InfoRoutes:
     def _server_info(self, exchange: Exchange) -> Answer:
         self._settle()
         rates = [rank.load(self._driver).gen_throughput for rank in self._ranks]
-        return _json(server_info(self._served, rates))
+        return _json(server_info(self._served, rates, self._state.kv_events))
 
     def _weight_version(self, exchange: Exchange) -> Answer:
         return _json({"weight_version": self._state.weight_version})

@@ -8,6 +8,7 @@ from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.info import Identity
 from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.sglang.request import SglangRequest
+from frontier_mock.wire.tokenizer import Json
 
 STARTING = "Starting"
 UP = "Up"
@@ -36,7 +37,8 @@ class ServerState:
     """The tokenizer manager's memory, one per port. The control plane changes it.
 
     `spans_of` says which weight versions the tokens of a sequence that just ended are from; it is
-    the control plane's, and knows of none by default. `streams` is told of tickets whose answers
+    the control plane's, and knows of none by default. `kv_events` is that entry of /server_info.
+    `streams` is told of tickets whose answers
     are streamed, if somebody counts them apart.
     """
 
@@ -50,6 +52,7 @@ class ServerState:
         self.weight_version = front.weight_version
         self.load_format = front.load_format
         self.adapters: dict[str, str] = {}
+        self.kv_events: Json = None
         self.spans_of: Callable[[Flight], Spans] = _no_spans
         self.streams: Callable[[Ticket], None] | None = None
         self.aborts_asked = 0

@@ -58,8 +58,6 @@ logger = logging.getLogger("frontier_mock")
 uvicorn_logger = logging.getLogger("frontier_mock.uvicorn")
 
 _BACKLOG = 2048
-_EVENTS_KEPT = 500_000
-"""Events kept for GET /sim/report: about 100,000 requests, about 100 MB."""
 _KEEPALIVE_S = 75.0
 """Longer than any router's pool keeps an idle connection. uvicorn's 5 s lets a client's request
 race the server's close; with virtual think times of hours that would be every request."""
@@ -76,7 +74,8 @@ class ServeSpec:
     that keeps the clock, None if this one does. `clock_grpc_port` serves it over gRPC as well.
     `kv_sources` are the publishers of KV events by engine, and `kv_settle_s` the real time their
     subscribers get before a response ends. `oracle` scores routing (`cluster.oracle`).
-    `grpc` are the gRPC ports of the servers that have one, in the order of `served`.
+    `grpc` are the gRPC ports of the servers that have one, in the order of `served`. `keep_events`
+    is how many events GET /sim/report can look back on; beyond them it has digests only.
     """
 
     cluster: ClusterSpec
@@ -95,6 +94,7 @@ class ServeSpec:
     kv_sources: Mapping[int, KvSource] = field(default_factory=dict)
     kv_settle_s: float = 0.0
     oracle: bool = False
+    keep_events: int = 500_000
 
     @property
     def names(self) -> list[str]:
@@ -174,7 +174,7 @@ class ClusterServer:
             spec.clock,
             self._folders(),
             journal=journal,
-            keep_events=_EVENTS_KEPT,
+            keep_events=spec.keep_events,
             on_drop=self._let_go,
             keeper=None if self._follower is None else self._follower.keeper,
         )
@@ -229,7 +229,7 @@ class ClusterServer:
         if self.grpc is not None:
             await self.grpc.start()
         if self.kv_events is not None:
-            self.kv_events.start()
+            self.kv_events.start(self.driver)
         parts = zip(self.cluster.servers, self._spec.served, self._sockets, strict=True)
         apps: list[VllmApp | SglangApp] = []
         for server, served, sock in parts:
@@ -271,13 +271,16 @@ class ClusterServer:
         """
         engines = self.cluster.ranks(max(number, 0))
         if served.sglang is not None:
-            return sglang_app(
+            app = sglang_app(
                 number,
                 served,
                 self.driver,
                 [self.metrics[index] for index in engines],
                 [self._clock_routes, self._truth],
             )
+            if self.kv_events is not None:
+                app.state.kv_events = self.kv_events.describe(engines)
+            return app
         running = [partial(self.driver.running_tokens, index) for index in engines]
         folds = [self.metrics[index] for index in engines]
         metrics = ServerMetrics([m for m in folds if isinstance(m, WorkerMetrics)], running)
