@@ -49,6 +49,8 @@ class AfdArgs:
     a2f_bytes: int = 1
     gate_on_attention: bool = True
     redundant_experts: int = 0
+    least_decodes: int = 1
+    least_prompt_tokens: int = 1
     role: str = "attention"
 
     def ranks(self, tp: int) -> int:
@@ -126,6 +128,8 @@ def afd_spec(args: AfdArgs, hardware: HardwareSpec, weights: str) -> AfdSpec:
         a2f_bytes=args.a2f_bytes,
         gate_on_attention=args.gate_on_attention,
         redundant_experts=args.redundant_experts,
+        least_decodes=args.least_decodes,
+        least_prompt_tokens=args.least_prompt_tokens,
     )
 
 
@@ -154,11 +158,14 @@ _GPUS_PER_MACHINE: Final = 8
 _FLAG: Final = "argument --additional-config: afd"
 
 
-def afd_of_plugin(config: object, ranks: int, dbo: bool) -> AfdArgs | None:
+def afd_of_plugin(
+    config: object, ranks: int, dbo: bool, thresholds: tuple[int, int] = (1, 1)
+) -> AfdArgs | None:
     """What `--additional-config` says about AFD; None if nothing.
 
     `ranks` are the process's data-parallel times tensor-parallel ranks; with `--enable-dbo` there
-    are two micro-batches, else one. Raises ConfigError where the plugin raises, and for what is not
+    are two micro-batches, else one, and `thresholds` are its --dbo-decode-token-threshold and
+    --dbo-prefill-token-threshold. Raises ConfigError where the plugin raises, and for what is not
     simulated.
     """
     if not isinstance(config, dict) or "afd" not in config:
@@ -197,6 +204,8 @@ def afd_of_plugin(config: object, ranks: int, dbo: bool) -> AfdArgs | None:
         attention_instances=-(-attention // _GPUS_PER_MACHINE),
         ffn_instances=-(-ffn // _GPUS_PER_MACHINE),
         micro_batches=2 if dbo else 1,
+        least_decodes=thresholds[0] if dbo else 1,
+        least_prompt_tokens=thresholds[1] if dbo else 1,
         connector="p2p",
         a2f_bytes=2,
         gate_on_attention=_switch(values, "compute_gate_on_attention"),

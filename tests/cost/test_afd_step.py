@@ -1,5 +1,6 @@
 """The price of a disaggregated step: equal to its pipeline played event by event."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -30,6 +31,7 @@ def make(
     connector: str = "m2n",
     micro_batches: int = 3,
     graphs: bool = True,
+    least: int = 1,
 ) -> AfdStepCost:
     hw, other = load_hardware(hardware), load_hardware(ffn_hardware)
     step = StepSpec(
@@ -42,6 +44,7 @@ def make(
         cudagraph_sizes=default_capture_sizes(1024, 8192) if graphs else (),
     )
     afd = AfdSpec(attention, ffn, 8 * ffn, other, "fp8_block", micro_batches, connector)
+    afd = replace(afd, least_decodes=least, least_prompt_tokens=10 * least)
     return build_afd_cost(step, afd, load_kernels(hw.kernels), load_kernels(other.kernels))
 
 
@@ -172,6 +175,18 @@ def test_more_micro_batches_hide_the_way() -> None:
     alone, cut = make(micro_batches=1), make(micro_batches=3)
     assert cut.lockstep(large) < alone.lockstep(large)
     assert cut.lockstep(small) > alone.lockstep(small)
+
+
+def test_small_steps_are_not_cut() -> None:
+    """As vLLM's DBO: all ranks have enough tokens, or none is cut."""
+    cut, alone, choosy = make(), make(micro_batches=1), make(least=32)
+    large, small = RankBatch(64, 64 * 4000), RankBatch(31, 31 * 4000)
+    assert choosy.lockstep([large] * 8) == cut.lockstep([large] * 8)
+    for batches in ([small] * 8, [large] * 7 + [small], [large] * 7 + [RankBatch(0, 0)]):
+        assert choosy.lockstep(batches) == alone.lockstep(batches)
+    short, long = RankBatch(0, 0, [Chunk(319, 0)]), RankBatch(0, 0, [Chunk(320, 0)])
+    assert choosy.lockstep([short] + [large] * 7) == alone.lockstep([short] + [large] * 7)
+    assert choosy.lockstep([long] + [large] * 7) == cut.lockstep([long] + [large] * 7)
 
 
 def test_attention_is_what_grows_with_context() -> None:

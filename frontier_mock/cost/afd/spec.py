@@ -20,7 +20,9 @@ class AfdSpec:
     GPUs, on `attention_instances` machines. `ffn_gpus` hold whole experts each, in `ffn_instances`
     machines; `ffn_weights` is their type. A token travels there with `a2f_bytes` per element (1 is
     fp8, with its scales) and its results come back in bf16. `gate_on_attention`: the router runs on
-    attention GPUs; "m2n" cannot do without. `redundant_experts` replicas even out the load.
+    attention GPUs; "m2n" cannot do without. `redundant_experts` replicas even out the load. A step
+    is cut into micro-batches only if every rank has at least `least_decodes` tokens, or
+    `least_prompt_tokens` where it computes prompts.
     """
 
     attention_instances: int
@@ -33,6 +35,8 @@ class AfdSpec:
     a2f_bytes: int = 1
     gate_on_attention: bool = True
     redundant_experts: int = 0
+    least_decodes: int = 1
+    least_prompt_tokens: int = 1
 
     @property
     def name(self) -> str:

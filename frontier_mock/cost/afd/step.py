@@ -115,10 +115,11 @@ class AfdStepCost:
 
     def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
         """The steps from this one on while every rank goes on decoding what it decodes now."""
+        count = self._parts(batches)
         fullest = max(max(batch.num_decodes for batch in batches), 1)
-        everybody = sum(max(self._part(batch.num_decodes), 1) for batch in batches)
-        stages = self._stages.stages(self._part(fullest), everybody)
-        parts = [self._decodes_part(batch) for batch in batches if batch.num_decodes]
+        everybody = sum(max(_part(batch.num_decodes, count), 1) for batch in batches)
+        stages = self._stages.stages(_part(fullest, count), everybody)
+        parts = [_decodes_part(batch, count) for batch in batches if batch.num_decodes]
         slowest, growth, steps = slowest_rank(
             [(part, self._attention.rank_line(part)) for part in parts]
         )
@@ -127,7 +128,7 @@ class AfdStepCost:
         whole = int(attention)
 
         def length_ns(kernel_ns: int) -> int:
-            return pipeline_ns(self._runs([(stages, [kernel_ns])] * self.afd.micro_batches))
+            return pipeline_ns(self._runs([(stages, [kernel_ns])] * count))
 
         now = length_ns(whole)
         slope = length_ns(whole + 1) - now
@@ -142,12 +143,12 @@ class AfdStepCost:
     def layer_runs(self, batches: Sequence[RankBatch]) -> list[LayerRun]:
         """The pipeline of one step with every attention rank in it, for `pipeline.simulate`."""
         batches = [_folded(batch) for batch in batches]
-        count = self.afd.micro_batches
+        count = self._parts(batches)
         kernels: list[list[int]] = [[] for _ in range(count)]
         most, everybody = [1] * count, [0] * count
         for batch in batches:
             for j in range(count):
-                tokens, kernel_ns = self._kernel(batch, j)
+                tokens, kernel_ns = self._kernel(batch, j, count)
                 most[j] = max(most[j], tokens)
                 everybody[j] += tokens
                 kernels[j].append(kernel_ns)
@@ -157,11 +158,11 @@ class AfdStepCost:
     def occupied(self, batches: Sequence[RankBatch]) -> Occupied:
         """For how long each station works in one step; around the pipeline only attention does."""
         batches = [_folded(batch) for batch in batches]
-        count = self.afd.micro_batches
+        count = self._parts(batches)
         if any(batch.chunks for batch in batches):
             runs = self.layer_runs(batches)
         else:
-            once = [self._kernel(batch, 0) for batch in batches]
+            once = [self._kernel(batch, 0, count) for batch in batches]
             tokens = [one[0] for one in once]
             stages = self._stages.stages(max(tokens), sum(tokens))
             runs = self._runs([(stages, [kernel for _, kernel in once])] * count)
@@ -180,29 +181,32 @@ class AfdStepCost:
 
     # Parts -----------------------------------------------------------------------------------
 
-    def _part(self, count: int) -> int:
-        """The largest of `micro_batches` parts."""
-        return -(-count // self.afd.micro_batches)
+    def _parts(self, batches: Sequence[RankBatch]) -> int:
+        """How many micro-batches: as configured, or one if some rank has too few tokens."""
+        afd = self.afd
+        if afd.least_decodes <= 1 and afd.least_prompt_tokens <= 1:
+            return afd.micro_batches
+        for batch in batches:
+            tokens = batch.num_decodes + sum(chunk.new for chunk in batch.chunks)
+            least = afd.least_prompt_tokens if batch.chunks else afd.least_decodes
+            if max(tokens, 1) < least:
+                return 1
+        return afd.micro_batches
 
-    def _decodes_part(self, batch: RankBatch) -> RankBatch:
-        """The decodes of a rank's largest micro-batch, with contexts of average length."""
-        part = self._part(batch.num_decodes)
-        return RankBatch(part, round(batch.kv_tokens * part / batch.num_decodes))
-
-    def _kernel(self, batch: RankBatch, micro_batch: int) -> tuple[int, int]:
+    def _kernel(self, batch: RankBatch, micro_batch: int, count: int) -> tuple[int, int]:
         """Tokens of one rank's micro-batch, and nanoseconds of its attention kernel in a layer.
 
         Prompt chunks are cut by tokens, so that a later micro-batch attends to what an earlier one
         has just written. An idle rank takes part with one token.
         """
-        cost, count = self._attention, self.afd.micro_batches
+        cost = self._attention
         pieces = [
             piece for chunk in batch.chunks if (piece := _piece(chunk, micro_batch, count)).new
         ]
         tokens = sum(piece.new for piece in pieces)
         total_ns = cost.prefill_ns(pieces) if pieces else 0.0
         if batch.num_decodes or not pieces:
-            part = self._decodes_part(batch) if batch.num_decodes else RankBatch(1, 1)
+            part = _decodes_part(batch, count) if batch.num_decodes else RankBatch(1, 1)
             tokens += part.num_decodes
             if pieces:
                 total_ns += cost.decode_beside_ns(part.num_decodes, part.kv_tokens)
@@ -247,6 +251,17 @@ class AfdStepCost:
                 steps = min(steps, int((cpu_ns - gpu_ns) / growth_ns) + 1)
             growth_ns = 0.0
         return LockstepRun(self._with_cpu(gpu_ns, rows), growth_ns, steps)
+
+
+def _part(count: int, parts: int) -> int:
+    """The largest of so many parts."""
+    return -(-count // parts)
+
+
+def _decodes_part(batch: RankBatch, parts: int) -> RankBatch:
+    """The decodes of a rank's largest micro-batch, with contexts of average length."""
+    part = _part(batch.num_decodes, parts)
+    return RankBatch(part, round(batch.kv_tokens * part / batch.num_decodes))
 
 
 def _folded(batch: RankBatch) -> RankBatch:
