@@ -56,6 +56,7 @@ def serve(
         kv_sources=kv_sources(cluster, os.environ, sim.kv_event_dialect),
         kv_settle_s=sim.kv_event_settle_ms / 1000 if parse_clock(sim.clock)[0] == "warp" else 0.0,
         oracle=sim.oracle,
+        keep_events=sim.keep_events,
         grpc=[grpc_spec(worker) for worker in cluster.workers],
     )
     return run_cluster(spec)

@@ -75,6 +75,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kv-event-settle-ms", type=float, metavar="MS", help="warp: before a response ends"
     )
+    parser.add_argument(
+        "--keep-events", type=whole(0), metavar="N", help="for /sim/report, 300 bytes each [500000]"
+    )
     parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
     parser.add_argument("--single-step", action="store_true", help="simulate every step (slow)")
     parser.add_argument("--on-late", choices=["report", "abort"], help="real, scaled clocks")

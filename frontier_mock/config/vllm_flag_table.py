@@ -362,5 +362,6 @@ SIMULATOR_FLAGS = """
 --sim-patience-s | float>=0 | 1 | warp: real time until held leases count as stalled
 --sim-strict | switch | False | warp: a stall ends the run
 --sim-baton | switch | False | warp: one actor runs at a time
+--sim-keep-events | int>=0 | 500000 | events kept for /sim/report, five a request, 300 bytes each
 --sim-clock-grpc-port | int>=0<=65535 | - | port that serves the clock over gRPC as well; 0: any
 """

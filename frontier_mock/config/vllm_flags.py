@@ -166,6 +166,7 @@ class SimulatorArgs:
     patience_s: float = 1.0
     strict: bool = False
     baton: bool = False
+    keep_events: int = 500_000
     clock_grpc_port: int | None = None
     kv_event_dialect: str | None = None
     kv_event_settle_ms: float = 5.0

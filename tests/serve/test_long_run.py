@@ -96,12 +96,9 @@ def census(root: object) -> Counter[str]:
     ("kept", "requests"),
     [(20_000, 40_000), pytest.param(500_000, 200_000, marks=pytest.mark.slow)],
 )
-async def test_nothing_grows_with_the_number_of_requests(
-    kept: int, requests: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_grows_with_the_number_of_requests(kept: int, requests: int) -> None:
     # That many events are kept for reports at first, five a request.
-    monkeypatch.setattr("frontier_mock.serve.up._EVENTS_KEPT", kept)
-    spec = serve_spec(replace(WARP, patience_s=3600.0), workers=2)
+    spec = replace(serve_spec(replace(WARP, patience_s=3600.0), workers=2), keep_events=kept)
     async with live(spec) as server:
         loop = Loop(server)
         await loop.run_until(requests * 3 // 4)
