@@ -14,6 +14,7 @@ from frontier_mock.config.scenario import ScenarioSpec, parse_scenario
 from frontier_mock.config.workloads import trace_search
 from frontier_mock.core.events import Finished
 from frontier_mock.drive.offline import run
+from frontier_mock.report.roles import role_stats
 from frontier_mock.testing.cluster import MockSpec, open_cluster, run_virtual
 from frontier_mock.workload.build import build_source
 
@@ -32,6 +33,23 @@ workload:
   num_requests: 120
   input_tokens: {{uniform: [10, 1500]}}
   output_tokens: {{uniform: [1, 300]}}
+"""
+
+
+PAIRED = """
+name: prefill elsewhere
+cluster:
+  workers:
+    - {name: p, count: 2, role: prefill, model: stepfun-ai/step3-fp8, hardware: h800,
+       parallel: {tp: 8}, engine_args: {max-model-len: 4096}}
+    - {name: d, role: decode, model: stepfun-ai/step3-fp8, hardware: h20, parallel: {tp: 2},
+       afd: {ffn: {instances: 2, hardware: h800}}, engine_args: {max-model-len: 4096}}
+workload:
+  kind: poisson
+  rate_per_s: 10
+  num_requests: 60
+  input_tokens: {uniform: [10, 1500]}
+  output_tokens: {uniform: [2, 200]}
 """
 
 
@@ -60,6 +78,23 @@ def test_macro_steps_and_single_steps_give_the_same_log(tp: int, batches: int) -
         times = macro.workers[event.worker].timeline.token_times_ns(event.spans)
         other = single.workers[event.worker].timeline.token_times_ns(event.spans)
         assert np.array_equal(times, other)
+
+
+def test_prompts_may_be_computed_elsewhere() -> None:
+    """xPyAzF: prefill workers, attention that decodes what they send, and FFN."""
+    spec = parse_scenario(PAIRED, "paired.yaml", trace_search(None, {}, False))
+    resolved = resolve_scenario(spec)
+    macro, single = (play(spec, resolved, slow) for slow in (False, True))
+    assert macro.log.digest() == single.log.digest()
+    roles = [worker.role for worker in macro.spec.workers]
+    assert roles == ["prefill"] * 2 + ["decode"] * 4
+    ended = [event for event in macro.log.events if isinstance(event, Finished)]
+    by_decode = [event for event in ended if roles[event.worker] == "decode"]
+    assert len(by_decode) == 60
+    for worker in macro.workers:
+        assert worker.kv.num_free == worker.kv.num_blocks
+    rows = role_stats(macro)
+    assert [row["role"] for row in rows] == ["prefill", "attention", "ffn"]
 
 
 def test_clients_see_one_port_of_attention(tmp_path: Path) -> None:
