@@ -19,12 +19,20 @@ from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_keys import Keys
 from frontier_mock.serve.sglang_state import UP, InFlight, ServerState
-from frontier_mock.serve.sglang_streaming import Stream, Warming, Whole, engine_gone
+from frontier_mock.serve.sglang_streaming import (
+    Stream,
+    Warming,
+    Whole,
+    engine_gone,
+    in_envelope,
+)
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.anthropic import NOT_JSON, count_tokens_body, parse_messages
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
 from frontier_mock.wire.sglang.errors import (
     SglangError,
+    anthropic_error,
     denied,
     native_error,
     openai_error,
@@ -44,7 +52,8 @@ Parse = Callable[[bytes, Mapping[str, str], ServedModel], SglangRequest]
 _JSON_ROUTES = frozenset(
     (
         *("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/tokenize"),
-        *("/v1/detokenize", "/detokenize", "/v1/score"),
+        *("/v1/detokenize", "/detokenize", "/v1/score", "/v1/messages"),
+        "/v1/messages/count_tokens",
     )
 )
 """Routes that want to be told that the body is JSON."""
@@ -78,6 +87,7 @@ class SglangApp:
             "/v1/completions": parse_completion,
             "/invocations": parse_chat,
             "/v1/score": parse_score,
+            "/v1/messages": parse_messages,
         }
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
 
@@ -93,6 +103,7 @@ class SglangApp:
         }
         for path in self._generators:
             table["POST", path] = self._generate
+        table["POST", "/v1/messages/count_tokens"] = self._count_tokens
         for path in ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/encode", "/classify"):
             table["POST", path] = self._embed
         table["PUT", "/v1/rerank"] = self._embed
@@ -176,12 +187,13 @@ class SglangApp:
             ticket = enter(self._driver, exchange, read)
         except LateError as error:
             if error.stream:
-                return Answer(200, stream_error_frame(error.message) + DONE, EVENT_STREAM)
+                frames = error.frames or stream_error_frame(error.message) + DONE
+                return Answer(200, frames, EVENT_STREAM)
             raise native_error(error.message) from None
         except ShutdownError:
-            for entry in entries:
-                state.leave(entry)
-            raise engine_gone() from None
+            (entry,) = entries
+            state.leave(entry)
+            raise in_envelope(engine_gone(), entry.request) from None
         (entry,) = entries
         entry.ticket = ticket
 
@@ -229,6 +241,8 @@ class SglangApp:
         if request.path in _JSON_ROUTES:
             kind = request.headers.get("content-type", "").lower()
             if kind.split(";")[0] != "application/json":
+                if request.path.startswith("/v1/messages"):
+                    raise anthropic_error(NOT_JSON, 400)
                 raise unsupported_media_type()
 
     # What ends it
@@ -260,6 +274,10 @@ class SglangApp:
     def _embed(self, exchange: Exchange) -> Answer:
         """No model here makes embeddings."""
         raise refuse_embeddings(exchange.request.body)
+
+    def _count_tokens(self, exchange: Exchange) -> Answer:
+        self._check_json(exchange.request)
+        return Answer(200, count_tokens_body(exchange.request.body, self._served))
 
     def _tokenize(self, exchange: Exchange) -> Answer:
         self._check_json(exchange.request)

@@ -8,9 +8,11 @@ from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.sglang_state import InFlight, ServerState
 from frontier_mock.serve.streaming import virtual_times
+from frontier_mock.wire.sglang.anthropic_answer import MessagesStream, render_messages
 from frontier_mock.wire.sglang.errors import (
     QUEUE_FULL,
     SglangError,
+    anthropic_error,
     http_error,
     openai_error,
     openai_stream_error_frame,
@@ -18,7 +20,14 @@ from frontier_mock.wire.sglang.errors import (
 )
 from frontier_mock.wire.sglang.native import GenerateStream, render_generate
 from frontier_mock.wire.sglang.openai import OpenAiStream, render_openai
-from frontier_mock.wire.sglang.request import GENERATE, SCORE, Ended, Live, SglangRequest
+from frontier_mock.wire.sglang.request import (
+    GENERATE,
+    MESSAGES,
+    SCORE,
+    Ended,
+    Live,
+    SglangRequest,
+)
 from frontier_mock.wire.sglang.score import render_score
 from frontier_mock.wire.sse import DONE
 
@@ -52,6 +61,11 @@ def refusal(ticket: Ticket) -> SglangError:
     if ticket.rejected == "queue_full":
         return http_error(QUEUE_FULL, 503)
     return openai_error(f"Internal server error: {ticket.rejected}", "InternalServerError", 500)
+
+
+def in_envelope(error: SglangError, request: SglangRequest) -> SglangError:
+    """The same in the envelope of the request's route."""
+    return anthropic_error(error.message, error.status) if request.kind == MESSAGES else error
 
 
 def engine_gone() -> SglangError:
@@ -89,7 +103,7 @@ class Whole:
         self._state.leave(self._entry)
         self._state.last_output_ns = ticket.arrival_ns
         if ticket.rejected:
-            error = refusal(ticket)
+            error = in_envelope(refusal(ticket), self._request)
             self._exchange.reply(Answer(error.status, error.body()))
             return
         request, endings = self._request, self._endings
@@ -97,6 +111,8 @@ class Whole:
             body = render_generate(request, endings)
         elif request.kind == SCORE:
             body = render_score(request, endings)
+        elif request.kind == MESSAGES:
+            body = render_messages(request, endings)
         else:
             body = render_openai(request, endings, int(time.time()))
         times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])
@@ -105,7 +121,7 @@ class Whole:
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
         self._state.leave(self._entry)
-        gone = engine_gone()
+        gone = in_envelope(engine_gone(), self._request)
         self._exchange.reply(Answer(gone.status, gone.body()))
 
 
@@ -149,8 +165,8 @@ class Warming:
 class Stream:
     """Writes one event stream.
 
-    /generate sends its status as soon as a request is in; the OpenAI routes wait for the first
-    chunk, so that a refusal can still be a plain error.
+    /generate and /v1/messages send their status as soon as a request is in; the OpenAI routes wait
+    for the first chunk, so that a refusal can still be a plain error.
     """
 
     __slots__ = (
@@ -173,11 +189,7 @@ class Stream:
         self._request = request
         self._exchange = exchange
         self._state = state
-        self._renderer: GenerateStream | OpenAiStream = (
-            GenerateStream(request)
-            if request.kind == GENERATE
-            else OpenAiStream(request, int(time.time()))
-        )
+        self._renderer = _renderer(request)
         self._endings: list[Ended] = []
         self._ticket: Ticket | None = None
         self._begun = False
@@ -188,7 +200,7 @@ class Stream:
         self._ticket = ticket
         if self._state.streams is not None:
             self._state.streams(ticket)
-        if self._request.kind == GENERATE:
+        if self._request.kind in (GENERATE, MESSAGES):
             self._begin(ticket)
 
     def _begin(self, ticket: Ticket) -> None:
@@ -240,9 +252,9 @@ class Stream:
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
         self._state.leave(self._entry)
-        gone = engine_gone()
+        gone = in_envelope(engine_gone(), self._request)
         if self._begun:
-            self._exchange.end(self._error_frame(gone) + DONE)
+            self._exchange.end(self._error_end(gone))
         else:
             self._exchange.reply(Answer(gone.status, gone.body()))
 
@@ -251,7 +263,7 @@ class Stream:
         error = refusal(ticket)
         self._begin(ticket)
         if self._request.kind != GENERATE:
-            self._exchange.end(self._error_frame(error) + DONE)
+            self._exchange.end(self._error_end(error))
             return
         renderer = self._renderer
         assert isinstance(renderer, GenerateStream)
@@ -269,8 +281,19 @@ class Stream:
         )
         self._exchange.end(renderer.finish(0, 0, word) + DONE)
 
-    def _error_frame(self, error: SglangError) -> bytes:
+    def _error_end(self, error: SglangError) -> bytes:
+        """An error and the end of the stream."""
+        if isinstance(self._renderer, MessagesStream):
+            return self._renderer.error(error.message, error.status)
         if self._request.kind == GENERATE:
-            return stream_error_frame(error.message, error.status)
+            return stream_error_frame(error.message, error.status) + DONE
         name = _NAMES.get(error.status, str(error.status))
-        return openai_stream_error_frame(error.message, name, error.status)
+        return openai_stream_error_frame(error.message, name, error.status) + DONE
+
+
+def _renderer(request: SglangRequest) -> GenerateStream | MessagesStream | OpenAiStream:
+    if request.kind == GENERATE:
+        return GenerateStream(request)
+    if request.kind == MESSAGES:
+        return MessagesStream(request)
+    return OpenAiStream(request, int(time.time()))

@@ -444,3 +444,22 @@ async def test_scores_cost_a_prefill_and_nothing_embeds() -> None:
         refused = await client.post("/v1/embeddings", json={"input": "x"})
         assert refused.status == 400
         assert "does not appear to be an embedding model" in (await refused.json())["message"]
+
+
+async def test_anthropics_messages_are_served_whole_and_streamed() -> None:
+    async with opened(sglang_spec(WARP)) as (_, client):
+        asked = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+        response = await client.post("/v1/messages", json=asked)
+        whole = await response.json()
+        assert int(response.headers["x-frontier-finish-ns"]) > 0
+        counted = await client.post("/v1/messages/count_tokens", json=asked)
+        assert (await counted.json())["input_tokens"] == whole["usage"]["input_tokens"]
+        response = await client.post("/v1/messages", json=asked | {"stream": True})
+        assert response.headers["content-type"].startswith("text/event-stream")
+        text = await response.text()
+        assert text.startswith("event: message_start\n")
+        assert text.endswith('event: message_stop\ndata: {"type":"message_stop"}\n\n')
+        assert "[DONE]" not in text
+        refused = await client.post("/v1/messages", data="{}")
+        assert refused.status == 400
+        assert (await refused.json())["type"] == "error"

@@ -47,9 +47,31 @@ def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> SglangRequ
     """
     try:
         raw = load_object(body)
-        fields = check_fields(raw, CHAT_FIELDS, ("messages",))
     except ApiError as error:
         raise validation_error(error) from None
+    return chat_request(raw, headers, served)
+
+
+def chat_prompt(raw: dict[str, Json], served: ServedModel) -> TokenIds:
+    """The ids of the prompt that a chat body makes. Raises SglangError."""
+    try:
+        return _prompt(_fields(raw), {}, served)
+    except ValueError as error:
+        raise openai_error(str(error), "BadRequest") from None
+    except ApiError as error:
+        raise openai_error(error.message, "BadRequest") from None
+
+
+def _fields(raw: dict[str, Json]) -> Fields:
+    try:
+        return check_fields(raw, CHAT_FIELDS, ("messages",))
+    except ApiError as error:
+        raise validation_error(error) from None
+
+
+def chat_request(raw: dict[str, Json], headers: Headers, served: ServedModel) -> SglangRequest:
+    """`parse_chat` of a body that has been read as JSON."""
+    fields = _fields(raw)
     refused = _refusal(fields, served)
     if refused:
         raise openai_error(refused)

@@ -76,9 +76,14 @@ def responses_error(message: str, status: int) -> SglangError:
     return SglangError(status, message, {"error": nested})
 
 
+def anthropic_kind(status: int) -> str:
+    """Anthropic's word for a status."""
+    return _ANTHROPIC_KINDS.get(status, "api_error")
+
+
 def anthropic_error(message: str, status: int) -> SglangError:
     """The envelope of /v1/messages; what went wrong inside is nobody's business there."""
-    kind = _ANTHROPIC_KINDS.get(status, "api_error")
+    kind = anthropic_kind(status)
     shown = "Internal server error" if status >= 500 else message or "Request failed"
     return SglangError(status, shown, {"type": "error", "error": {"type": kind, "message": shown}})
 

@@ -149,12 +149,16 @@ class Prompts(NamedTuple):
 
 
 class LateError(Exception):
-    """A fault that SGLang finds when a streamed answer has begun; `stream` says whether it has."""
+    """A fault that SGLang finds when a streamed answer has begun; `stream` says whether it has.
 
-    def __init__(self, message: str, stream: bool) -> None:
+    `frames` are then the whole stream, if it is not one of /generate.
+    """
+
+    def __init__(self, message: str, stream: bool, frames: bytes = b"") -> None:
         super().__init__(message)
         self.message = message
         self.stream = stream
+        self.frames = frames
 
 
 def parse_generate(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:

@@ -11,6 +11,7 @@ GENERATE = "generate"
 CHAT = "chat"
 COMPLETION = "completion"
 SCORE = "score"
+MESSAGES = "messages"
 
 
 class Bootstrap(NamedTuple):
