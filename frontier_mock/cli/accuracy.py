@@ -18,12 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from frontier_mock.cli.accuracy_trace import TRACE, compare_trace, trace_charts, trace_rows
 from frontier_mock.cli.anchors import Anchor, anchors
+from frontier_mock.cli.pd_anchors import pd_anchors
+from frontier_mock.cli.serving_anchors import serving_anchors
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.resolve import ResolvedCluster, resolve_single, resolve_single_sglang
 from frontier_mock.config.sglang_flags import SglangArgs
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.events import Finished, FirstToken, Submitted
+from frontier_mock.cost.specs import StepSpec
 from frontier_mock.drive.offline import OfflineRun
 from frontier_mock.drive.offline import run as play
 from frontier_mock.report.accuracy_page import accuracy_page
@@ -54,7 +58,12 @@ EXPERT_MODELS = ("MiniMaxAI/MiniMax-M2.5", "Qwen/Qwen3-235B-A22B-FP8")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One measured row beside its simulation. `ttft_known`: the client's ramp is documented."""
+    """One measured row beside its simulation. `ttft_known`: the client's ramp is documented.
+
+    `peak_share` is the fraction of the GPUs' peak that linear layers alone would take if the
+    measured latencies held at the stated concurrency and every prompt were computed; 0 for models
+    with experts. Where it is above what kernels reach, something in the row is not as it says.
+    """
 
     group: str
     label: str
@@ -65,6 +74,7 @@ class Outcome:
     ttft_ms: float
     ttft_sim_ms: float
     ttft_known: bool
+    peak_share: float = 0.0
 
 
 SGLANG_MODELS = {
@@ -126,8 +136,26 @@ def _serving_rows(path: Path, wanted: str) -> list[Outcome]:
         result = _simulate(resolved, loop)
         sim_ttft, sim_tpot = mean_latencies_ms(result)
         tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
-        outcomes.append(Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, inferencex))
+        share = _peak_share(resolved.spec.workers[0].step, isl, osl, conc, ttft, tpot)
+        outcomes.append(
+            Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, inferencex, share)
+        )
     return outcomes
+
+
+def _peak_share(
+    step: StepSpec, isl: int, osl: int, conc: int, ttft_ms: float, tpot_ms: float
+) -> float:
+    """See `Outcome.peak_share`."""
+    model, hw = step.model, step.hardware
+    if model.experts is not None or model.latent is not None:
+        return 0.0
+    attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    per_layer = model.hidden_size * (attention + 3 * model.intermediate_size)
+    flops = 2.0 * model.num_layers * per_layer * (isl + osl)
+    fp8 = step.precision.weights.startswith("fp8")
+    peak = step.parallel.tp * (hw.peak_fp8_flops if fp8 else hw.peak_bf16_flops)
+    return flops * conc / ((ttft_ms + tpot_ms * (osl - 1)) / 1e3) / peak
 
 
 def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
@@ -231,6 +259,7 @@ def _summary(outcomes: list[Outcome]) -> dict[str, float]:
         "tpot_median_abs": statistics.median(map(abs, tpot)),
         "tpot_median_signed": statistics.median(tpot),
     }
+    result["peak_share"] = statistics.median(o.peak_share for o in outcomes)
     if ttft:
         result["ttft_median_abs"] = statistics.median(map(abs, ttft))
         result["ttft_median_signed"] = statistics.median(ttft)
@@ -257,14 +286,25 @@ def run(argv: list[str]) -> int:
         _print_rows(outcomes)
     report = summarise(outcomes)
     _print_summary(report)
-    published = [] if arguments.rows else anchors()
+    published = [] if arguments.rows else [*anchors(), *serving_anchors(), *pd_anchors()]
     _print_anchors(published)
+    latencies = []
+    if not arguments.rows and (arguments.data / TRACE).is_file():
+        latencies = compare_trace(arguments.data)
+    trace = trace_rows(latencies)
+    for row in trace:
+        error = _error(row["simulated_ms"], row["measured_ms"])
+        print(f"trace {row['what']:12s} {row['measured_ms']:10.1f} ms {error:+6.1f}%")
     if arguments.docs:
         kernels = kernel_errors(arguments.docs.parent)
-        arguments.docs.write_text(accuracy_page(report, kernels, [asdict(a) for a in published]))
+        page = accuracy_page(report, kernels, [asdict(a) for a in published], trace)
+        arguments.docs.write_text(page)
+        for name, svg in trace_charts(latencies).items():
+            (arguments.docs.parent / f"accuracy-{name}.svg").write_text(svg)
     if arguments.json:
         rows = [asdict(outcome) for outcome in outcomes]
-        arguments.json.write_text(json.dumps({"summary": report, "rows": rows}, indent=1))
+        document = {"summary": report, "rows": rows, "trace": trace}
+        arguments.json.write_text(json.dumps(document, indent=1))
     return 0
 
 

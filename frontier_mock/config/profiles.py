@@ -245,7 +245,11 @@ def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttent
         return np.log(grids[f"prefill_{key}_{name}"].astype(np.float64))
 
     ratio = grids[f"prefill_{key}_work_ratio"].astype(np.float64)
-    return PrefillAttentionTable(PrefillAttentionFit(**fit), axis("group"), axis("length"), ratio)
+    heads = grids[f"prefill_{key}_head_ratio"].astype(np.float64)
+    constants = PrefillAttentionFit(**fit)
+    return PrefillAttentionTable(
+        constants, axis("group"), axis("length"), ratio, axis("heads"), heads
+    )
 
 
 def _experts(key: str, fit: Mapping[str, float], grids: _Grids) -> ExpertTable:

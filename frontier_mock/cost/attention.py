@@ -190,7 +190,9 @@ class PrefillPrice:
         self._blend = fit.blend
         self._axis: list[float] = table.log_length.tolist()
         nearest = int(np.argmin(np.abs(table.log_group - log(self._group))))
-        self._ratios: list[float] = table.work_ratio[nearest].tolist()
+        of_heads = table.head_ratio[min(self._group - 1, 1)]
+        heads_ratio = float(np.interp(log(heads.kv), table.log_heads, of_heads))
+        self._ratios: list[float] = (table.work_ratio[nearest] * heads_ratio).tolist()
 
     def chunks_us(self, chunks: Sequence[Chunk]) -> float:
         """Microseconds for all chunks of a step, launched as one ragged kernel."""

@@ -31,6 +31,7 @@ from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us, stage_us
 from frontier_mock.cost.gemm import PACKED
 from frontier_mock.cost.latent import LatentPrice
+from frontier_mock.cost.launches import eager_launch_us
 from frontier_mock.cost.layers import (
     attention_layer_us,
     embed_us,
@@ -56,27 +57,6 @@ _UNBOUNDED: Final = 1 << 62
 
 _GRAPH_REPLAY_US: Final = 10.0
 """Launching a captured graph (cost_model.md section 1.9)."""
-
-_LAUNCH_US: Final = 5.0
-"""Host time of one bare kernel launch (cost_model.md section 1.9)."""
-
-_PYTHON_LAUNCH_US: Final = 18.0
-"""Host time of a kernel reached through Python: attention and collectives (section 1.9)."""
-
-_LAYER_KERNELS: Final = 11
-"""Kernels of a dense layer: four linear ones, two norms, rope, activation, cache write, attention
-and its scheduler; two of them are behind Python."""
-
-_PYTHON_OPS: Final = 2
-
-_EXPERT_KERNELS: Final = 40
-"""What a layer with experts launches more, all of it through Python inside one custom op. Eager
-Qwen3-30B-A3B launches 61 kernels a layer (nsys, h200_kernels_nsys_4096tok_tp4dp2ep8.csv), of which
-about 20 are a dense layer's and its collectives'."""
-
-_BLOCK_LINEAR_US: Final = 75.0
-"""Host time of one block-fp8 linear layer, quantisation included: aiconfigurator's tables of vLLM's
-show 60 to 90 us whatever the size, which its README puts down to launches."""
 
 
 def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
@@ -166,7 +146,7 @@ class TabledStepCost:
         self._experts = ExpertPrice(spec, tables, self._shard) if model.experts else None
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
         self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
-        self._eager_ns = _eager_launch_us(spec) * 1e3
+        self._eager_ns = eager_launch_us(spec) * 1e3
         self._token_ns: list[float] = []
         self._moved_ns: list[float] = []
         self._head_ns: list[float] = []
@@ -498,26 +478,6 @@ def _raise_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[floa
             head_xs, head_ys = ([xs[0]], [floor]) if crossing > xs[0] else ([], [])
             return [*head_xs, crossing, *xs[i:]], [*head_ys, floor, *ys[i:]]
     return [xs[0], xs[-1]], [floor, floor]
-
-
-def _eager_launch_us(spec: StepSpec) -> float:
-    """Host time to launch one forward pass kernel by kernel.
-
-    An engine that captures graphs has compiled the layers, and reaches only attention and the
-    collectives through Python; one told not to (`--enforce-eager`) reaches everything that way.
-    """
-    collectives = 0 if spec.parallel.tp == 1 else 2
-    python_ops = _PYTHON_OPS + collectives
-    bare_kernels = _LAYER_KERNELS - _PYTHON_OPS
-    if not spec.cudagraph_sizes:
-        python_ops, bare_kernels = python_ops + bare_kernels, 0
-    per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
-    layers, with_experts = spec.model.num_layers, spec.model.expert_layers
-    experts_us = with_experts * (_EXPERT_KERNELS * _PYTHON_LAUNCH_US)
-    blocks_us = 0.0
-    if linear_weights(spec.model, spec.precision) == "fp8_block":
-        blocks_us = (4 * layers - 2 * with_experts) * _BLOCK_LINEAR_US
-    return layers * per_layer + experts_us + blocks_us
 
 
 def _of_size(by_size: Mapping[int, _Table], size: int) -> _Table:

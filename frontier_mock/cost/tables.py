@@ -102,13 +102,16 @@ class PrefillAttentionTable:
     """The equation, and how much longer than it says the work of a prompt takes.
 
     `work_ratio[i, j]` belongs to `log_group[i]` (query heads per KV head) and `log_length[j]`
-    (length of a prompt without past, in whole tiles).
+    (length of a prompt without past, in whole tiles). `head_ratio[k, l]` multiplies it for as many
+    KV heads as `log_heads[l]`, with one query head each (k = 0) or several.
     """
 
     fit: PrefillAttentionFit
     log_group: Floats
     log_length: Floats
     work_ratio: Floats
+    log_heads: Floats
+    head_ratio: Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,53 @@
+"""Host time of a forward pass whose kernels are launched one by one. PURE."""
+
+from typing import Final
+
+from frontier_mock.cost.layers import linear_weights
+from frontier_mock.cost.specs import StepSpec
+
+_LAUNCH_US: Final = 5.0
+"""Host time of one bare kernel launch (cost_model.md section 1.9)."""
+
+_PYTHON_LAUNCH_US: Final = 18.0
+"""Host time of a kernel reached through Python: attention and collectives (section 1.9)."""
+
+_LAYER_KERNELS: Final = 11
+"""Kernels of a dense layer: four linear ones, two norms, rope, activation, cache write, attention
+and its scheduler; two of them are behind Python."""
+
+_PYTHON_OPS: Final = 2
+
+_EXPERT_KERNELS: Final = 40
+"""What a layer with experts launches more, all of it through Python inside one custom op. Eager
+Qwen3-30B-A3B launches 61 kernels a layer (nsys, h200_kernels_nsys_4096tok_tp4dp2ep8.csv), of which
+about 20 are a dense layer's and its collectives'."""
+
+_FUSED_EXPERT_KERNELS: Final = 20
+"""The same where routing is part of the expert kernels (mxfp4 in vLLM and SGLang): an inference, no
+more than half."""
+
+_BLOCK_LINEAR_US: Final = 75.0
+"""Host time of one block-fp8 linear layer, quantisation included: aiconfigurator's tables of vLLM's
+show 60 to 90 us whatever the size, which its README puts down to launches."""
+
+
+def eager_launch_us(spec: StepSpec) -> float:
+    """Microseconds to launch one forward pass kernel by kernel.
+
+    An engine that captures graphs has compiled the layers, and reaches only attention and the
+    collectives through Python; one told not to (`--enforce-eager`) reaches everything that way.
+    """
+    collectives = 0 if spec.parallel.tp == 1 else 2
+    python_ops = _PYTHON_OPS + collectives
+    bare_kernels = _LAYER_KERNELS - _PYTHON_OPS
+    if not spec.cudagraph_sizes:
+        python_ops, bare_kernels = python_ops + bare_kernels, 0
+    per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
+    layers, with_experts = spec.model.num_layers, spec.model.expert_layers
+    fused = spec.precision.weights == "mxfp4"
+    kernels = _FUSED_EXPERT_KERNELS if fused else _EXPERT_KERNELS
+    experts_us = with_experts * (kernels * _PYTHON_LAUNCH_US)
+    blocks_us = 0.0
+    if linear_weights(spec.model, spec.precision) == "fp8_block":
+        blocks_us = (4 * layers - 2 * with_experts) * _BLOCK_LINEAR_US
+    return layers * per_layer + experts_us + blocks_us
