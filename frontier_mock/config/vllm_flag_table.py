@@ -110,14 +110,14 @@ ENGINE_FLAGS = """
 deepep_low_latency,deepep_v2,mori_high_throughput,mori_low_latency,moonep,nixl_ep,\
 flashinfer_all2allv,flashinfer_nvlink_two_sided,flashinfer_nvlink_one_sided,passthrough | \
 allgather_reducescatter | how tokens reach experts when data-parallel
---enable-dbo | switch | False | overlap of two half batches; only with data parallelism
+--enable-dbo | switch | False | two half batches overlap, with data parallelism or AFD
 --enable-shm-tensor-arena | switch | False |
 --ubatch-size | int>=0 | 0 |
 --enable-elastic-ep | switch | False |
 --elastic-ep-max-dp-size | int>=1 | - |
---dbo-decode-token-threshold | int>=0 | 32 |
+--dbo-decode-token-threshold | int>=0 | 32 | with AFD and DBO: fewer are not cut in two
 --dp-sync-interval | int>=1 | 16 |
---dbo-prefill-token-threshold | int>=0 | 512 |
+--dbo-prefill-token-threshold | int>=0 | 512 | likewise, in steps with prompts
 --disable-nccl-for-dp-synchronization | switch | - |
 --enable-eplb | switch | False |
 --eplb-config | json | - |

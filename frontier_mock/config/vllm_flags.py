@@ -243,8 +243,12 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _weight_transfer(given.get("weight_transfer_config"))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["kv_transfer_config"] = read_kv_transfer(given.get("kv_transfer_config"))
+    thresholds = (
+        given.get("dbo_decode_token_threshold", 32),
+        given.get("dbo_prefill_token_threshold", 512),
+    )
     values["afd"] = afd_of_plugin(
-        given.get("additional_config"), ranks, values.get("enable_dbo", False)
+        given.get("additional_config"), ranks, values.get("enable_dbo", False), thresholds
     )
     if values.get("kv_events_config") is not None:
         read_kv_events(values["kv_events_config"])

@@ -114,6 +114,7 @@ def test_what_cannot_be_is_one_line(afd: str, model: str, said: str) -> None:
 
 def test_the_plugins_flags_make_an_instance() -> None:
     flags = ["-dp", "4", "-ep", "--enable-dbo", "--sim-ffn-hardware", "h20"]
+    flags += ["--dbo-decode-token-threshold", "2"]
     config = json.dumps({"afd": PLUGIN | {"compute_gate_on_attention": True}})
     args = parse_serve(["stepfun-ai/step3-fp8", *flags, "--additional-config", config], {})
     assert args.vllm.afd == AfdArgs(
@@ -124,6 +125,8 @@ def test_the_plugins_flags_make_an_instance() -> None:
         connector="p2p",
         a2f_bytes=2,
         gate_on_attention=True,
+        least_decodes=2,
+        least_prompt_tokens=512,
     )
     assert "--additional-config" not in args.without_effect
 

@@ -86,6 +86,7 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     fields = set(VllmArgs.__dataclass_fields__)
     folded = {"compilation_config", "override_generation_config", "additional_config"}
     folded.add("weight_transfer_config")
+    folded |= {"dbo_decode_token_threshold", "dbo_prefill_token_threshold"}
     assert acted - folded == fields - {"max_new_tokens", "afd", "weight_transfer_backend"}
 
 
