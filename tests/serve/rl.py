@@ -1,14 +1,25 @@
 """A server as RL drivers start it: scale-out routes, dev mode, weights that take time to move."""
 
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import wraps
+from typing import Any, ParamSpec
 
+import httpx
+
+from frontier_mock.client.wrap import with_actor
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.settings import HttpSettings
-from frontier_mock.serve.up import ServeSpec
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.testing import run_virtual
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
-from tests.serve.live import WARP, serve_spec
+from tests.serve.live import serve_spec
 
+ArgsT = ParamSpec("ArgsT")
+
+GENERATE = "/inference/v1/generate"
+PROMPT = [*b"<|im_start|>user hello\n"]
 GIGABYTE = 10**9
 GPUS = Deployment(
     weight_bytes=8 * GIGABYTE,
@@ -21,7 +32,7 @@ GPUS = Deployment(
 
 
 def rl_spec(
-    clock: ClockSpec = WARP,
+    clock: ClockSpec | None = None,
     *,
     gpus: Deployment = GPUS,
     dev_mode: bool = True,
@@ -30,6 +41,33 @@ def rl_spec(
     workers: int = 1,
 ) -> ServeSpec:
     http = HttpSettings(dev_mode=dev_mode, scale_out=scale_out)
-    spec = serve_spec(clock, workers=workers, http=http)
+    spec = serve_spec(clock or ClockSpec(), workers=workers, http=http)
     served = [replace(model, deployment=gpus, eos=eos) for model in spec.served]
     return replace(spec, served=served)
+
+
+def in_virtual_time(
+    test: Callable[ArgsT, Coroutine[Any, Any, None]],
+) -> Callable[ArgsT, None]:
+    """A test whose client and server share a loop that never waits."""
+
+    @wraps(test)
+    def run(*args: ArgsT.args, **kwargs: ArgsT.kwargs) -> None:
+        run_virtual(test(*args, **kwargs))
+
+    return run
+
+
+def client_of(server: ClusterServer) -> httpx.AsyncClient:
+    """A client whose requests come in the order of the tasks that make them."""
+    return with_actor(httpx.AsyncClient(base_url=server.urls[0], timeout=None))
+
+
+async def generate(
+    client: httpx.AsyncClient, max_tokens: int = 40, prompt: list[int] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the inference route answers to `prompt`, with the logprob of each token."""
+    params = {"max_tokens": max_tokens, "logprobs": 0, **more}
+    asked = {"token_ids": PROMPT if prompt is None else prompt, "sampling_params": params}
+    body: dict[str, Any] = (await client.post(GENERATE, json=asked)).json()
+    return body

@@ -7,13 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.wire.deployment import Deployment
 from tests.serve.live import live, serve_spec
-from tests.serve.rl import rl_spec
-
-GENERATE = "/inference/v1/generate"
-PROMPT = [*b"<|im_start|>user hello\n"]
+from tests.serve.rl import GENERATE, PROMPT, client_of, generate, in_virtual_time, rl_spec
 
 
 def body(**more: Any) -> dict[str, Any]:
@@ -96,7 +92,7 @@ async def test_streamed_tokens_are_those_of_the_body() -> None:
         assert all("prompt_token_ids" not in chunk for chunk in chunks[1:])
         for i, choice in enumerate(whole["choices"]):
             mine = [c["choices"][0] for c in chunks[:-1] if c["choices"][0]["index"] == i]
-            assert sum([m["token_ids"] for m in mine], []) == choice["token_ids"]
+            assert [t for m in mine for t in m["token_ids"]] == choice["token_ids"]
             said = [entry for m in mine for entry in m["logprobs"]["content"]]
             assert said == choice["logprobs"]["content"]
             assert mine[-1]["finish_reason"] == "length"
@@ -164,30 +160,23 @@ async def test_without_a_cap_the_room_in_the_context_is_used() -> None:
         assert choice["finish_reason"] == "length"
 
 
+@in_virtual_time
 async def test_an_abort_ends_a_request_with_what_it_has_said() -> None:
-    clock = ClockSpec(mode="scaled", scale=20.0, late_ms_max=1e9)
-    async with live(rl_spec(clock)) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
-        whole = (
-            await client.post(GENERATE, json=body(sampling_params={"max_tokens": 3000}))
-        ).json()
+    async with live(rl_spec()) as server, client_of(server) as client:
+        whole = await generate(client, 3000)
         asked = body(request_id="long", sampling_params={"max_tokens": 3000}, stream=True)
-        async with client.stream("POST", GENERATE, json=asked) as response:
-            lines = response.aiter_lines()
-            first = json.loads((await anext(lines)).removeprefix("data: "))
-            ids = first["choices"][0]["token_ids"]
-            await client.post(
-                "/inference/v1/abort_requests", json={"request_ids": ["generate-tokens-long"]}
-            )
-            last = None
-            async for line in lines:
-                if line.startswith("data: {"):
-                    last = json.loads(line.removeprefix("data: "))["choices"][0]
-                    ids += last["token_ids"]
-        assert last is not None
-        assert last["finish_reason"] == "abort"
-        assert 0 < len(ids) < 3000
+        reading = asyncio.create_task(client.post(GENERATE, json=asked))
+        await asyncio.sleep(0.5)
+        abort = {"request_ids": ["generate-tokens-long"]}
+        said = await client.post("/inference/v1/abort_requests", json=abort)
+        assert (said.status_code, said.content) == (200, b"")
+        choices = [chunk["choices"][0] for chunk in frames((await reading).text)]
+        ids = [token for choice in choices for token in choice["token_ids"]]
+        assert choices[-1]["finish_reason"] == "abort"
+        assert 100 < len(ids) < 1000
         assert ids == whole["choices"][0]["token_ids"][: len(ids)]
-        assert last["weight_versions"] == [{"version": "default", "start": 0, "end": len(ids)}]
+        spans = [{"version": "default", "start": 0, "end": len(ids)}]
+        assert choices[-1]["weight_versions"] == spans
         wrong = await client.post("/inference/v1/abort_requests", json={})
         assert wrong.status_code == 400
         assert wrong.json()["error"]["message"] == "Missing 'request_ids' in request body"
@@ -263,15 +252,13 @@ async def test_half_a_surrogate_pair_is_what_starlette_makes_of_it() -> None:
         assert "surrogates not allowed" in answer.json()["error"]["message"]
 
 
+@in_virtual_time
 async def test_aborts_reach_many_requests_at_once() -> None:
-    clock = ClockSpec(mode="scaled", scale=20.0, late_ms_max=1e9)
-    async with live(rl_spec(clock)) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+    async with live(rl_spec()) as server, client_of(server) as client:
         asked = {"prompt": "go", "max_tokens": 3000, "n": 2, "temperature": 1}
-        waiting = [
-            asyncio.create_task(client.post("/v1/completions", json=asked)) for _ in range(3)
-        ]
-        while len(server.driver.delivery.flights) < 6:
-            await asyncio.sleep(0)
+        posts = [client.post("/v1/completions", json=asked) for _ in range(3)]
+        waiting = [asyncio.create_task(post) for post in posts]
+        await asyncio.sleep(0.2)
         answer = await client.post("/abort_requests", json={})
         assert answer.json() == {"status": "aborted", "aborted": 6}
         for response in await asyncio.gather(*waiting):
