@@ -65,6 +65,7 @@ class Endpoint:
         self._path = "/v1/chat/completions" if self._chat else "/v1/completions"
         key = "" if spec.api_key is None else f"Authorization: Bearer {spec.api_key}\r\n"
         self.http = HttpClient(spec.url, key)
+        self._sent = 0
 
     async def generate(
         self, submit: Submit, actor: str | None, spoken: Mapping[int, str]
@@ -74,7 +75,7 @@ class Endpoint:
         `actor` is the lease the request carries; `spoken` holds earlier outputs by stream number.
         """
         body = self._body(submit, spoken)
-        headers = "" if actor is None else f"tracestate: fmock={actor}\r\n"
+        headers = "" if actor is None else self._carriers(actor)
         stream = _Stream() if self._spec.stream else None
         sent = time.perf_counter_ns()
         try:
@@ -88,6 +89,11 @@ class Endpoint:
         if stream is None or reply.status != 200:
             return _whole_answer(reply.status, reply.headers, reply.body, sent, done)
         return _streamed_answer(stream, reply.headers, sent, done)
+
+    def _carriers(self, actor: str) -> str:
+        """Header lines that carry a lease: what some routers drop, others make request ids of."""
+        self._sent += 1
+        return f"tracestate: fmock={actor}\r\nx-request-id: fmock-{actor}--{self._sent}\r\n"
 
     def _body(self, submit: Submit, spoken: Mapping[int, str]) -> bytes:
         prompt: object = render_prompt(submit, spoken)

@@ -22,8 +22,9 @@ lease for every thread of control, so that virtual time moves only when all of t
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -64,10 +65,18 @@ class _Play:
     exchanges: list[Exchange] = field(default_factory=list)
     spoken: dict[int, str] = field(default_factory=dict)
 
-    async def exchange(self, timed: Timed, actor: str | None, lateness_ns: SimTime = 0) -> Answer:
-        """Send one request, wait for its answer, and keep both."""
+    async def exchange(
+        self,
+        timed: Timed,
+        actor: str | None,
+        lateness_ns: SimTime = 0,
+        stamp: Callable[[Answer], Awaitable[Answer]] | None = None,
+    ) -> Answer:
+        """Send one request, wait for its answer, and keep both; `stamp` may see to its times."""
         submit = timed.submit
         answer = await self.endpoint.generate(submit, actor, self.spoken)
+        if stamp is not None:
+            answer = await stamp(answer)
         if self.source.feeds_back and len(answer.text) == submit.output_tokens:
             self.spoken[output_stream(timed.item.seq)] = answer.text
         answer = answer._replace(text="")
@@ -159,10 +168,11 @@ class _Warp:
             await clock.release([PACER])
 
     async def _one(self, timed: Timed, actor: str) -> None:
-        answer = await self.play.exchange(timed, actor)
+        stamp = None if self._once else partial(self._stamp, timed, actor)
+        answer = await self.play.exchange(timed, actor, 0, stamp)
         clock = self._clock
         if self._once:  # 2
-            if answer.arrival_ns == NEVER:
+            if answer.arrival_ns == NEVER and answer.status != 200:
                 # It never reached the engine, which would have ended the lease.
                 await clock.release([actor])
             self._report(answer)
@@ -175,6 +185,17 @@ class _Warp:
         await clock.sleep(actor, 0)  # 3
         self._report(answer)
         await self._follow_up()
+
+    async def _stamp(self, timed: Timed, actor: str, answer: Answer) -> Answer:
+        """The answer with its virtual times where a router has swallowed them.
+
+        It arrived when it was due, and with the lease back, time stands where it ended.
+        """
+        if answer.status != 200 or answer.message or answer.finish_ns != NEVER:
+            return answer
+        await self._clock.sleep(actor, 0)
+        arrival_ns = self._start_ns + timed.t_ns
+        return answer._replace(arrival_ns=arrival_ns, finish_ns=self._clock.now_ns)
 
     async def _next_in_lane(self, answer: Answer, item: Item, actor: str) -> None:
         """The one request that `item` releases, if any, under a name of its own."""

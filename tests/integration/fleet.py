@@ -69,12 +69,16 @@ ROUTERS: dict[str, tuple[str, list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Workers of a scenario, each on a port of its own; `clock_url` reaches their clock."""
+    """Workers of a scenario, each on a port of its own; `clock_url` reaches their clock.
+
+    `grpc_urls` are those of workers that speak gRPC as well.
+    """
 
     scenario: ScenarioSpec
     urls: tuple[str, ...]
     clock_url: str
     journal: Path
+    grpc_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +121,10 @@ def fleet(
     argv += ["--patience-s", str(patience_s), *flags]
     with process("up", argv, log) as server:
         wait_until(ready.exists, server, "frontier-mock up", log)
-        urls = tuple(worker["url"] for worker in json.loads(ready.read_text())["workers"])
-        yield Fleet(scenario, urls, urls[0], journal)
+        workers = json.loads(ready.read_text())["workers"]
+        urls = tuple(worker["url"] for worker in workers)
+        grpc_urls = tuple(worker["grpc_url"] for worker in workers if "grpc_url" in worker)
+        yield Fleet(scenario, urls, urls[0], journal, grpc_urls)
 
 
 @dataclass(frozen=True, slots=True)
