@@ -1,7 +1,8 @@
 """A run as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
 One process per server with a track of steps per rank, a counter of running sequences, and its
-requests as nested asynchronous slices: queue, prefill, decode. Where attention and FFN are apart a
+requests as nested asynchronous slices: queue, prefill, decode, and beside them the transfers of KV
+that a decode server received. Where attention and FFN are apart a
 process more per server shows sampled steps from the inside, layer by layer, with the ping-pong of
 micro-batches between the two sides. Times are virtual microseconds.
 """
@@ -14,6 +15,7 @@ from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.events import (
     Finished,
     FirstToken,
+    KvReceived,
     Preempted,
     Rejected,
     Scheduled,
@@ -181,6 +183,11 @@ def _requests(cluster: Cluster) -> Iterator[TraceEvent]:
             yield from _next(phases, "prefill", number, rid, event.t_ns)
         elif isinstance(event, FirstToken):
             yield from _next(phases, "decode", number, rid, event.t_ns)
+        elif isinstance(event, KvReceived):
+            began_ns = max(event.computed_ns, event.allocated_ns)
+            moved: TraceEvent = {"args": {"bytes": event.num_bytes, "request": rid}}
+            for kind, t_ns in (("b", began_ns), ("e", event.t_ns)):
+                yield _phase(kind, "KV transfer", number, rid, t_ns, "transfer") | moved
         elif isinstance(event, Preempted):
             yield from _next(phases, "preempted", number, rid, event.t_ns)
         elif isinstance(event, Finished | Rejected):
@@ -196,10 +203,12 @@ def _next(
     return (_phase("e", ended, number, rid, t_ns), _phase("b", phase, number, rid, t_ns))
 
 
-def _phase(kind: str, name: str, number: int, rid: int, t_ns: SimTime) -> TraceEvent:
+def _phase(
+    kind: str, name: str, number: int, rid: int, t_ns: SimTime, category: str = "request"
+) -> TraceEvent:
     return {
         "ph": kind,
-        "cat": "request",
+        "cat": category,
         "name": name,
         "id": rid,
         "pid": number,

@@ -196,6 +196,32 @@ def test_a_trace_has_every_step_and_every_request() -> None:
     }
 
 
+PAIRED = """
+name: pair
+cluster:
+  workers:
+    - {name: p, role: prefill, model: Qwen/Qwen3-8B}
+    - {name: d, role: decode, model: Qwen/Qwen3-8B}
+workload: {kind: burst, num_requests: 5, input_tokens: {fixed: 500}, output_tokens: {fixed: 9}}
+"""
+
+
+def test_a_trace_has_the_transfers_between_engines() -> None:
+    spec = parsed(PAIRED)
+    assert spec.workload is not None
+    resolved = resolve_scenario(spec)
+    cluster = build_cluster(resolved.spec, resolved.costs)
+    keep_step_logs(cluster)
+    run(cluster, build_source(spec.workload, seed=1))
+    events = json.loads(trace_json(cluster, resolved.costs))["traceEvents"]
+    moved = [e for e in events if e.get("cat") == "transfer"]
+    begun = {e["id"]: e["ts"] for e in moved if e["ph"] == "b"}
+    ended = {e["id"]: e["ts"] for e in moved if e["ph"] == "e"}
+    assert len(begun) == len(ended) == 5
+    assert all(begun[rid] < ended[rid] for rid in begun)
+    assert {e["pid"] for e in moved} == {2}
+
+
 def test_a_trace_shows_the_ping_pong() -> None:
     """Attention works on one micro-batch while FFN works on another."""
     events, _ = trace()
