@@ -79,6 +79,10 @@ class Topology:
             path.append(self._spine)
         return tuple(path)
 
+    def way_in(self, target: int) -> tuple[int, ...]:
+        """Links of an engine for what comes from outside of the cluster."""
+        return (self._ports[target]["nic in"],)
+
     def links_of(self, worker: int) -> tuple[int, ...]:
         """All links of one engine."""
         return tuple(self._ports[worker].values())

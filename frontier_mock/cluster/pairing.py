@@ -182,6 +182,13 @@ class Pairing:
         room.allocated_ns = t_ns
         room.cached_tokens = cached_tokens
         sender = room.sender
+        if transfer.far:
+            # It is there, wherever that is: only this side's links are in sight.
+            room.arrived_ns = room.scheduled_ns = room.computed_ns = t_ns
+            room.computed_tokens = seq.prompt_tokens
+            room.moving = True
+            self._after(self._latency_ns, room, self._begin, t_ns)
+            return
         if transfer.style == "pull" and (sender is None or room.released):
             self._after(self._control_ns, room, self._unknown, t_ns)
             return
@@ -263,12 +270,15 @@ class Pairing:
 
     def _begin(self, room: Room, t_ns: SimTime) -> None:
         sender, receiver = room.sender, room.receiver
-        if sender is None or receiver is None:
+        if receiver is None or (sender is None and not _transfer(receiver).far):
             room.moving = False
             return
         total = self._total(room, room.computed_tokens)
         self._by_flow[room.number] = room
-        path = self.topology.path(sender.worker, receiver.worker)
+        if sender is None:
+            path = self.topology.way_in(receiver.worker)
+        else:
+            path = self.topology.path(sender.worker, receiver.worker)
         self.fabric.start(t_ns, room.number, path, total - room.sent_bytes)
         room.sent_bytes = total
 
@@ -288,8 +298,9 @@ class Pairing:
         return max(0, shape.prompt_bytes(tokens) - shape.prompt_bytes(room.cached_tokens))
 
     def _relayout_ns(self, room: Room) -> SimTime:
-        assert room.sender is not None
         assert room.receiver is not None
+        if room.sender is None:
+            return 0
         source, target = room.sender.worker, room.receiver.worker
         if same_layout(self._steps[source], self._steps[target]):
             return 0
@@ -314,7 +325,7 @@ class Pairing:
     def _arrive(self, room: Room, t_ns: SimTime) -> None:
         """All of it is where it should be."""
         sender, receiver = room.sender, room.receiver
-        if sender is None or receiver is None:
+        if receiver is None or (sender is None and not _transfer(receiver).far):
             # Gone since; the other side will hear of it.
             room.moving = False
             return
@@ -334,7 +345,8 @@ class Pairing:
         self._workers[worker].received(receiver, t_ns)
         self.touched.append(worker)
         self._close(room)
-        self._release_later(room, sender, "sent", t_ns)
+        if sender is not None:
+            self._release_later(room, sender, "sent", t_ns)
 
     def _release_later(self, room: Room, sender: Seq, reason: str, t_ns: SimTime) -> None:
         """Tell the sender that its blocks are not needed any more, which takes a notification."""

@@ -14,8 +14,10 @@ from frontier_mock.config.tokenizers import load_tokenizer
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.specs import ParallelSpec
 from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.kv_transfer import KvPort
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
@@ -34,7 +36,7 @@ def served_models(
     """
     tokenizers: dict[str | None, Tokenizer] = {}
     rings: dict[tuple[str | None, int], TextRing] = {}
-    models = []
+    models: list[ServedModel] = []
     for worker in cluster.workers:
         source = tokenizer_source(worker.args)
         if source not in tokenizers:
@@ -44,12 +46,39 @@ def served_models(
         if key not in rings:
             rings[key] = _ring(tokenizer, key[1])
         model = _served(worker, tokenizer, rings[key], eos, environment)
+        model = replace(model, kv=_kv_port(worker, len(models), environment))
         if worker.sglang is not None:
             name = worker.sglang.served_model_name or worker.sglang.model_path
             front = sglang_front(worker)
             model = replace(model, names=(name,), system_fingerprint=None, sglang=front)
         models.append(model)
-    return models
+    peers = frozenset(model.kv.engine_id for model in models if model.kv is not None)
+    return [
+        model if model.kv is None else replace(model, kv=replace(model.kv, peers=peers))
+        for model in models
+    ]
+
+
+def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]) -> KvPort | None:
+    """What a vLLM worker's connector says of itself; ports count up with the workers."""
+    args, connector = worker.args.kv_transfer_config, worker.spec.connector
+    if args is None or connector is None:
+        return None
+    parallel = worker.spec.step.parallel
+    first = _limit_reader(environment)("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)
+    return KvPort(
+        connector=connector.name,
+        style=connector.style,
+        engine_id=args.engine_id if args.engine_id and not worker.place else _random_id(),
+        host=environment.get("VLLM_NIXL_SIDE_CHANNEL_HOST", "localhost"),
+        port=first + number,
+        tp=parallel.tp,
+        pp=parallel.pp,
+        block_tokens=worker.spec.scheduler.block_size,
+        patience_ns=from_seconds(connector.patience_s),
+        recompute=connector.recompute,
+        streams=connector.streams,
+    )
 
 
 def tokenizer_source(args: VllmArgs) -> str | None:

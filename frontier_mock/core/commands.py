@@ -24,7 +24,8 @@ class Transfer:
 
     `patience_ns` is how long one side waits for the other. With `recompute` a receiver whose
     transfer failed computes the prompt itself; else it ends with reason "error". `streams`: what is
-    computed moves while the rest is being computed.
+    computed moves while the rest is being computed. `far`: the sender is in no engine of this
+    cluster, and has what the receiver was told it has.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Transfer:
     patience_ns: int = 30_000_000_000
     recompute: bool = False
     streams: bool = False
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True)

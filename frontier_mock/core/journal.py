@@ -64,7 +64,7 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
 def _transfer_fields(transfer: Transfer | None) -> dict[str, object]:
     if transfer is None:
         return {}
-    flags = [transfer.sends, transfer.recompute, transfer.streams]
+    flags = [transfer.sends, transfer.recompute, transfer.streams, transfer.far]
     return {"transfer": [transfer.key, transfer.style, transfer.patience_ns, *flags]}
 
 
@@ -118,12 +118,11 @@ def _transfer(value: object) -> Transfer | None:
         return None
     if not isinstance(value, list):
         raise ValueError("transfer must be a list")
-    key, style, patience_ns, sends, recompute, streams = value
+    key, style, patience_ns, sends, recompute, streams, far = value
     if style not in TRANSFER_STYLES:
         raise ValueError(f"unknown transfer style {style!r}")
-    return Transfer(
-        str(key), bool(sends), str(style), _int(patience_ns), bool(recompute), bool(streams)
-    )
+    flags = bool(recompute), bool(streams), bool(far)
+    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags)
 
 
 def _control(fields: dict[str, object]) -> Command | None:

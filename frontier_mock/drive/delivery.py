@@ -14,6 +14,7 @@ from frontier_mock.core.events import (
     Event,
     Finished,
     FirstToken,
+    KvReceived,
     Preempted,
     Rejected,
     Scheduled,
@@ -145,13 +146,17 @@ class Delivery:
                 if flight is not None:
                     flight.queued = False
                     if not event.resumed:
-                        flight.cached_tokens = event.cached_tokens
+                        flight.cached_tokens = max(flight.cached_tokens, event.cached_tokens)
                         flight.scheduled_ns = event.t_ns
             elif isinstance(event, Preempted):
                 flight = flights.get(event.rid)
                 if flight is not None:
                     flight.queued = True
                     flight.preemptions += 1
+            elif isinstance(event, KvReceived):
+                flight = flights.get(event.rid)
+                if flight is not None:
+                    self._received(flight)
             elif isinstance(event, Rejected):
                 self._refuse(event.rid, event.reason)
             elif isinstance(event, Controlled):
@@ -159,6 +164,13 @@ class Delivery:
         self._cursor = end
         if end - self._digested >= _EVENTS_BATCH:
             self._digest(end)
+
+    @staticmethod
+    def _received(flight: Flight) -> None:
+        """The KV of a prompt came from elsewhere: vLLM calls all but its last token cached."""
+        submit = flight.ticket.submits[flight.position]
+        if submit.transfer is not None and submit.transfer.style != "room":
+            flight.cached_tokens = submit.prompt.num_tokens - 1
 
     def _digest(self, end: int) -> None:
         """Take folded events into the digest, and let go of them once there are too many."""

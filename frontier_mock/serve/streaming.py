@@ -25,6 +25,9 @@ from frontier_mock.wire.errors import (
 from frontier_mock.wire.generation import Generation, Outcome, WeightSpan
 from frontier_mock.wire.sse import KEEP_ALIVE
 
+ERROR = "error"
+"""Why a sequence ended whose KV transfer failed."""
+
 
 class Whole:
     """Waits for every choice, then renders once."""
@@ -59,6 +62,9 @@ class Whole:
             self._exchange.reply(error_answer(_refusal(ticket), self.generation.kind))
             return
         outcomes = self._outcomes
+        if _failed(outcomes):
+            self._exchange.reply(error_answer(internal_error(), self.generation.kind))
+            return
         body = DIALECTS[self.generation.kind].whole(self.generation, outcomes, int(time.time()))
         self._exchange.reply(Answer(200, body, extra=virtual_times(ticket.arrival_ns, outcomes)))
 
@@ -119,6 +125,8 @@ class Stream:
         """Last delta of a choice. That of the last choice waits for `deliver`."""
         result = _outcome(self.generation, ticket, flight, reason, self._versions)
         self._outcomes.append(result)
+        if reason == ERROR:
+            return
         data = self._renderer.finish(result.index, flight.sent, result)
         if ticket.open == 0:
             self._last = data
@@ -129,6 +137,8 @@ class Stream:
         """The last bytes: final delta, usage if asked for, `[DONE]`, end of body."""
         if ticket.rejected:
             self._give_up(_refusal(ticket))
+        elif _failed(self._outcomes):
+            self._give_up(internal_error())
         else:
             self._exchange.end(self._last + self._renderer.tail(self._outcomes))
 
@@ -235,6 +245,11 @@ def _outcome(
         flight.finish_ns,
         spans,
     )
+
+
+def _failed(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the engine gave up on a choice: its prompt's KV did not come."""
+    return any(outcome.finish_reason == ERROR for outcome in outcomes)
 
 
 def _refusal(ticket: Ticket) -> ApiError:

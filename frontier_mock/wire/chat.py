@@ -15,6 +15,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, PromptText
+from frontier_mock.wire.kv_transfer import with_transfer
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import (
     Headers,
@@ -274,7 +275,7 @@ def _plan(
     role = "assistant" if extras.add_prompt or not turns else str(turns[-1]["role"])
     include_usage, continuous = sampling.wants_usage(fields, served)
     keep_ids = extras.return_ids or bool(logprobs and logprobs.prompt is not None)
-    return Generation(
+    generation = Generation(
         id=f"chatcmpl-{base_request_id(fields, headers, served)}",
         kind=CHAT,
         model=served.names[0],
@@ -301,6 +302,7 @@ def _plan(
         data_parallel_rank=rank,
         weight_versions=flag_field(fields, "return_weight_versions"),
     )
+    return with_transfer(generation, fields, headers, served.kv, served.new_id)
 
 
 def _extras(fields: Fields, served: ServedModel) -> _Extras:

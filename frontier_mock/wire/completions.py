@@ -18,6 +18,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import COMPLETION, Generation, LogprobsPlan, PromptText
+from frontier_mock.wire.kv_transfer import with_transfer
 from frontier_mock.wire.plan import (
     Headers,
     PromptLimits,
@@ -225,7 +226,7 @@ def _plan(
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = extras.return_ids
     keep_ids = return_ids or echo or bool(logprobs and logprobs.prompt is not None)
-    return Generation(
+    generation = Generation(
         id=f"cmpl-{base_request_id(fields, headers, served)}",
         kind=COMPLETION,
         model=served.names[0],
@@ -256,6 +257,7 @@ def _plan(
         data_parallel_rank=rank,
         weight_versions=flag_field(fields, "return_weight_versions"),
     )
+    return with_transfer(generation, fields, headers, served.kv, served.new_id)
 
 
 def _extras(fields: Fields, served: ServedModel) -> _Extras:

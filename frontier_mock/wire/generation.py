@@ -1,7 +1,7 @@
 """What a request became: the sequences to submit, and what is needed to render their output."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from frontier_mock.core.commands import Submit
 from frontier_mock.wire.text import SyntheticText
@@ -100,6 +100,14 @@ class LogprobsPlan:
     as_token_ids: bool = False
 
 
+class HandedOver(Protocol):
+    """What a prefill server says of a prompt it has computed."""
+
+    def params(self, outcome: Outcome) -> dict[str, Json] | None:
+        """`kv_transfer_params` of the answer."""
+        ...
+
+
 class Generation(NamedTuple):
     """A parsed request. `kind` is the dialect of its answer (`wire.dialects`).
 
@@ -108,6 +116,7 @@ class Generation(NamedTuple):
     produces one token that nobody sees. `actor` is the lease holder named in the body's metadata,
     `data_parallel_rank` the rank pinned by header, -1 if none. `output_mode` is what the inference
     route shows, and `detail` what the answer of another dialect repeats of the request.
+    `handed_over` is what the answer says of a prompt that is to be decoded elsewhere.
     """
 
     id: str
@@ -137,6 +146,7 @@ class Generation(NamedTuple):
     weight_versions: bool = False
     output_mode: str = "tokens"
     detail: Json = None
+    handed_over: HandedOver | None = None
 
     @property
     def submits(self) -> list[Submit]:

@@ -35,6 +35,7 @@ from frontier_mock.wire.fields import (
     union,
 )
 from frontier_mock.wire.generation import INFERENCE, Generation, LogprobsPlan, PromptText
+from frontier_mock.wire.kv_transfer import with_transfer
 from frontier_mock.wire.plan import (
     Headers,
     actor_of,
@@ -227,7 +228,7 @@ def _plan(
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = flag_field(fields, "return_token_ids")
     keep_ids = return_ids or bool(logprobs and logprobs.prompt is not None)
-    return Generation(
+    generation = Generation(
         id=f"generate-tokens-{base_request_id(fields, headers, served)}",
         kind=INFERENCE,
         model=served.names[0],
@@ -250,6 +251,7 @@ def _plan(
         weight_versions=True,
         output_mode=text_field(fields, "output_mode") or "tokens",
     )
+    return with_transfer(generation, fields, headers, served.kv, served.new_id)
 
 
 def _logprobs(wishes: Fields) -> LogprobsPlan | None:

@@ -13,6 +13,7 @@ from frontier_mock.wire.render import (
     chat_message,
     dumps,
     frontier_json,
+    handed_over,
     prompt_ids,
     usage_json,
     weight_spans,
@@ -39,7 +40,7 @@ def render_inference(generation: Generation, outcomes: Sequence[Outcome], create
         f'"created":{created_s},"usage":{usage_json(generation, ordered)},'
         f'"prompt_logprobs":{figures},"prompt_token_id_logprobs":null,'
         f'"prompt_token_ids":{ids_json},"mm_placeholders":null,"metrics":null,'
-        '"kv_transfer_params":null,"ec_transfer_params":null,'
+        f'"kv_transfer_params":{handed_over(generation, ordered)},"ec_transfer_params":null,'
         f'"output_mode":"{generation.output_mode}","choices":[{choices}]{frontier}}}'
     )
     return text.encode()

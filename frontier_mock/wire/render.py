@@ -30,8 +30,19 @@ def render_response(generation: Generation, outcomes: Sequence[Outcome], created
     )
     own = _chat_extras(generation) if chat else ""
     frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
-    tail = f'"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null{frontier}}}'
+    tail = (
+        f'"kv_transfer_params":{handed_over(generation, ordered)},"ec_transfer_params":null,'
+        f'"metrics":null{frontier}}}'
+    )
     return (head + own + tail).encode()
+
+
+def handed_over(generation: Generation, ordered: Sequence[Outcome]) -> str:
+    """`kv_transfer_params`: what a prefill server says of the prompt it has computed."""
+    if generation.handed_over is None:
+        return "null"
+    params = generation.handed_over.params(ordered[0])
+    return "null" if params is None else json.dumps(params, separators=(",", ":"))
 
 
 def usage_json(generation: Generation, outcomes: Sequence[Outcome]) -> str:

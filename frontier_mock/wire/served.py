@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from frontier_mock.core.commands import AUTO_WORKER
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.kv_transfer import KvPort
 from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
@@ -34,7 +35,8 @@ class ServedModel:
     never stops by itself. `keeps_tokens` has prompts remember their ids, for
     KV events. `worker` is the one requests are submitted to, by its number. `deployment` is what
     weight updates and sleep take their time from. `old_metric_names` adds families that vLLM gave
-    up to /metrics. `sglang` has SGLang's own settings if that is the engine.
+    up to /metrics. `sglang` has SGLang's own settings if that is the engine, `kv`
+    what its connector tells other engines, if it has one.
     """
 
     names: tuple[str, ...]
@@ -65,6 +67,7 @@ class ServedModel:
     keeps_tokens: bool = False
     deployment: Deployment = field(default_factory=Deployment)
     sglang: SglangFront | None = None
+    kv: KvPort | None = None
 
     @property
     def block_tokens(self) -> int:
