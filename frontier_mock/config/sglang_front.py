@@ -83,7 +83,12 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
     scheduler = spec.scheduler
     assert isinstance(scheduler, SglangSchedulerSpec)
     given = dict(args.given)
-    fields: dict[str, Json] = {flag.name: _value(flag, given) for flag in sglang_flags()}
+    fields: dict[str, Json] = {
+        # No release has the flags of AFD yet, so nobody sees them who has not given them.
+        flag.name: _value(flag, given)
+        for flag in sglang_flags()
+        if flag.name in given or not flag.name.startswith("afd_")
+    }
     attention_ranks = spec.step.parallel.dp
     fields |= {
         "model_path": args.model_path,

@@ -9,9 +9,15 @@ import pytest
 from frontier_mock.config.afd import AfdArgs, afd_of_plugin, afd_of_sglang
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines, read_recording
-from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario, resolve_single
+from frontier_mock.config.resolve import (
+    ResolvedCluster,
+    resolve_scenario,
+    resolve_single,
+    resolve_single_sglang,
+)
 from frontier_mock.config.scenario import parse_scenario
 from frontier_mock.config.sglang_flags import parse_sglang_serve
+from frontier_mock.config.sglang_front import server_args
 from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.config.workloads import trace_search
 from frontier_mock.core.journal import Journal
@@ -232,6 +238,22 @@ def test_sglangs_command_line() -> None:
         sglang(*flags, "--moe-a2a-backend", "deepep")
     with pytest.raises(ConfigError, match="--enable-two-batch-overlap: does not go with"):
         sglang(*flags, "--enable-two-batch-overlap")
+
+
+def test_server_info_has_the_flags_of_those_who_gave_them() -> None:
+    def shown(*flags: str) -> dict[str, object]:
+        args = parse_sglang_serve(
+            ["--model-path", "stepfun-ai/step3-fp8", "--tp-size", "8", *flags]
+        )
+        made = resolve_single_sglang(args.sglang, "h800", "sglang-0.5.23", 0)
+        return {k: v for k, v in server_args(made.workers[0]).items() if k.startswith("afd_")}
+
+    config = json.dumps({"lanes": 16, "attention_lanes": 8})
+    assert shown() == {}
+    assert shown("--afd-execution-mode", "attention", "--afd-config", config) == {
+        "afd_execution_mode": "attention",
+        "afd_config": {"lanes": 16, "attention_lanes": 8},
+    }
 
 
 def test_a_journal_knows_the_instance(tmp_path: Path) -> None:
