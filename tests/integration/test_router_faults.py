@@ -55,6 +55,12 @@ class Worker:
         ended = [x for x in lines if x.startswith("vllm:request_success_total")]
         return int(sum(float(x.rpartition(" ")[2]) for x in ended if 'reason="abort"' not in x))
 
+    def waiting(self) -> int:
+        """Requests it has, running or not."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        return int(sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(names)))
+
 
 @contextmanager
 def workers(directory: Path, count: int) -> Iterator[list[Worker]]:
@@ -66,7 +72,10 @@ def workers(directory: Path, count: int) -> Iterator[list[Worker]]:
             argv = ["-m", "frontier_mock", "vllm", "serve", MODEL, "--host", "127.0.0.1"]
             argv += ["--port", "0", "--sim-clock", "scaled:20", "--sim-ready-file", str(ready)]
             argv += ["--shutdown-timeout", "20"]
-            child = stack.enter_context(process(f"worker{number}", argv, log))
+            with pytest.MonkeyPatch.context() as patch:
+                # Otherwise there is no /pause.
+                patch.setenv("VLLM_SERVER_DEV_MODE", "1")
+                child = stack.enter_context(process(f"worker{number}", argv, log))
             wait_until(ready.exists, child, "frontier-mock vllm serve", log)
             made.append(Worker(json.loads(ready.read_text())["workers"][0]["url"], child))
         yield made
@@ -174,3 +183,25 @@ async def test_a_draining_worker_answers_what_it_has(name: str, tmp_path: Path) 
     # holds an idle connection to it may meet its end once per client.
     assert len(seen.bad) <= 2 * CLIENTS
     assert "Shutting down" in (tmp_path / "worker0.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["sglang-router", "vllm-router", "haproxy"])
+async def test_a_paused_worker_holds_what_it_gets_and_loses_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    with workers(tmp_path, 2) as served:
+        urls = [worker.url for worker in served]
+        with any_router(name, urls, tmp_path) as url:
+            async with traffic(url) as seen:
+                await until(lambda: len(seen.good_s) >= 60)
+                paused = httpx.post(f"{urls[0]}/pause?mode=keep&clear_cache=false", timeout=10)
+                assert paused.status_code == 200
+                held = served[0].completed()
+                # Nobody takes a paused worker out: it is healthy, and its share of the clients
+                # waits, which under round robin is all of them in the end.
+                await until(lambda: served[0].waiting() == CLIENTS)
+                assert served[0].completed() == held
+                asked_s = time.monotonic()
+                assert httpx.post(f"{urls[0]}/resume", timeout=10).status_code == 200
+                await until(lambda: good_since(seen, asked_s) >= 100)
+        assert seen.bad == []

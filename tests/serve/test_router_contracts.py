@@ -115,6 +115,22 @@ def test_llm_d_reads_gauges_of_vllm() -> None:
     with_cluster(MockSpec(model=MODEL), main)
 
 
+def test_llm_d_renders_prompts_on_the_worker() -> None:
+    """Its precise prefix cache needs the token ids that the engine will see."""
+
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+        rendered = await client.post("/v1/chat/completions/render", json=body)
+        assert rendered.status_code == 200
+        ids = rendered.json()["token_ids"]
+        counted = await client.post("/tokenize", json={**body, "add_generation_prompt": True})
+        assert ids == counted.json()["tokens"]
+        usage = (await chat(client, max_tokens=1))["usage"]
+        assert usage["prompt_tokens"] == len(ids)
+
+    with_cluster(MockSpec(model=MODEL, flags=("--enable-scale-out",)), main)
+
+
 def test_llm_d_reads_gauges_of_sglang(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
         samples = await scraped(client)
@@ -146,4 +162,44 @@ def test_aibrix_reads_sglangs_histograms_and_tokenizes_remotely(tmp_path: Path) 
 
     path = tmp_path / "scenario.yaml"
     path.write_text(SGLANG)
+    with_cluster(MockSpec(scenario=str(path)), main)
+
+
+def test_llm_ds_sidecar_relays_transfer_parameters(tmp_path: Path) -> None:
+    """NIXLv2: nulls to prefill, what that answers to decode, the client's own limits there."""
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        "name: pd\n"
+        "cluster:\n"
+        "  workers:\n"
+        f"    - {{name: p, model: {MODEL}, hardware: h800, role: prefill}}\n"
+        f"    - {{name: d, model: {MODEL}, hardware: h800, role: decode}}\n"
+    )
+
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        prefill, decode = cluster.urls
+        nulls = dict.fromkeys(
+            ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
+        )
+        ask = {"do_remote_decode": True, "do_remote_prefill": False, **nulls}
+        first = await chat(
+            client,
+            f"{prefill}/v1/chat/completions",
+            max_tokens=1,
+            max_completion_tokens=1,
+            stream=False,
+            kv_transfer_params=ask,
+        )
+        params = first["kv_transfer_params"]
+        assert params["do_remote_prefill"] is True
+        assert params["remote_block_ids"]
+        second = await chat(
+            client,
+            f"{decode}/v1/chat/completions",
+            max_tokens=6,
+            ignore_eos=True,
+            kv_transfer_params=params,
+        )
+        assert second["usage"]["completion_tokens"] == 6
+
     with_cluster(MockSpec(scenario=str(path)), main)
