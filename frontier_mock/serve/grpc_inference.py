@@ -9,6 +9,7 @@ from typing import Any
 
 from frontier_mock.core.commands import Flush, Pause, Resume
 from frontier_mock.drive.protocol import Flight, ShutdownError, Ticket
+from frontier_mock.serve.carriers import actor_and_legs
 from frontier_mock.serve.grpc_calls import (
     CallSubscriber,
     Context,
@@ -26,7 +27,12 @@ from frontier_mock.serve.grpc_vllm import refusal
 from frontier_mock.stubs import vllm_control_pb2 as control_pb
 from frontier_mock.stubs import vllm_inference_pb2 as pb
 from frontier_mock.wire.generation import Outcome
-from frontier_mock.wire.grpc_inference import InferenceCall, InferenceSpeech, read_generate
+from frontier_mock.wire.grpc_inference import (
+    InferenceCall,
+    InferenceSpeech,
+    carried_by,
+    read_generate,
+)
 from frontier_mock.wire.grpc_status import (
     FAILED_PRECONDITION,
     INTERNAL,
@@ -73,6 +79,8 @@ class Inference:
         part = self._part
         metadata = metadata_of(context)
         leased = carrier(metadata, request.request_id)
+        if leased[0] is None:
+            leased = actor_and_legs(carried_by(request.kv.cache_salt)[0])
         outbox = Outbox()
         try:
             try:

@@ -48,6 +48,27 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+
+class _OneLine(logging.Filter):
+    """Tells of a failed call in one line, and of a caller that hung up in none.
+
+    grpc itself logs a traceback for every message that cannot be parsed.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log, and without the traceback."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if type(error).__name__ == "ExecuteBatchError":
+            return False
+        record.msg, record.args = f"{record.getMessage()}: {error}", ()
+        record.exc_info = record.exc_text = None
+        return True
+
+
+_ONE_LINE = _OneLine()
+
 Register = Callable[[GrpcPart, Any], None]
 """Adds a service to a server."""
 
@@ -101,6 +122,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listen. Raises ConfigError for a port in use."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_ONE_LINE)
         server = grpc.aio.server(options=_OPTIONS)
         names = self._services
         for name in names:

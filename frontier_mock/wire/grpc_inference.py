@@ -34,6 +34,8 @@ from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
+_CARRIER = "fmock-"
+
 _REASONS = {
     "length": pb.FinishInfo.LENGTH,
     "stop": pb.FinishInfo.STOP,
@@ -80,6 +82,19 @@ def read_generate(
         return _read(request, _rank(rank, served), stream, served)
     except ApiError as error:
         raise GrpcError(code_of_http(error.status), error.message) from None
+
+
+def carried_by(salt: str) -> tuple[str | None, str]:
+    """The actor whose lease a cache salt carries, and the salt proper.
+
+    vllm-router hands on neither headers nor ids, nor any other word of the client's: over it a
+    lease travels as `fmock-<actor>--<salt>`.
+    """
+    if salt.startswith(_CARRIER):
+        name, found, rest = salt[len(_CARRIER) :].partition("--")
+        if found and name:
+            return name, rest
+    return None, salt
 
 
 def _rank(text: str | None, served: ServedModel) -> int:
@@ -155,7 +170,7 @@ def _fields(request: pb.GenerateRequest) -> Fields:
         ("stop", list(stopping.stop_strings)),
         ("include_stop_str_in_output", stopping.include_stop_strings),
         ("ignore_eos", stopping.ignore_eos),
-        ("cache_salt", request.kv.cache_salt),
+        ("cache_salt", carried_by(request.kv.cache_salt)[1]),
     )
     fields: Fields = {name: value for name, value in given if value}
     if sampling.HasField("seed"):

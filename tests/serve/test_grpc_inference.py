@@ -109,10 +109,14 @@ async def test_stop_reasons(inference: Any) -> None:
 async def test_lease_is_honoured(server: ClusterServer, inference: Any) -> None:
     http = HttpClient(server.urls[0])
     async with ClockClient(http, ["agent"]) as clock:
-        for call in (
-            inference.GenerateStream(request(), metadata=LEASE),
-            inference.Generate(request(), metadata=LEASE),
+        salted = request(kv=pb.KVCacheParameters(cache_salt="fmock-agent--s"))
+        for begin in (
+            lambda: inference.GenerateStream(request(), metadata=LEASE),
+            lambda: inference.Generate(request(), metadata=LEASE),
+            # What is left when a router hands nothing else on.
+            lambda: inference.Generate(salted),
         ):
+            call = begin()
             await (answers(call) if hasattr(call, "__aiter__") else call)
             trailer = dict(await call.trailing_metadata())
             assert await clock.sleep("agent", 0) == int(trailer["x-frontier-finish-ns"])
@@ -206,3 +210,17 @@ async def test_abort(server: ClusterServer, inference: Any, control: Any) -> Non
     assert end.finish_reason == pb.FinishInfo.ABORTED
     assert end.num_output_tokens == sum(message.outputs.num_tokens for message in messages) > 0
     http.close()
+
+
+async def test_salt_that_carries_a_lease_is_the_salt_behind_it(inference: Any) -> None:
+    def salted(salt: str) -> pb.GenerateRequest:
+        wishes = pb.ResponseOptions(output_token_ids=True)
+        return request(kv=pb.KVCacheParameters(cache_salt=salt), response=wishes)
+
+    texts = [
+        (await inference.Generate(salted(salt))).outputs.text
+        for salt in ("", "fmock-x--", "s", "fmock-x--s", "fmock-x")
+    ]
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
+    assert len(set(texts)) == 3
