@@ -125,7 +125,7 @@ class StagePrice:
             assert experts is not None
             gate = router_us(step, self._attention_tables, experts, own)[0]
             expert -= router_us(self._ffn, self._ffn_tables, experts, each)[0]
-        if spec.connector == "p2p":
+        if spec.connector == "p2p" and spec.ffn_gpus > 1:
             # From where a token arrives to its experts, as vLLM's own expert layer does it.
             expert += moved_us(self._ffn, self._ffn_tables, each, total)[0]
         if eager:
