@@ -1,10 +1,11 @@
 """A mock cluster inside the program that tests against it: one process, one loop, virtual time."""
 
 import asyncio
+import gc
 import importlib
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +47,7 @@ ResultT = TypeVar("ResultT")
 DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 TRANSPORTS = ("direct", "memory", "tcp")
 _HOST = "127.0.0.1"
+_GC_ALLOCATIONS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +265,25 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
 
 def run_virtual(main: Coroutine[Any, Any, ResultT], *, limit_s: float | None = None) -> ResultT:
     """As `asyncio.run`, in virtual time that may go as far as `limit_s`."""
-    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(limit_s=limit_s)) as runner:
+    with (
+        _rare_collections(),
+        asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(limit_s=limit_s)) as runner,
+    ):
         return runner.run(main)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cycles less often than Python does by default: the event log makes none, and grows.
+
+    Saves about 5% of the time of a long run.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def _httpx_of(kind: type) -> ModuleType:

@@ -1,6 +1,7 @@
 """Real SDKs against a cluster in process: same answers and same times over every transport."""
 
 import asyncio
+import gc
 import hashlib
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from frontier_mock.client.actor import Actor
 from frontier_mock.client.wrap import current_actor
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.drive.virtual_loop import Deadlock
 from frontier_mock.pytest_plugin import StartCluster
 from frontier_mock.testing import (
     MockCluster,
@@ -344,3 +346,15 @@ async def test_actors_work_in_process_too(mock_cluster: StartCluster) -> None:
         assert await actor.gather(child(2.0), child(1.0)) == [2.0, 1.0]
         assert await actor.sleep(10.0) == 12.0
     assert cluster.now_s == 12.0
+
+
+def test_the_collector_is_left_as_it_was() -> None:
+    async def main() -> tuple[int, int, int]:
+        return gc.get_threshold()
+
+    before = gc.get_threshold()
+    assert run_virtual(main())[0] > before[0]
+    assert gc.get_threshold() == before
+    with pytest.raises(Deadlock):
+        run_virtual(asyncio.sleep(float("inf")))
+    assert gc.get_threshold() == before
