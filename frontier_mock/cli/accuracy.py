@@ -53,6 +53,9 @@ MODELS = {
     "Qwen/Qwen3-32B": "Qwen/Qwen3-32B",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-Instruct",
 }
+FP8_CACHES = ("meta-llama/Llama-3.1-70B", "nvidia/Llama-3.1-8B-Instruct-FP8")
+"""InferenceX's flag of 2025, and what ModelOpt's checkpoints say of themselves
+(kv_cache_quant_algo)."""
 EXPERT_MODELS = ("MiniMaxAI/MiniMax-M2.5", "Qwen/Qwen3-235B-A22B-FP8")
 
 
@@ -170,7 +173,7 @@ def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
     return VllmArgs(
         model=MODELS[row["model_path"]] if dense else row["model_path"],
         quantization="fp8" if dense and row["precision"] == "fp8" else None,
-        kv_cache_dtype="fp8" if dense and inferencex else "auto",
+        kv_cache_dtype="fp8" if row["model_path"] in FP8_CACHES else "auto",
         tensor_parallel_size=tp,
         enable_expert_parallel=float(row["moe_ep_size"]) > 1 or (inferencex and tp == 8),
         max_num_seqs=int(float(row["conc"])) if inferencex else None,

@@ -25,8 +25,8 @@ rows, `scripts/fit_profiles --check` the kernels and `pytest -m golden` the anch
   a bias shows.
 - **Some rows cannot be as they say.** "Peak" is the share of the GPUs' peak that linear layers
   alone would need at the measured latencies and the stated concurrency, if every prompt were
-  computed (dense models only). Kernels sustain 0.5 to 0.65 in fp8 and 0.7 in bf16. Many rows of
-  vLLM 0.12 with Llama-3.1-8B-FP8 need more: prompts must have been cached, or fewer in flight.
+  computed (dense models only). Kernels sustain 0.5 to 0.65 in fp8 and 0.7 in bf16. Single rows of
+  vLLM 0.12 with Llama-3.1-8B-FP8 need up to 0.87: prompts must have been cached.
 
 ## Serving
 """
@@ -91,6 +91,9 @@ _TAIL: Final = """
   know why. Transfers to H20 hold for the kernels InferSim measured and for no more.
 - Prefill attention over an fp8 cache on H100 is 9 % off with lengths left out, where 8 % was
   wanted; loads on experts that are skewed are 9 to 20 % off.
+- vLLM 0.12 with Llama-3.1-8B-FP8: the prompts were not all computed. Were there 100 of them, again
+  and again, all cached, TPOT would be 8 % off with a bias of +3 %. The same assumption would put
+  Qwen3-32B of the same source 12 % too low, so it is not made.
 - SGLang 0.5.6 with Llama-3.1-8B: the client is not the one assumed. Its TTFT is a third of what a
   closed loop of equal requests must show, so its requests were not in step. With 10 % jitter of
   output lengths the bias of TPOT falls from -29 to -9 %, and TTFT goes from far too long to far too
