@@ -167,10 +167,11 @@ def _server_rows(cluster: Cluster, server: range, work: Work | None) -> list[Rol
     if spec.afd is None:
         return [row(spec.role, hardware.name, gpus, hardware.usd_per_hour)]
     other = spec.afd.ffn_hardware
+    of = "prefill " if spec.role == "prefill" else ""
     rows = [
-        row(ATTENTION, hardware.name, gpus, hardware.usd_per_hour),
-        row(FFN, other.name, spec.afd.ffn_gpus, other.usd_per_hour),
-        *(row(link, f"{hardware.name}, {other.name}", 0, 0.0) for link in LINKS),
+        row(of + ATTENTION, hardware.name, gpus, hardware.usd_per_hour),
+        row(of + FFN, other.name, spec.afd.ffn_gpus, other.usd_per_hour),
+        *(row(of + link, f"{hardware.name}, {other.name}", 0, 0.0) for link in LINKS),
     ]
     if work is None or not now_ns:
         return rows[:2]

@@ -77,8 +77,13 @@ class Lockstep:
             self.shorten(steps)
 
     def _step_once(self, t_ns: SimTime) -> None:
-        """One step with prompts in it, on some rank at least."""
-        duration_ns = self._cost.lockstep([rank.batch() for rank in self._ranks])
+        """One step with prompts in it, on some rank at least.
+
+        If there is nothing to compute at all, prompts come in that other engines have computed.
+        """
+        batches = [rank.batch() for rank in self._ranks]
+        computed = any(batch.num_decodes or batch.chunks for batch in batches)
+        duration_ns = self._cost.lockstep(batches) if computed else 0
         self._segment = []
         for rank in self._active:
             assert rank.executing is not None
