@@ -176,6 +176,11 @@ def _afd(given: Mapping[str, Any], tp_size: int) -> AfdArgs | None:
             f"argument --afd-config: {own} {made.role} lanes are configured, but --tp-size is "
             f"{tp_size}; they must be equal"
         )
+    if given.get("dp_size", 1) > 1 and not given.get("enable_dp_attention"):
+        raise ConfigError(
+            f"argument --dp-size: {given['dp_size']} replicas of attention cannot share FFN GPUs; "
+            "allowed: 1, or --attn-dp-size"
+        )
     for name in ("enable_two_batch_overlap", "enable_single_batch_overlap"):
         if given.get(name):
             option = "--" + name.replace("_", "-")

@@ -234,6 +234,8 @@ def test_sglangs_command_line() -> None:
     assert sglang() is None
     with pytest.raises(ConfigError, match="8 attention lanes are configured, but --tp-size is 4"):
         sglang(*flags[:-1], "4")
+    with pytest.raises(ConfigError, match="--dp-size: 2 replicas of attention cannot share"):
+        sglang(*flags, "--dp-size", "2")
     with pytest.raises(ConfigError, match="--moe-a2a-backend: deepep"):
         sglang(*flags, "--moe-a2a-backend", "deepep")
     with pytest.raises(ConfigError, match="--enable-two-batch-overlap: does not go with"):
