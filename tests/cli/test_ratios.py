@@ -53,6 +53,20 @@ def test_prices_are_what_they_are_said_to_be() -> None:
     assert found.tokens_per_usd == pytest.approx(32 * found.tokens_per_s_per_gpu / dollars_per_s)
 
 
+def test_cheap_memory_suits_attention_over_a_large_cache() -> None:
+    """Grouped-query attention reads much and computes little; experts do the opposite."""
+    prices = {"h800": 2.0, "h20": 1.2}
+
+    def found(attention: str, ffn: str) -> Ratio:
+        afd = AfdArgs(32, 8, 4, 1, ffn_hardware=ffn)
+        args = VllmArgs(model="Qwen/Qwen3-235B-A22B-FP8", max_model_len=8192, afd=afd)
+        return study(args, attention, "4A1F", 8192, 50.0, prices)
+
+    alike, mixed, swapped = found("h800", "h800"), found("h20", "h800"), found("h800", "h20")
+    assert mixed.tokens_per_usd > 1.2 * alike.tokens_per_usd
+    assert swapped.tokens_per_usd < mixed.tokens_per_usd
+
+
 def test_largest() -> None:
     for limit, found in ((0, 0), (1, 1), (7, 7), (10, 10), (99, 10)):
         assert largest(partial(ge, limit), 10) == found
