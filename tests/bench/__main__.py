@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.bench.clock import clock_figures
 from tests.bench.disaggregated import disaggregated_figures
 from tests.bench.figures import Figure, bare_heap_s, bare_loop_s
+from tests.bench.grpc import grpc_figures
 from tests.bench.in_process import in_process_figures
 from tests.bench.offline import offline_figures
 from tests.bench.server import server_figures
@@ -17,6 +18,7 @@ from tests.bench.virtual_time import virtual_time_figures
 GROUPS = {
     "offline": offline_figures,
     "server": server_figures,
+    "grpc": grpc_figures,
     "clock": clock_figures,
     "virtual_time": virtual_time_figures,
     "in_process": in_process_figures,
