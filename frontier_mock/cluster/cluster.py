@@ -22,9 +22,10 @@ from frontier_mock.core.commands import (
     AUTO_WORKER,
     Abort,
     Command,
+    Control,
     Flush,
-    Pause,
     Resume,
+    Slow,
     Submit,
     Transfer,
 )
@@ -315,12 +316,12 @@ class Cluster:
             worker.abort(seq, self.now_ns)
             self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
 
-    def _control(self, command: Pause | Resume | Flush) -> int:
+    def _control(self, command: Control) -> int:
         """What is asked of a server is asked of all its ranks; it is done if all have done it."""
         results = [self._control_one(command, index) for index in self.ranks(command.worker)]
         return min(results)
 
-    def _control_one(self, command: Pause | Resume | Flush, index: int) -> int:
+    def _control_one(self, command: Control, index: int) -> int:
         now = self.now_ns
         worker = self.workers[index]
         result = -1
@@ -328,6 +329,8 @@ class Cluster:
             result = int(worker.flush(command.retract, now))
         elif isinstance(command, Resume):
             worker.resume(now)
+        elif isinstance(command, Slow):
+            worker.slow(command.extra_ns, now)
         else:
             if command.mode == "abort":
                 for seq in self._live.values():

@@ -109,4 +109,18 @@ class Flush:
     retract: bool = False
 
 
-Command = Submit | Abort | Pause | Resume | Flush
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """From the next boundary on every step takes `extra_ns` more than it would; 0 ends it.
+
+    A fault: SGLang's `/slow_down`.
+    """
+
+    worker: int
+    extra_ns: int
+
+
+Control = Pause | Resume | Flush | Slow
+"""What is asked of a server, and so of every rank of it."""
+
+Command = Submit | Abort | Control

@@ -13,9 +13,11 @@ from frontier_mock.core.commands import (
     TRANSFER_STYLES,
     Abort,
     Command,
+    Control,
     Flush,
     Pause,
     Resume,
+    Slow,
     Submit,
     Transfer,
 )
@@ -68,13 +70,15 @@ def _transfer_fields(transfer: Transfer | None) -> dict[str, object]:
     return {"transfer": [transfer.key, transfer.style, transfer.patience_ns, *flags]}
 
 
-def _control_fields(command: Abort | Pause | Resume | Flush) -> dict[str, object]:
+def _control_fields(command: Abort | Control) -> dict[str, object]:
     if isinstance(command, Abort):
         return {"abort": command.rid}
     if isinstance(command, Pause):
         return {"pause": command.worker, "mode": command.mode, "refuse": command.refuse}
     if isinstance(command, Resume):
         return {"resume": command.worker}
+    if isinstance(command, Slow):
+        return {"slow": command.worker, "extra_ns": command.extra_ns}
     return {"flush": command.worker, "retract": command.retract}
 
 
@@ -138,6 +142,8 @@ def _control(fields: dict[str, object]) -> Command | None:
         return Resume(_int(fields["resume"]))
     if "flush" in fields:
         return Flush(_int(fields["flush"]), bool(fields["retract"]))
+    if "slow" in fields:
+        return Slow(_int(fields["slow"]), _int(fields["extra_ns"]))
     return None
 
 

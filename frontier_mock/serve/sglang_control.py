@@ -17,7 +17,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
-from frontier_mock.core.commands import Flush, Pause, Resume
+from frontier_mock.core.commands import Flush, Pause, Resume, Slow
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
@@ -100,6 +100,7 @@ class ControlRoutes:
             (post, "/destroy_weights_update_group", self._destroy_group),
             (both, "/release_memory_occupation", self._release),
             (both, "/resume_memory_occupation", self._resume_memory),
+            (both, "/slow_down", self._slow_down),
             (post, "/load_lora_adapter", self._load_adapter),
             (post, "/load_lora_adapter_from_tensors", self._load_adapter),
             (post, "/unload_lora_adapter", self._unload_adapter),
@@ -355,6 +356,11 @@ class ControlRoutes:
         moved = self._front.weight_gb * (1 << 30) if "weights" in tags else 0.0
         await self._lasts(actor, _UNMAP_NS * len(tags) + round(moved / _HOST_BYTES_PER_S * 1e9))
         self._released.difference_update(tags)
+        return Answer(200, b"null")
+
+    async def _slow_down(self, exchange: Exchange, actor: str | None) -> Answer:
+        extra_s = control.read_slow_down(exchange.request.body)
+        await self._driver.operate(Slow(self._worker, round(extra_s * 1e9)), 0, actor)
         return Answer(200, b"null")
 
     # Adapters and sessions

@@ -15,6 +15,7 @@ Rule 3. Whatever cuts the run of one rank, or wakes an idle one, cuts the run of
 from collections.abc import Sequence
 
 from frontier_mock.cost.protocol import LockstepCost
+from frontier_mock.cost.slowed import slowed
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
 
@@ -28,7 +29,7 @@ class Lockstep:
         self.index = ranks[0].index
         self.wake_ns: SimTime | None = None
         self._ranks = tuple(ranks)
-        self._cost = cost
+        self._true_cost = self._cost = cost
         self._single_step = single_step
         self._active: list[Worker] = []
         self._segment: list[_Batch] = []
@@ -65,6 +66,11 @@ class Lockstep:
         for rank in self._active:
             rank.shorten(steps)
         self.wake_ns = self._active[0].wake_ns
+
+    def slow(self, extra_ns: SimTime) -> None:
+        """Every joint step from the next boundary on takes so much longer than it should."""
+        self._cost = slowed(self._true_cost, extra_ns)
+        self._segment = []
 
     def wake_idle(self, t_ns: SimTime) -> None:
         """A rank that executes nothing has something to do from `t_ns` on."""

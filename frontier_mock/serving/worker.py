@@ -28,6 +28,7 @@ from typing import NamedTuple, Protocol
 from frontier_mock.core.commands import Pause
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
 from frontier_mock.cost.protocol import RankBatch, StepCost
+from frontier_mock.cost.slowed import slowed
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
@@ -77,6 +78,10 @@ class Group(Waker, Protocol):
         """A worker that executes nothing has something to do from `t_ns` on."""
         ...
 
+    def slow(self, extra_ns: SimTime) -> None:
+        """Every joint step from the next boundary on takes so much longer than it should."""
+        ...
+
 
 class Worker:
     """See the theory of operation at the top of this module."""
@@ -99,7 +104,7 @@ class Worker:
         """Give it a list before the first step, and it gets every run of steps."""
         self.in_frontend = 0
         self.on_output: Callable[[SimTime], None] | None = None
-        self._cost = cost
+        self._true_cost = self._cost = cost
         self._log = log
         self._single_step = single_step
         self._async = spec.async_scheduling
@@ -344,6 +349,16 @@ class Worker:
             self._come_to_rest(t_ns)
         else:
             self._wake_idle(t_ns)
+
+    def slow(self, extra_ns: SimTime, t_ns: SimTime) -> None:
+        """Let every step from the next boundary on take `extra_ns` longer than it should."""
+        self._cost = slowed(self._true_cost, extra_ns)
+        self._segment = (0, 0, 0)
+        if self.group is not None:
+            self.group.slow(extra_ns)
+        self._log.append(Controlled(t_ns, self.index, -1, "slow"))
+        if self._executing is not None:
+            self._cut(self._reach(t_ns + 1))
 
     def resume(self, t_ns: SimTime) -> None:
         """End a pause; what had to stay outside comes in."""

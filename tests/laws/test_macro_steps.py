@@ -15,6 +15,7 @@ from frontier_mock.core.commands import (
     Flush,
     Pause,
     Resume,
+    Slow,
     Submit,
 )
 from frontier_mock.core.events import Finished, FirstToken, Rejected
@@ -94,6 +95,7 @@ def control_commands() -> st.SearchStrategy[Command]:
         st.builds(Pause, st.just(0), st.sampled_from(PAUSE_MODES), st.booleans()),
         st.builds(Resume, st.just(0)),
         st.builds(Flush, st.just(0), st.booleans()),
+        st.builds(Slow, st.just(0), st.sampled_from([0, 1_000, 7_000_000])),
     )
 
 

@@ -254,3 +254,19 @@ def test_the_rest_answers_as_the_real_one(play: Callable[..., Any]) -> None:
         assert len(weight.json()) == 3
 
     play(main)
+
+
+def test_a_worker_can_be_slowed_down_and_let_go(play: Callable[..., Any]) -> None:
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        async def latency_s() -> float:
+            return float((await generate(client, PROMPT, 20))["meta_info"]["e2e_latency"])
+
+        before = await latency_s()
+        await call(client, "/slow_down", {"forward_sleep_time": 0.02})
+        slow = await latency_s()
+        await call(client, "/slow_down", {"forward_sleep_time": None})
+        after = await latency_s()
+        assert slow - before == pytest.approx(20 * 0.02, abs=0.03)
+        assert after < before + 0.01
+
+    play(main)
