@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> int:
             stream=options.stream,
             prompt_ids=options.prompt_ids,
             api_key=options.api_key,
+            legs=options.legs,
         ),
         clock_url=options.clock_url,
         one_at_a_time=options.baton,
@@ -79,6 +80,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--api-key", help="sent as a bearer token")
     parser.add_argument(
         "--baton", action="store_true", help="warp: one request at a time reaches the router"
+    )
+    parser.add_argument(
+        "--legs", type=whole(1), default=1, help="requests the router makes of each, at once"
     )
     parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
     parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")

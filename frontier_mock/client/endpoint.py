@@ -23,7 +23,10 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """Where and how to ask. `api` is "completions" or "chat"; `prompt_ids` sends token ids."""
+    """Where and how to ask. `api` is "completions" or "chat"; `prompt_ids` sends token ids.
+
+    `legs` is how many requests the router behind `url` makes of one at once.
+    """
 
     url: str
     model: str
@@ -31,6 +34,7 @@ class EndpointSpec:
     stream: bool = False
     prompt_ids: bool = False
     api_key: str | None = None
+    legs: int = 1
 
 
 class Answer(NamedTuple):
@@ -93,6 +97,8 @@ class Endpoint:
     def _carriers(self, actor: str) -> str:
         """Header lines that carry a lease: what some routers drop, others make request ids of."""
         self._sent += 1
+        if self._spec.legs > 1:
+            actor = f"{actor};legs={self._spec.legs}"
         return f"tracestate: fmock={actor}\r\nx-request-id: fmock-{actor}--{self._sent}\r\n"
 
     def _body(self, submit: Submit, spoken: Mapping[int, str]) -> bytes:

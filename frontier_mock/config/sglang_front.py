@@ -10,6 +10,8 @@ from frontier_mock.config.flags import Flag
 from frontier_mock.config.resolve import ResolvedWorker
 from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
 from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.simtime import from_seconds
+from frontier_mock.wire.sglang.disaggregation import Disaggregation
 from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.tokenizer import Json
 
@@ -57,7 +59,8 @@ def sglang_front(worker: ResolvedWorker) -> SglangFront:
         enable_lora=_flag(given, "enable_lora"),
         allow_auto_truncate=_flag(given, "allow_auto_truncate"),
         trust_request_chat_template=_flag(given, "trust_request_chat_template"),
-        disaggregation_mode=str(given.get("disaggregation_mode", "null")),
+        disaggregation_mode=args.disaggregation_mode,
+        disaggregation=_disaggregation(worker),
         tokenizer_path=args.tokenizer_path or args.model_path,
         weight_version=str(given.get("weight_version", "default")),
         load_format=str(given.get("load_format", "auto")),
@@ -73,6 +76,26 @@ def sglang_front(worker: ResolvedWorker) -> SglangFront:
         num_accelerators=parallel.gpus // parallel.dp,
         largest_graph=max(step.cudagraph_sizes, default=0),
         version=step.engine.version,
+    )
+
+
+def _disaggregation(worker: ResolvedWorker) -> Disaggregation | None:
+    """Its part in prefill/decode disaggregation. Several servers of one host count up the port."""
+    args, connector = worker.sglang, worker.spec.connector
+    if args is None or connector is None:
+        return None
+    parallel = worker.spec.step.parallel
+    policy = args.load_balance_method
+    return Disaggregation(
+        mode=args.disaggregation_mode,
+        backend=args.disaggregation_transfer_backend,
+        port=args.disaggregation_bootstrap_port + worker.place if worker.spec.port else 0,
+        patience_ns=from_seconds(connector.patience_s),
+        page_size=worker.spec.scheduler.block_size,
+        tp=parallel.tp,
+        pp=parallel.pp,
+        kv_cache_dtype=args.kv_cache_dtype,
+        load_balance_method="follow_bootstrap_room" if policy == "auto" else policy,
     )
 
 
@@ -99,6 +122,8 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         "api_key": args.api_key,
         "admin_api_key": args.admin_api_key,
         "tp_size": args.tp_size,
+        "disaggregation_mode": args.disaggregation_mode,
+        "disaggregation_bootstrap_port": args.disaggregation_bootstrap_port + worker.place,
         "dp_size": spec.dp_size if attention_ranks == 1 else 1,
         "attn_dp_size": attention_ranks,
         "enable_dp_attention": attention_ranks > 1,

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from frontier_mock.core.commands import AUTO_WORKER, Submit
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError, Subscriber
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
@@ -30,6 +31,7 @@ from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.anthropic import NOT_JSON, count_tokens_body, parse_messages
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
+from frontier_mock.wire.sglang.disaggregation import legs
 from frontier_mock.wire.sglang.errors import (
     SglangError,
     anthropic_error,
@@ -77,6 +79,10 @@ class SglangApp:
         """
         self.state = state
         self._served = served
+        # The cluster's own router makes the legs itself.
+        front = served.sglang
+        alone = front is None or served.worker == AUTO_WORKER
+        self._part = None if alone or front is None else front.disaggregation
         self._driver = driver
         self._keys = keys
         self._http = http
@@ -173,6 +179,7 @@ class SglangApp:
             self._check_json(request)
             parsed = self._generators[request.path](request.body, request.headers, self._served)
             try:
+                submits = legs(self._part, parsed.sequences)
                 entry = state.enter(parsed)
             except ValueError as error:
                 if parsed.kind == GENERATE:
@@ -180,7 +187,7 @@ class SglangApp:
                 raise openai_error(str(error)) from None
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
-            return self.first(entry, kind(entry, exchange, state))
+            return self.first(entry, kind(entry, exchange, state), submits)
 
         entries: list[InFlight] = []
         try:
@@ -205,7 +212,9 @@ class SglangApp:
         exchange.on_lost = lost
         return None
 
-    def first(self, entry: InFlight, subscriber: Subscriber) -> Accepted:
+    def first(
+        self, entry: InFlight, subscriber: Subscriber, submits: Sequence[Submit] | None = None
+    ) -> Accepted:
         """What to submit first: all of it, or the prompt of the samples to come.
 
         With n above 1 SGLang first computes each prompt, one after the other, with a request of its
@@ -214,7 +223,8 @@ class SglangApp:
         """
         request = entry.request
         actor = request.routing.actor
-        submits = [sequence.plan.submit for sequence in request.sequences]
+        if submits is None:
+            submits = legs(self._part, request.sequences)
         if not request.warms or request.sequences[0].bootstrap is not None:
             return Accepted(submits, subscriber, request.n, actor)
         prompts = [

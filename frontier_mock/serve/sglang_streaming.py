@@ -1,14 +1,15 @@
 """Who waits for a request to SGLang: a whole answer, or a stream. See `serve.streaming`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from frontier_mock.drive.protocol import Flight, Subscriber, Ticket
 from frontier_mock.serve.answers import EVENT_STREAM, Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.sglang_state import InFlight, ServerState
-from frontier_mock.serve.streaming import virtual_times
+from frontier_mock.serve.streaming import ERROR, virtual_times
 from frontier_mock.wire.sglang.anthropic_answer import MessagesStream, render_messages
+from frontier_mock.wire.sglang.disaggregation import failure
 from frontier_mock.wire.sglang.errors import (
     QUEUE_FULL,
     SglangError,
@@ -107,6 +108,11 @@ class Whole:
             self._exchange.reply(Answer(error.status, error.body()))
             return
         request, endings = self._request, self._endings
+        broken = _broken(self._state, endings)
+        if broken is not None:
+            error = in_envelope(broken, request)
+            self._exchange.reply(Answer(error.status, error.body()))
+            return
         if request.kind == GENERATE:
             body = render_generate(request, endings)
         elif request.kind == SCORE:
@@ -233,6 +239,8 @@ class Stream:
         """Last text of a sequence. That of the last one waits for `deliver`."""
         result = ended(self._state, self._entry, ticket, flight, reason)
         self._endings.append(result)
+        if reason == ERROR:
+            return
         data = self._renderer.finish(result.index, flight.sent, result)
         if ticket.open == 0:
             self._last = data
@@ -245,6 +253,14 @@ class Stream:
         self._state.leave(self._entry)
         if ticket.rejected:
             self._refuse(ticket)
+            return
+        broken = _broken(self._state, self._endings)
+        if broken is not None:
+            error = in_envelope(broken, self._request)
+            if self._begun:
+                self._exchange.end(self._error_end(error))
+            else:
+                self._exchange.reply(Answer(error.status, error.body()))
             return
         self._begin(ticket)
         self._exchange.end(self._last + self._renderer.tail(self._endings))
@@ -289,6 +305,16 @@ class Stream:
             return stream_error_frame(error.message, error.status) + DONE
         name = _NAMES.get(error.status, str(error.status))
         return openai_stream_error_frame(error.message, name, error.status) + DONE
+
+
+def _broken(state: ServerState, endings: Sequence[Ended]) -> SglangError | None:
+    """500 if the transfer of a prompt's KV failed, in the words of this side of it."""
+    for one in endings:
+        if one.reason == ERROR:
+            met = one.scheduled_ns >= 0
+            message = failure(state.disaggregation_mode, met)
+            return openai_error(message, "InternalServerError", 500)
+    return None
 
 
 def _renderer(request: SglangRequest) -> GenerateStream | MessagesStream | OpenAiStream:

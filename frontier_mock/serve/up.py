@@ -39,6 +39,7 @@ from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.grpc_settings import GrpcSpec, open_ports
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.sglang_app import SglangApp
+from frontier_mock.serve.sglang_bootstrap import BootstrapServer
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_port import sglang_app
 from frontier_mock.serve.sockets import bind, bind_file, url_of
@@ -194,6 +195,8 @@ class ClusterServer:
         self._sglang: list[SglangApp] = []
         self.grpc_ports: list[GrpcServer | None] = []
         """The gRPC port of each server that has one, once it listens."""
+        self.bootstraps: list[BootstrapServer | None] = []
+        """The bootstrap server of each SGLang prefill server."""
 
     def _publish(self, batch: KvBatch) -> None:
         """A cache has changed."""
@@ -244,6 +247,7 @@ class ClusterServer:
             self.webs.append(web)
             listen = loop.create_server if self._spec.http.uds is None else loop.create_unix_server
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
+            self.bootstraps.append(await self._start_bootstrap(served, sock))
             engine = "vLLM" if served.sglang is None else "SGLang"
             logger.info("Starting %s server on %s", engine, url_of(sock, self._spec.host))
         await self._start_grpc(apps)
@@ -253,6 +257,17 @@ class ClusterServer:
         for app in self._sglang:
             app.open()
         self._write_ready_file()
+
+    async def _start_bootstrap(
+        self, served: ServedModel, sock: socket.socket
+    ) -> BootstrapServer | None:
+        """Listen where decode servers and routers look for a prefill server's rooms."""
+        part = None if served.sglang is None else served.sglang.disaggregation
+        if part is None or part.mode != "prefill" or sock.family == socket.AF_UNIX:
+            return None
+        server = BootstrapServer(part, bind(self._spec.host, part.port), sock.getsockname()[1])
+        await server.start()
+        return server
 
     async def _start_grpc(self, apps: Sequence[VllmApp | SglangApp]) -> None:
         """Listen for gRPC where that is asked for."""
@@ -294,6 +309,9 @@ class ClusterServer:
             server.close()
         for app in self._sglang:
             app.state.exiting = True
+        for rooms in self.bootstraps:
+            if rooms is not None:
+                await rooms.stop()
         driver = self.driver
         driver.accepting = False
         patience_s = self._spec.http.shutdown_timeout_s
@@ -342,10 +360,13 @@ class ClusterServer:
         if path is None:
             return
         pairs = zip(self._spec.names, self.urls, strict=True)
-        workers = [{"name": name, "url": url} for name, url in pairs]
+        workers: list[dict[str, str | int]] = [{"name": name, "url": url} for name, url in pairs]
         for worker, port in zip(workers, self.grpc_ports, strict=True):
             if port is not None:
                 worker["grpc_url"] = port.url
+        for worker, rooms in zip(workers, self.bootstraps, strict=True):
+            if rooms is not None:
+                worker["bootstrap_port"] = rooms.port
         ready: dict[str, object] = {"workers": workers}
         if self.grpc is not None:
             ready["clock_grpc_port"] = self.grpc.port

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from frontier_mock.wire.sglang.disaggregation import Disaggregation
 from frontier_mock.wire.tokenizer import Json
 
 
@@ -41,6 +42,7 @@ class SglangFront:
     allow_auto_truncate: bool = False
     trust_request_chat_template: bool = False
     disaggregation_mode: str = "null"
+    disaggregation: Disaggregation | None = None
     tokenizer_path: str = ""
     weight_version: str = "default"
     load_format: str = "auto"
