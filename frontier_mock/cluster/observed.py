@@ -75,15 +75,27 @@ class ObservedCluster(Cluster):
 
     def advance_to(self, t_ns: SimTime) -> None:
         """As `Cluster.advance_to`, looking at each cache that needs it on the way."""
-        if self._recorded:
-            while (due := self.next_time()) is not None and due <= t_ns:
-                looks = [one for one in self._recorded if one.next_look(self.now_ns) == due]
-                super().advance_to(due)
-                for recorded in looks:
-                    recorded.look(due)
+        recorded = self._recorded
+        if not recorded:
+            super().advance_to(t_ns)
+            return
+        while True:
+            now_ns = self.now_ns
+            looks = [one.next_look(now_ns) for one in recorded]
+            due = super().next_time()
+            for look in looks:
+                if look is not None and (due is None or look < due):
+                    due = look
+            if due is None or due > t_ns:
+                break
+            super().advance_to(due)
+            if due in looks:
+                for one, look in zip(recorded, looks, strict=True):
+                    if look == due:
+                        one.look(due)
         super().advance_to(t_ns)
-        for recorded in self._recorded:
-            recorded.rest(t_ns)
+        for one in recorded:
+            one.rest(t_ns)
 
     def feed(self, t_ns: SimTime, command: Command) -> int:
         """As `Cluster.feed`, asking the oracle first."""
@@ -99,6 +111,7 @@ class ObservedCluster(Cluster):
             assert isinstance(submitted, Submitted)
             oracle.note(result, command, hits, submitted.worker)
         for recorded in self._recorded:
+            recorded.forget()
             recorded.rest(t_ns)
         return result
 
@@ -106,7 +119,7 @@ class ObservedCluster(Cluster):
 class _Recorded:
     """One engine whose cache records its changes."""
 
-    __slots__ = ("_is_radix", "_kv", "_on_kv", "_published_ns", "_worker")
+    __slots__ = ("_is_radix", "_kv", "_known", "_look_ns", "_on_kv", "_published_ns", "_worker")
 
     def __init__(
         self,
@@ -119,10 +132,13 @@ class _Recorded:
         self._on_kv = on_kv
         self._is_radix = isinstance(kv, RecordingRadixCache)
         self._published_ns: SimTime = -1
+        self._known = False
+        self._look_ns: SimTime | None = None
         worker.on_output = self.publish
 
     def publish(self, t_ns: SimTime) -> None:
         """Hand over the changes so far: a step's output was taken in."""
+        self._known = False
         self._published_ns = t_ns
         changes = self._kv.changes
         if changes:
@@ -135,8 +151,24 @@ class _Recorded:
         if self._is_radix and self._kv.changes and self._worker.executing is None:
             self.publish(t_ns)
 
+    def forget(self) -> None:
+        """A command may have changed what the engine will do."""
+        self._known = False
+
     def next_look(self, now_ns: SimTime) -> SimTime | None:
-        """The next boundary within a run of steps at which there may be something to publish."""
+        """The next boundary within a run of steps at which there may be something to publish.
+
+        It stays what it is until the engine takes in a step's output or gets a command: others who
+        look into the engine before can only book blocks that evict nothing.
+        """
+        if not self._known:
+            if self._worker.executing is None:
+                return None
+            self._look_ns = self._find_look(now_ns)
+            self._known = True
+        return self._look_ns
+
+    def _find_look(self, now_ns: SimTime) -> SimTime | None:
         worker = self._worker
         executing = worker.executing
         if executing is None or worker.run_steps == 1:
