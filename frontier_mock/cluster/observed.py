@@ -119,7 +119,7 @@ class ObservedCluster(Cluster):
 class _Recorded:
     """One engine whose cache records its changes."""
 
-    __slots__ = ("_is_radix", "_kv", "_known", "_look_ns", "_on_kv", "_published_ns", "_worker")
+    __slots__ = ("_is_radix", "_known", "_kv", "_look_ns", "_on_kv", "_published_ns", "_worker")
 
     def __init__(
         self,
