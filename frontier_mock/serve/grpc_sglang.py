@@ -99,7 +99,13 @@ class SglangScheduler:
                 part.driver.abort(entry.ticket)
 
         subscriber = CallSubscriber(SglangSpeech(call), outbox, ended, refusal)
-        first = self._app.first(entry, subscriber)
+        try:
+            first = self._app.first(entry, subscriber)
+        except ValueError as error:
+            state.leave(entry)
+            give_back(part.driver, leased)
+            await refuse(context, invalid_argument(str(error)))
+            return
         try:
             entry.ticket = enter(
                 part.driver, first.submits, first.subscriber, leased, first.choices

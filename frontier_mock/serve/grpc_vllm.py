@@ -36,6 +36,7 @@ from frontier_mock.wire.generation import Outcome
 from frontier_mock.wire.grpc_status import INTERNAL, GrpcError, code_of_http
 from frontier_mock.wire.grpc_vllm import VllmCall, VllmSpeech, read_generate
 
+_KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 _FLUSH_RETRY_S = 0.05
 _NO_KV_EVENTS = (
     "KV cache events not enabled. Start vLLM with --kv-events-config "
@@ -132,11 +133,15 @@ class VllmEngine:
         part = self._part
         step = part.spec.step
         dtype = "torch.bfloat16"
+        kv = part.served.kv
         return pb.GetServerInfoResponse(
             active_requests=len(self._books.active),
             last_receive_timestamp=self._books.last_receive_s,
             uptime_seconds=time.time() - part.started_s,
             server_type="vllm-grpc",
+            kv_connector="" if kv is None else kv.connector,
+            kv_role="" if kv is None else _KV_ROLES.get(part.spec.role, "kv_both"),
+            kv_engine_id="" if kv is None else kv.engine_id,
             data_parallel_size=len(part.engines),
             kv_cache_dtype="fp8" if step.precision.kv == "fp8" else "auto",
             block_size=part.served.block_tokens,

@@ -15,7 +15,7 @@ from frontier_mock.stubs import vllm_inference_pb2 as pb
 from frontier_mock.wire.continuation import RESUMABLE_TOKENS
 from frontier_mock.wire.errors import ApiError, data_parallel_rank_out_of_range
 from frontier_mock.wire.fields import Fields
-from frontier_mock.wire.generation import LogprobsPlan, Outcome, SequencePlan
+from frontier_mock.wire.generation import HandedOver, LogprobsPlan, Outcome, SequencePlan
 from frontier_mock.wire.grpc_logprobs import Position, positions
 from frontier_mock.wire.grpc_status import (
     FAILED_PRECONDITION,
@@ -24,6 +24,7 @@ from frontier_mock.wire.grpc_status import (
     code_of_http,
     invalid_argument,
 )
+from frontier_mock.wire.grpc_transfer import from_struct, to_struct, transferred
 from frontier_mock.wire.grpc_vllm import check_length
 from frontier_mock.wire.plan import (
     check_prompt_ids,
@@ -54,6 +55,7 @@ class InferenceCall:
     sequence: SequencePlan
     logprobs: LogprobsPlan
     rank: int = -1
+    handed_over: HandedOver | None = None
     prompt_token_ids: bool = False
     output_text: bool = True
     output_token_ids: bool = False
@@ -138,14 +140,18 @@ def _read(
         ids, 0, 1, cap, fields, request.priority, served, resumable=resumable
     )
     wishes = request.response
+    request_id = request.request_id or served.new_id()
+    params = from_struct(request.kv.kv_transfer_params)
+    moved = transferred([sequence], params or None, request_id, len(ids), served)
     return InferenceCall(
-        request_id=request.request_id or served.new_id(),
+        request_id=request_id,
         stream=stream,
         stream_interval=served.stream_interval,
         prompt_ids=ids,
-        sequence=sequence,
+        sequence=moved.sequences[0],
         logprobs=plan,
         rank=rank,
+        handed_over=moved.handed_over,
         prompt_token_ids=wishes.prompt_token_ids,
         output_text=wishes.output_text if wishes.HasField("output_text") else True,
         output_token_ids=wishes.output_token_ids,
@@ -265,6 +271,10 @@ class InferenceSpeech:
         info = output.finish_info
         info.num_output_tokens = ended.output_tokens
         info.finish_reason = _REASONS[ended.finish_reason]
+        handed_over = self._call.handed_over
+        told = None if handed_over is None else handed_over.params(ended)
+        if told is not None:
+            info.kv_transfer_params.CopyFrom(to_struct(told))
         if ended.finish_reason != "stop":
             return
         if isinstance(ended.stop_reason, int):

@@ -20,9 +20,10 @@ from frontier_mock.wire.errors import (
     invalid,
 )
 from frontier_mock.wire.fields import Fields
-from frontier_mock.wire.generation import LogprobsPlan, Outcome, SequencePlan
+from frontier_mock.wire.generation import HandedOver, LogprobsPlan, Outcome, SequencePlan
 from frontier_mock.wire.grpc_logprobs import positions
 from frontier_mock.wire.grpc_status import GrpcError, code_of_http, invalid_argument
+from frontier_mock.wire.grpc_transfer import transferred
 from frontier_mock.wire.plan import check_prompt_ids, effective_max_tokens, plan_sequences
 from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
@@ -33,7 +34,10 @@ _ADVICE = "Make sure that `max_model_len` is no smaller than the number of text 
 
 @dataclass(frozen=True, slots=True)
 class VllmCall:
-    """A parsed GenerateRequest. `logprobs` has the counts asked for, None for none at all."""
+    """A parsed GenerateRequest. `logprobs` has the counts asked for, None for none at all.
+
+    `handed_over` is what its answer says of a prompt that is to be decoded elsewhere.
+    """
 
     request_id: str
     stream: bool
@@ -42,6 +46,7 @@ class VllmCall:
     sequences: tuple[SequencePlan, ...]
     logprobs: LogprobsPlan
     rank: int = -1
+    handed_over: HandedOver | None = None
 
     def submits(self) -> list[Submit]:
         """The commands that submit its sequences, to the rank it is pinned to if to any."""
@@ -59,7 +64,7 @@ def read_generate(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
 
 
 def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
-    _check_transfer(request)
+    params_of_transfer = _transfer_params(request)
     if request.HasField("media_refs"):
         raise invalid(
             "media_refs sent but --mm-processor (SMG_VLLM_MM_PROCESSOR) is off on this worker; "
@@ -94,19 +99,21 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
     resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
     plans = plan_sequences(ids, 0, n, cap, fields, 0, served, resumable=resumable)
+    moved = transferred(plans, params_of_transfer, request.request_id, len(ids), served)
     return VllmCall(
         request_id=request.request_id,
         stream=request.stream,
         stream_interval=served.stream_interval,
         prompt_ids=ids,
-        sequences=tuple(plans),
+        sequences=moved.sequences,
         logprobs=LogprobsPlan(top=top, prompt=prompt_top),
         rank=rank,
+        handed_over=moved.handed_over,
     )
 
 
-def _check_transfer(request: pb.GenerateRequest) -> None:
-    """Raise GrpcError unless a connector's parameters can be read; JSON goes first."""
+def _transfer_params(request: pb.GenerateRequest) -> dict[str, Json] | None:
+    """A connector's parameters, of which JSON goes first. Raises GrpcError if they are none."""
     if request.HasField("kv_transfer_params_json"):
         try:
             given = json.loads(request.kv_transfer_params_json)
@@ -114,13 +121,16 @@ def _check_transfer(request: pb.GenerateRequest) -> None:
             raise invalid_argument(f"Invalid kv_transfer_params_json: {error}") from None
         if not isinstance(given, dict):
             raise invalid_argument("kv_transfer_params_json must be a JSON object")
-    elif request.HasField("kv_transfer_params"):
+        return given
+    if request.HasField("kv_transfer_params"):
         old = request.kv_transfer_params
         if not old.remote_host or not 1 <= old.remote_port <= 65535:
             raise invalid_argument(
                 "Invalid kv_transfer_params: remote_host must be set and remote_port must be in "
                 "[1, 65535]."
             )
+        return {"remote_host": old.remote_host, "remote_port": old.remote_port}
+    return None
 
 
 def check_length(prompt_tokens: int, max_model_len: int) -> None:
@@ -251,6 +261,15 @@ class VllmSpeech:
             complete.matched_token_id = ended.stop_reason
         elif ended.stop_reason is not None:
             complete.matched_stop_str = ended.stop_reason
+        handed_over = self._call.handed_over
+        told = None if handed_over is None else handed_over.params(ended)
+        if told is not None:
+            complete.kv_transfer_params_json = json.dumps(told)
+            host, port = told.get("remote_host"), told.get("remote_port")
+            if isinstance(host, str) and isinstance(port, int):
+                # For routers that do not know the other field yet.
+                complete.kv_transfer_params.remote_host = host
+                complete.kv_transfer_params.remote_port = port
         return pb.GenerateResponse(complete=complete)
 
     def _output_logprobs(self, position: int, first: int, ids: list[int]) -> pb.OutputLogProbs:
