@@ -28,6 +28,7 @@ from frontier_mock.serve.vllm_control import ControlRoutes
 from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.serve.worker_metrics import ServerMetrics
+from frontier_mock.wire.anthropic import count_tokens_body, parse_messages
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.completions import parse_completion
 from frontier_mock.wire.errors import (
@@ -37,7 +38,7 @@ from frontier_mock.wire.errors import (
     unauthorized_body,
     wrong_content_type,
 )
-from frontier_mock.wire.generation import Generation
+from frontier_mock.wire.generation import MESSAGES, Generation
 from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
 from frontier_mock.wire.served import ServedModel
@@ -97,8 +98,9 @@ class VllmApp:
         self._generators: dict[str, Parse] = {
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
+            "/v1/messages": parse_messages,
         }
-        self._kinds: dict[str, str] = {}
+        self._kinds = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
         if settings.scale_out:
             self._generators[GENERATE_PATH] = parse_inference
         served = self._part.served
@@ -117,6 +119,7 @@ class VllmApp:
             ("GET", "/load"): self._server_load,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
+            ("POST", "/v1/messages/count_tokens"): self._count_tokens,
         }
         for path in self._generators:
             table["POST", path] = self._generate
@@ -263,6 +266,11 @@ class VllmApp:
     def _detokenize(self, exchange: Exchange) -> Answer:
         _check_json(exchange.request)
         return Answer(200, detokenize_body(exchange.request.body, self._part.served))
+
+    def _count_tokens(self, exchange: Exchange) -> Answer:
+        request = exchange.request
+        _check_json(request)
+        return Answer(200, count_tokens_body(request.body, request.headers, self._part.served))
 
     def _server_info(self, exchange: Exchange) -> Answer:
         config = server_config(self._part.served)

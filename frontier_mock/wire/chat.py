@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: from bytes to a Generation, with vLLM 0.33's checks in its order."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from frontier_mock.wire import sampling
@@ -14,7 +15,14 @@ from frontier_mock.wire.fields import (
     optional_int_field,
     text_field,
 )
-from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, PromptText
+from frontier_mock.wire.generation import (
+    CALL_PARAMETERS,
+    CHAT,
+    Generation,
+    LogprobsPlan,
+    PromptText,
+    ToolCall,
+)
 from frontier_mock.wire.kv_transfer import with_transfer
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import (
@@ -31,8 +39,10 @@ from frontier_mock.wire.plan import (
     request_priority,
     stream_interval,
 )
+from frontier_mock.wire.render import dumps
 from frontier_mock.wire.schema import CHAT_FIELDS, with_stop_limit
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.structured import json_writer, writer_of
 from frontier_mock.wire.tokenizer import Json
 
 # Most requests have none of these, and skip the checks that look at them.
@@ -61,6 +71,9 @@ _NEEDS_SUPPORT = frozenset(
         "media_io_kwargs",
     )
 )
+
+
+_SHAPED = frozenset(("structured_outputs", "response_format"))
 
 
 class _Extras(NamedTuple):
@@ -222,8 +235,6 @@ def _check_support(raw: dict[str, Json], fields: Fields, served: ServedModel) ->
             names = _tool_names([choice])
             what = f'function "{names[0]}"' if names else f'"{choice}"'
             raise invalid(f"tool_choice={what} requires --tool-call-parser to be set")
-    elif choice == "required" or isinstance(choice, dict):
-        raise not_implemented("frontier_mock does not simulate forced tool calls")
     if flag_field(fields, "use_beam_search"):
         raise not_implemented("frontier_mock does not simulate beam search")
     template_kwargs = fields.get("chat_template_kwargs")
@@ -271,7 +282,18 @@ def _plan(
     check_prompt_ids(ids, served, encoded=True)
     priority = request_priority(fields, headers)
     resumable = flag_field(fields, "continue_final_message")
-    plans = plan_sequences(ids, 0, n, max_tokens, fields, priority, served, resumable=resumable)
+    write = None if _SHAPED.isdisjoint(fields) else writer_of(fields, served.ring)
+    forced = None if "tool_choice" not in fields else _forced_function(fields)
+    if forced is not None:
+        frame = (
+            f'[{{"name": {dumps(forced.name)}, {CALL_PARAMETERS}%s}}]' if forced.listed else "%s"
+        )
+        write = json_writer(forced.parameters, served.ring, frame)
+    plans = plan_sequences(
+        ids, 0, n, max_tokens, fields, priority, served, resumable=resumable, write=write
+    )
+    if forced is not None:
+        plans = [replace(plan, call=forced.call(served)) for plan in plans]
     role = "assistant" if extras.add_prompt or not turns else str(turns[-1]["role"])
     include_usage, continuous = sampling.wants_usage(fields, served)
     keep_ids = extras.return_ids or bool(logprobs and logprobs.prompt is not None)
@@ -303,6 +325,35 @@ def _plan(
         weight_versions=flag_field(fields, "return_weight_versions"),
     )
     return with_transfer(generation, fields, headers, served.kv, served.new_id)
+
+
+class _Forced(NamedTuple):
+    """The function that the model has to call; `listed` if it was free to choose among several."""
+
+    name: str
+    parameters: Json
+    listed: bool
+
+    def call(self, served: ServedModel) -> ToolCall:
+        """One call of it."""
+        return ToolCall(f"chatcmpl-tool-{served.new_id()}", self.name, self.listed)
+
+
+def _forced_function(fields: Fields) -> _Forced | None:
+    """The named function, or the first one if some call is required; None if none is."""
+    choice = fields.get("tool_choice")
+    listed = choice == "required"
+    if not listed and not isinstance(choice, dict):
+        return None
+    named = choice.get("function") if isinstance(choice, dict) else None
+    wanted = named.get("name") if isinstance(named, dict) else None
+    tools = fields.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and (listed or function.get("name") == wanted):
+            schema = function.get("parameters")
+            return _Forced(str(function.get("name")), schema or {"type": "object"}, listed)
+    return None
 
 
 def _extras(fields: Fields, served: ServedModel) -> _Extras:

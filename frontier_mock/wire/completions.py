@@ -41,6 +41,7 @@ from frontier_mock.wire.schema import (
     with_stop_limit,
 )
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.structured import writer_of
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 DEFAULT_MAX_TOKENS = 16
@@ -79,6 +80,7 @@ _WHOLE_REQUEST = frozenset(
         "cache_salt",
     )
 )
+_SHAPED = frozenset(("structured_outputs", "response_format"))
 _NEEDS_SUPPORT = frozenset(("suffix", "prompt_embeds", "use_beam_search"))
 
 
@@ -213,6 +215,7 @@ def _plan(
     rank = data_parallel_rank(headers, served)
     logprobs = extras.logprobs
     priority = request_priority(fields, headers)
+    write = None if _SHAPED.isdisjoint(fields) else writer_of(fields, served.ring)
     plans = []
     for i, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True)):
         max_tokens = 1 if prompt_only else effective_max_tokens(asked, len(ids), served)
@@ -221,7 +224,7 @@ def _plan(
         check_prompt_ids(ids, served, encoded=isinstance(prompt, str))
         resumable = not isinstance(prompt, str)
         plans += plan_sequences(
-            ids, i, n, max_tokens, fields, priority, served, resumable=resumable
+            ids, i, n, max_tokens, fields, priority, served, resumable=resumable, write=write
         )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = extras.return_ids

@@ -3,8 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from frontier_mock.wire.anthropic_render import (
+    MessagesStream,
+    anthropic_error,
+    anthropic_error_event,
+    render_messages,
+)
 from frontier_mock.wire.errors import ApiError
-from frontier_mock.wire.generation import CHAT, COMPLETION, INFERENCE, Generation, Outcome
+from frontier_mock.wire.generation import (
+    CHAT,
+    COMPLETION,
+    INFERENCE,
+    MESSAGES,
+    Generation,
+    Outcome,
+)
 from frontier_mock.wire.inference_render import InferenceStream, render_inference
 from frontier_mock.wire.render import render_response
 from frontier_mock.wire.sse import StreamRenderer, error_frames
@@ -39,17 +52,18 @@ class Dialect(NamedTuple):
 
 def late_error(error: ApiError, kind: str) -> bytes:
     """The error as the whole of a `kind` stream that has begun already."""
-    return error_frames(error, kind)
+    return anthropic_error_event(error) if kind == MESSAGES else error_frames(error, kind)
 
 
 def error_body(error: ApiError, kind: str) -> bytes:
     """The error as the body of an answer on a route of that kind."""
-    return error.body()
+    return anthropic_error(error) if kind == MESSAGES else error.body()
 
 
 DIALECTS: Mapping[str, Dialect] = {
     CHAT: Dialect(render_response, StreamRenderer),
     COMPLETION: Dialect(render_response, StreamRenderer),
     INFERENCE: Dialect(render_inference, InferenceStream),
+    MESSAGES: Dialect(render_messages, MessagesStream),
 }
 """By `Generation.kind`."""

@@ -1,5 +1,6 @@
 """What a request became: the sequences to submit, and what is needed to render their output."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -40,6 +41,30 @@ class Outcome:
     weight_versions: tuple[WeightSpan, ...] | None = None
 
 
+class ToolCall(NamedTuple):
+    """A forced call. `listed`: the text is a list with the call in it, not its bare arguments."""
+
+    id: str
+    name: str
+    listed: bool
+
+    def arguments(self, text: str) -> str:
+        """The arguments in the text so far, as JSON, complete or not."""
+        if not self.listed:
+            return text
+        _, found, rest = text.partition(CALL_PARAMETERS)
+        if not found:
+            return ""
+        try:
+            return rest[: json.JSONDecoder().raw_decode(rest)[1]]
+        except ValueError:
+            return rest
+
+
+CALL_PARAMETERS = '"parameters": '
+"""What stands before the arguments in the list of calls that vLLM has models write."""
+
+
 class PromptText(NamedTuple):
     """A prompt as the response may have to repeat it; kept only if something asks for it."""
 
@@ -53,6 +78,7 @@ class SequencePlan:
     """One choice: `submit` it, and read its output from `text`.
 
     `stop_reason` is what ends it if it ends with "stop"; `finish_reason` of the Submit says so.
+    `call` is the call of a tool that its text makes, if it was forced to make one.
     """
 
     index: int
@@ -60,6 +86,7 @@ class SequencePlan:
     submit: Submit
     text: SyntheticText
     stop_reason: int | str | None
+    call: ToolCall | None = None
 
     def outcome(
         self,

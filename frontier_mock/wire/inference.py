@@ -49,6 +49,7 @@ from frontier_mock.wire.plan import (
 )
 from frontier_mock.wire.schema import SHARED_FIELDS
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.structured import writer_of
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _MAX_ID = 2**32 - 1
@@ -224,7 +225,10 @@ def _plan(
         wishes["cache_salt"] = fields["cache_salt"]
     priority = int_field(fields, "priority", 0)
     n = int_field(wishes, "n", 1)
-    plans = plan_sequences(ids, 0, n, max_tokens, wishes, priority, served, resumable=True)
+    write = writer_of(wishes, served.ring) if wishes.get("structured_outputs") else None
+    plans = plan_sequences(
+        ids, 0, n, max_tokens, wishes, priority, served, resumable=True, write=write
+    )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = flag_field(fields, "return_token_ids")
     keep_ids = return_ids or bool(logprobs and logprobs.prompt is not None)

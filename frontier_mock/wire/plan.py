@@ -8,7 +8,7 @@ import numpy as np
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.wire.block_keys import content_key, hash_blocks, salt_hash
-from frontier_mock.wire.continuation import find_resumed
+from frontier_mock.wire.continuation import Resumed, find_resumed
 from frontier_mock.wire.errors import (
     data_parallel_rank_out_of_range,
     invalid,
@@ -29,8 +29,9 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.generation import SequencePlan
 from frontier_mock.wire.kv_tokens import TokenPrompt
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.stops import StopRules, find_ending
-from frontier_mock.wire.text import output_keys
+from frontier_mock.wire.stops import Ending, StopRules, find_ending, fixed_ending
+from frontier_mock.wire.structured import Write
+from frontier_mock.wire.text import keys_after
 from frontier_mock.wire.tokenizer import TokenIds
 
 Headers = Mapping[str, str]
@@ -211,6 +212,7 @@ def plan_sequences(
     served: ServedModel,
     *,
     resumable: int = 0,
+    write: Write | None = None,
 ) -> list[SequencePlan]:
     """The n choices of one prompt: their text, their end, and the command that submits each.
 
@@ -230,34 +232,19 @@ def plan_sequences(
     seed = served.seed
     if wishes.seed is not None and wishes.seed != -1:
         seed = seed * 0x1_0001 + wishes.seed + 1
-    eos = served.eos
-    if wishes.ignore_eos and ring.end_id not in wishes.stop_token_ids:
-        eos = None
-    resumed = find_resumed(ids, keys, salt, seed, ring, resumable) if resumable else None
+    resumed = None
+    if resumable and write is None:
+        resumed = find_resumed(ids, keys, salt, seed, ring, resumable)
     plans = []
     for choice in range(n):
-        if resumed is not None and choice == 0:
-            start = resumed.start
-            until_eos = 0
-            if eos is not None:
-                length = eos.length(seed, resumed.identity, resumed.choice)
-                until_eos = max(1, length - resumed.done)
+        if write is not None:
+            written = write(seed, identity, choice)
+            ending = fixed_ending(ring, served.tokenizer, written, max_tokens)
         else:
-            start = ring.start_for(seed, identity, choice)
-            until_eos = 0 if eos is None else eos.length(seed, identity, choice)
-        rules = StopRules(
-            max_tokens,
-            wishes.min_tokens,
-            until_eos,
-            wishes.ignore_eos,
-            wishes.stop,
-            wishes.stop_token_ids,
-            wishes.include_stop,
-        )
-        ending = find_ending(ring, start, rules)
+            mine = resumed if choice == 0 else None
+            ending = _ending(seed, identity, choice, max_tokens, wishes, mine, served)
         text = ending.text
-        with_text = text.num_tokens - (text.end_id >= 0)
-        after = output_keys(ring, start, with_text, tail, 0 if len(keys) else salt)
+        after = keys_after(text, tail, 0 if len(keys) else salt)
         if served.keeps_tokens:
             asked_salt = text_field(fields, "cache_salt") if wishes.salt else None
             prompt = TokenPrompt(len(ids), size, prompt.keys, ids, text, asked_salt)
@@ -273,6 +260,41 @@ def plan_sequences(
         index = prompt_index * n + choice
         plans.append(SequencePlan(index, prompt_index, submit, text, ending.stop_reason))
     return plans
+
+
+def _ending(
+    seed: int,
+    identity: int,
+    choice: int,
+    max_tokens: int,
+    wishes: _Wishes,
+    resumed: Resumed | None,
+    served: ServedModel,
+) -> Ending:
+    """What a choice says freely, and where it stops."""
+    ring = served.ring
+    eos = served.eos
+    if wishes.ignore_eos and ring.end_id not in wishes.stop_token_ids:
+        eos = None
+    start, until_eos = -1, 0
+    if resumed is not None:
+        start = resumed.start
+        if eos is not None:
+            length = eos.length(seed, resumed.identity, resumed.choice)
+            until_eos = max(1, length - resumed.done)
+    else:
+        start = ring.start_for(seed, identity, choice)
+        until_eos = 0 if eos is None else eos.length(seed, identity, choice)
+    rules = StopRules(
+        max_tokens,
+        wishes.min_tokens,
+        until_eos,
+        wishes.ignore_eos,
+        wishes.stop,
+        wishes.stop_token_ids,
+        wishes.include_stop,
+    )
+    return find_ending(ring, start, rules)
 
 
 def _wishes(fields: Fields) -> _Wishes:

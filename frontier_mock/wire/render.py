@@ -88,12 +88,31 @@ def weight_spans(outcome: Outcome) -> str:
     return "null" if spans is None else dumps([span._asdict() for span in spans])
 
 
-def chat_message(role: str, text: str) -> str:
-    """`message` of a chat choice."""
+def chat_message(role: str, text: str, calls: Json = None) -> str:
+    """`message` of a chat choice, with the `calls` it makes if it makes any."""
+    called = "" if calls is None else f'"tool_calls":{dumps(calls)},'
     return (
         f'{{"role":{dumps(role)},"content":{dumps(text)},"refusal":null,"annotations":null,'
-        '"audio":null,"function_call":null,"reasoning":null}'
+        f'"audio":null,"function_call":null,{called}"reasoning":null}}'
     )
+
+
+def chat_finish_reason(plan: SequencePlan, outcome: Outcome) -> str:
+    """Of a chat choice: a call that the model chose itself is a reason of its own."""
+    called = plan.call is not None and plan.call.listed
+    return "tool_calls" if called and outcome.finish_reason == "stop" else outcome.finish_reason
+
+
+def _message(generation: Generation, plan: SequencePlan, text: str) -> str:
+    call = plan.call
+    if call is None:
+        return chat_message(generation.role, text)
+    arguments = call.arguments(text)
+    function: Json = {"name": call.name, "arguments": arguments}
+    calls: list[Json] = [{"id": call.id, "type": "function", "function": function}]
+    # A list that was cut short is not parsed, and so calls nobody.
+    whole = not call.listed or text.endswith("}]")
+    return chat_message(generation.role, "", calls if whole else [])
 
 
 def prompt_ids(generation: Generation, plan: SequencePlan) -> list[int]:
@@ -121,9 +140,10 @@ def _chat_choice(generation: Generation, outcome: Outcome) -> str:
         position = generation.prompts[plan.prompt_index].num_tokens
         logprobs = dumps(chat_logprobs(ids, position, asked, ring, generation.tokenizer))
     return (
-        f'{{"index":{outcome.index},"message":{chat_message(generation.role, text)},'
+        f'{{"index":{outcome.index},"message":{_message(generation, plan, text)},'
         f'"logprobs":{logprobs},'
-        f'"finish_reason":"{outcome.finish_reason}","stop_reason":{dumps(outcome.stop_reason)},'
+        f'"finish_reason":"{chat_finish_reason(plan, outcome)}",'
+        f'"stop_reason":{dumps(outcome.stop_reason)},'
         f'"token_ids":{_output_ids(generation, plan, outcome)},"routed_experts":null,'
         f'"weight_versions":{weight_spans(outcome)}}}'
     )

@@ -8,9 +8,17 @@ import json
 from collections.abc import Sequence
 
 from frontier_mock.wire.errors import ApiError
-from frontier_mock.wire.generation import CHAT, COMPLETION, Generation, Outcome
+from frontier_mock.wire.generation import (
+    CHAT,
+    COMPLETION,
+    Generation,
+    Outcome,
+    SequencePlan,
+    ToolCall,
+)
 from frontier_mock.wire.logprobs import CompletionLogprobs, chat_logprobs
 from frontier_mock.wire.render import (
+    chat_finish_reason,
     completion_logprobs,
     dumps,
     frontier_json,
@@ -38,6 +46,22 @@ def error_frames(error: ApiError, kind: str) -> bytes:
     # Completions serialise errors with json.dumps and its spaces, chat with pydantic.
     text = dumps(error.payload()) if kind == CHAT else json.dumps(error.payload())
     return f"data: {text}\n\n".encode() + DONE
+
+
+def _call_delta(plan: SequencePlan, call: ToolCall, first: int, last: int) -> str:
+    """What tokens `first` to `last` add to a call: its name first, then pieces of its arguments."""
+    before = call.arguments(plan.text.piece(0, first))
+    after = call.arguments(plan.text.piece(0, last))
+    new = after[len(before) :]
+    if not after:
+        return "{}"
+    if not before:
+        head = f'"index":0,"id":{dumps(call.id)},"type":"function"'
+        function = f'{{"name":{dumps(call.name)},"arguments":{dumps(new)}}}'
+        return f'{{"tool_calls":[{{{head},"function":{function}}}]}}'
+    return (
+        f'{{"tool_calls":[{{"index":0,"function":{{"arguments":{dumps(new)}}}}}]}}' if new else "{}"
+    )
 
 
 class StreamRenderer:
@@ -175,8 +199,12 @@ class StreamRenderer:
         generation = self._generation
         text = self._texts[index]
         ending = outcome is not None
-        content = dumps(text.piece(first, last, ending))
-        delta = f'{{"content":{content}}}' if last or not ending else "{}"
+        plan = generation.sequences[index]
+        if plan.call is not None:
+            delta = _call_delta(plan, plan.call, first, last)
+        else:
+            content = dumps(text.piece(first, last, ending))
+            delta = f'{{"content":{content}}}' if last or not ending else "{}"
         asked = generation.logprobs
         logprobs = "null"
         if asked is not None and asked.top is not None:
@@ -191,7 +219,7 @@ class StreamRenderer:
             )
         return (
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
-            f'"finish_reason":"{outcome.finish_reason}",'
+            f'"finish_reason":"{chat_finish_reason(plan, outcome)}",'
             f'"stop_reason":{dumps(outcome.stop_reason)},"token_ids":{token_ids},'
             f'"weight_versions":{weight_spans(outcome)}}}'
         )

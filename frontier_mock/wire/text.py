@@ -223,6 +223,59 @@ class SyntheticText:
         return [tokenizer.token_text(token_id) for token_id in self.ids(first, last)]
 
 
+class FixedText(SyntheticText):
+    """Output that is a text of its own: `pieces[i]` is what token `ids[i]` says.
+
+    `num_tokens` of them are generated, the last of which is an end token if `end_id` is not -1.
+    """
+
+    __slots__ = ("_ids", "_offsets", "_text")
+
+    def __init__(
+        self,
+        ring: TextRing,
+        ids: Sequence[int],
+        pieces: Sequence[str],
+        num_tokens: int,
+        end_id: int = -1,
+    ) -> None:
+        """`ring` is that of the same tokenizer, for whom it matters."""
+        super().__init__(ring, 0, num_tokens, end_id)
+        self.plain_tokens = 0
+        self._ids = [*ids[: num_tokens - (end_id >= 0)], *([end_id] if end_id >= 0 else [])]
+        self._text = "".join(pieces)
+        self._offsets = [0]
+        for piece in pieces:
+            self._offsets.append(self._offsets[-1] + len(piece))
+
+    def ids(self, first: int, last: int) -> list[int]:
+        """Ids of output tokens `first` to `last` (exclusive)."""
+        return self._ids[first:last]
+
+    def piece(self, first: int, last: int, final: bool = False) -> str:
+        """Text of output tokens `first` to `last`."""
+        return self._text[self.sent_chars(first) : self.sent_chars(last, final)]
+
+    def sent_chars(self, tokens: int, final: bool = False) -> int:
+        """Characters of the first `tokens` tokens."""
+        return self._offsets[min(tokens, self.num_tokens - (self.end_id >= 0))]
+
+    def spoken_ids(self) -> TokenIds:
+        """The ids that have text."""
+        return np.array(self._ids[: self.num_tokens - (self.end_id >= 0)], np.uint32)
+
+
+def keys_after(text: SyntheticText, tail: TokenIds, salt: int) -> bytes:
+    """`output_keys` of a text: of the blocks that it fills after a prompt with that `tail`."""
+    if not isinstance(text, FixedText):
+        with_text = text.num_tokens - (text.end_id >= 0)
+        return output_keys(text.ring, text.start, with_text, tail, salt)
+    keys = hash_blocks(np.concatenate([tail, text.spoken_ids()]), text.ring.block_tokens)
+    if salt and len(keys):
+        keys[0] ^= np.uint64(salt)
+    return keys.tobytes()
+
+
 def output_keys(ring: TextRing, start: int, num_tokens: int, tail: TokenIds, salt: int) -> bytes:
     """Keys of the blocks that output tokens fill, after a prompt whose last tokens are `tail`.
 

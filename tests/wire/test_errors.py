@@ -623,8 +623,6 @@ def test_data_parallel_rank_is_bounded(served: ServedModel) -> None:
 
 def test_what_the_mock_cannot_do_is_501(served: ServedModel) -> None:
     capable = replace(served, tool_call_parser="hermes", enable_auto_tool_choice=True)
-    forced = {"messages": HELLO, "tools": [TOOL], "tool_choice": "required"}
-    assert refusal(parse_chat, forced, capable).status == 501
     beam = {"messages": HELLO, "use_beam_search": True}
     assert refusal(parse_chat, beam, served).kind == "NotImplementedError"
     assert parse_chat(json.dumps({"messages": HELLO, "tools": [TOOL]}).encode(), {}, capable)
