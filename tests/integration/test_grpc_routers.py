@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from frontier_mock.cli.demo import answers, free_ports, process, wait_until
+from frontier_mock.client.clock import ClockClient, read_clock
+from frontier_mock.client.http1 import HttpClient
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.config.tokenizers import write_byte_tokenizer
 from tests.integration.fleet import MODEL, Fleet, digest_of_journal, fleet, play, router
@@ -24,7 +26,8 @@ for package in ("grpc", "smg_grpc_proto"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
-ADAPTER = Path(__file__).resolve().parents[2] / "adapters" / "smg"
+ADAPTERS = Path(__file__).resolve().parents[2] / "adapters"
+ADAPTER = ADAPTERS / "smg"
 EXEC = "import os, sys; os.environ['PYTHON'] = sys.executable; os.execv(sys.argv[1], sys.argv[1:])"
 
 ONE_SHOTS = """\
@@ -208,3 +211,50 @@ def test_vllm_router_speaks_its_own_dialect(tmp_path: Path) -> None:
             assert whole["choices"][0]["text"] == direct["choices"][0]["text"]
             truth = json.loads(get(f"{served.urls[0]}/sim/report"))
             assert all(worker["requests"] > 0 for worker in truth["workers"])
+            asyncio.run(_lease_in_a_salt(served.clock_url, url, ids))
+
+
+async def _lease_in_a_salt(clock_url: str, router_url: str, body: dict[str, object]) -> None:
+    """Nothing else of a request's words comes out of this router on the other side."""
+    http = HttpClient(clock_url)
+    async with ClockClient(http, ["agent"]) as clock:
+        began_ns = await clock.sleep_for("agent", 3.0)
+        salted = {**body, "cache_salt": "fmock-agent--"}
+        await asyncio.to_thread(post, f"{router_url}/v1/completions", salted)
+        took_ns = await clock.sleep("agent", 0) - began_ns
+        state = await read_clock(http)
+        assert 0 < took_ns < 3_000_000_000
+        assert state.stalls == 0
+    http.close()
+
+
+@pytest.mark.parametrize(("engine", "legs"), [("vllm_router", 1), ("sglang_router", 2)])
+def test_smg_pairs_prefill_and_decode_workers(engine: str, legs: int, tmp_path: Path) -> None:
+    text = (ADAPTERS / engine / "scenario-pd.yaml").read_text()
+    path = tmp_path / "pd.yaml"
+    path.write_text(re.sub(r"port: \d+", "port: 0, grpc_port: 0", text))
+    port, metrics = free_ports(2)
+    url, log, result = f"http://127.0.0.1:{port}", tmp_path / "router.log", tmp_path / "result.json"
+    with fleet(load_scenario(str(path)), tmp_path) as served:
+        ready = json.loads((tmp_path / "ready.json").read_text())["workers"]
+        argv = ["-m", "smg.cli", "launch", "--host", "127.0.0.1", "--port", str(port)]
+        argv += ["--prometheus-port", str(metrics), "--log-level", "warn"]
+        argv += ["--policy", "round_robin", "--pd-disaggregation"]
+        for worker in ready[:2]:
+            argv += ["--prefill", worker["grpc_url"]]
+            argv += [str(worker["bootstrap_port"])] if "bootstrap_port" in worker else []
+        for worker in ready[2:]:
+            argv += ["--decode", worker["grpc_url"]]
+        with process("smg", argv, log) as running:
+            wait_until(lambda: answers(f"{url}/v1/models"), running, "smg", log)
+            replay = [sys.executable, "-m", "frontier_mock", "replay", str(path), "--url", url]
+            replay += ["--clock-url", served.clock_url, "--legs", str(legs), "--json", str(result)]
+            done = subprocess.run(replay, capture_output=True, text=True, timeout=60, check=False)
+            report = json.loads(get(f"{served.clock_url}/sim/report"))
+            running.kill()
+    assert done.returncode == 0, done.stderr
+    replayed = json.loads(result.read_text())
+    assert replayed["requests"]["completed"] == 64
+    assert (replayed["client"]["stalls"], replayed["client"]["grace_jumps"]) == (0, 0)
+    transfers = report["transfers"]
+    assert (transfers["failed"], transfers["released"]) == ({}, {"sent": 80})
