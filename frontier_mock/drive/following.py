@@ -12,7 +12,8 @@ happen in this engine before, null if nothing will at all.
 
 host to follower: `["feed", t_ns, numbers, limit_ns]`: it is t_ns, feed these posts in this order.
 `["move", t_ns, limit_ns]`: advance to t_ns. After both, go on through events before limit_ns as
-long as nobody has to be told. `["resume", numbers]`: write the last bytes of these completed requests.
+long as nobody has to be told. `["resume", numbers]`: write the last bytes of these completed
+requests.
 
 Nothing can be overtaken: a request's lease is held at the host until its `park` is read there, and
 `post` is right behind it; a response is written only after the host holds its lease again.

@@ -10,8 +10,9 @@ leases here (shared/specs/virtual_time.md section 3.4). The loop's selector deci
    wait for it in real time. What it computes takes no virtual time, like everything that runs on a
    CPU here. Programs that wait to be told something do not count (`drive.child_processes`).
 3. The instant is quiescent. Run what waits for that (`call_when_idle`), once.
-4. A descriptor leads out of this process: wait a real moment for it, then count a guess. Sockets
-   whose other end is on the same loop do not count: what they carry has been delivered already.
+4. A descriptor leads out of this process, or a thread of anyio is at work: wait a real moment for
+   it, then count a guess. Sockets whose other end is on the same loop do not count: what they carry
+   has been delivered already.
 5. Jump to the next timer. If there is none, or its time is infinity, nobody will ever wake
    anybody: `Deadlock`, at once.
 
@@ -28,7 +29,7 @@ import math
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from frontier_mock.drive.child_processes import ChildProcesses, program_name
@@ -36,6 +37,7 @@ from frontier_mock.drive.watched_selector import Ready, WatchedSelector
 from frontier_mock.drive.working_threads import (
     ThreadState,
     WorkingThread,
+    anyio_threads_at_work,
     name_of,
     uncounted,
     working_thread,
@@ -147,11 +149,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         # Cancelled timers count as well: one that might have been leapt over costs a lap, no more.
         if self._scheduled and self._first_timer_ns() <= t_ns:
             return False
-        if self._processes.at_work() or self._processes.in_conversation():
+        if self._processes.at_work():
             return False
         if t_ns > self._limit_ns:
             return False
-        if self._watched.outside() or self._watched.poll():
+        if self._outside() or self._watched.poll():
             return False
         self._move_to(t_ns)
         return True
@@ -323,7 +325,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 if not handle.cancelled():
                     self.call_soon(handle._run)
             return ready
-        outside = self._watched.outside() or self._processes.in_conversation()
+        outside = self._outside()
         if timeout is None or self._scheduled[0].when() == math.inf:
             if outside:
                 return self._wait_outside(inner, "nothing came from outside the process")
@@ -336,6 +338,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self.guesses += 1
         self._jump(timeout)
         return ready
+
+    def _outside(self) -> Sequence[object]:
+        """What might say something that nothing here announces."""
+        return (
+            self._watched.outside()
+            or self._processes.in_conversation()
+            or anyio_threads_at_work(self)
+        )
 
     def _wait_outside(self, inner: selectors.BaseSelector, why: str) -> Ready:
         ready = inner.select(self._patience_s)

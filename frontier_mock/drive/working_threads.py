@@ -5,6 +5,7 @@ import concurrent.futures
 import concurrent.futures.thread
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from enum import Enum
@@ -112,6 +113,26 @@ def name_of(func: Callable[..., object]) -> str:
         inner = func.args[0] if func.args and callable(func.args[0]) else func.func
         return name_of(inner)
     return getattr(func, "__qualname__", None) or repr(func)
+
+
+def anyio_threads_at_work(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Threads of `anyio.to_thread` that run a function for `loop`.
+
+    They cannot be counted, as the function may itself wait for the loop (`anyio.from_thread`).
+    There is no public way to ask for them; an anyio whose books are elsewhere has none at work.
+    """
+    backend = sys.modules.get("anyio._backends._asyncio")
+    kind = getattr(backend, "WorkerThread", None)
+    if kind is None or threading.active_count() == 1:
+        return []
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if isinstance(thread, kind)
+        and getattr(thread, "loop", None) is loop
+        and not getattr(thread, "stopping", True)
+        and thread not in getattr(thread, "idle_workers", (thread,))
+    ]
 
 
 def uncounted(counted: Iterable[WorkingThread]) -> str:

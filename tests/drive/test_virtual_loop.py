@@ -8,6 +8,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from frontier_mock.drive.virtual_loop import (
@@ -261,6 +264,27 @@ def test_a_threads_question_to_the_loop_brings_its_errors_back() -> None:
         return await asyncio.to_thread(ask)
 
     assert run(main()) == "no such thing"
+
+
+def test_anyios_threads_are_waited_for_like_anything_outside() -> None:
+    go_on = threading.Event()
+
+    async def sleeps() -> float:
+        await asyncio.sleep(5.0)
+        return the_loop().time()
+
+    async def main() -> tuple[float, int, float]:
+        # Nothing is scheduled meanwhile, which is no Deadlock.
+        threading.Timer(0.01, go_on.set).start()
+        await anyio.to_thread.run_sync(go_on.wait)
+        before = the_loop().guesses
+        await asyncio.sleep(1.0)
+        assert the_loop().guesses == before
+        # A thread that itself waits for the loop must not keep time from moving.
+        woke = await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(sleeps))
+        return woke, the_loop().guesses, the_loop().time()
+
+    assert run(main(), outside_grace_s=0.001) == (6.0, 1, 6.0)
 
 
 def test_own_threads_can_be_counted() -> None:
