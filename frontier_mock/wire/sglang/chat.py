@@ -34,7 +34,7 @@ from frontier_mock.wire.sglang.openai_fields import (
 )
 from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import CHAT, LogprobWish, SglangRequest, SglangSequence
-from frontier_mock.wire.sglang.sampling import read_sampling
+from frontier_mock.wire.sglang.sampling import check_samples, read_sampling
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _MEDIA_PARTS = ("image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio")
@@ -200,6 +200,7 @@ def _plan(
     front = front_of(served)
     sampling = read_sampling(sampling_dict(fields, front, _cap(fields)), served.model_vocab_size)
     n = max(1, int_field(fields, "n", 1))
+    check_samples(1, n)
     name = text_field(fields, "model") or "default"
     adapter = adapter_in(name, served.names[0])
     if adapter is not None:

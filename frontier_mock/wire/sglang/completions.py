@@ -39,7 +39,7 @@ from frontier_mock.wire.sglang.request import (
     SglangRequest,
     SglangSequence,
 )
-from frontier_mock.wire.sglang.sampling import read_sampling
+from frontier_mock.wire.sglang.sampling import check_samples, read_sampling
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 DEFAULT_MAX_TOKENS = 16
@@ -100,6 +100,7 @@ def _plan(
         params["json_schema"] = fields["json_schema"]
     sampling = read_sampling(params, served.model_vocab_size)
     n = max(1, int_field(fields, "n", 1))
+    check_samples(len(prompts), n)
     name = text_field(fields, "model") or "default"
     adapter = adapter_in(name, served.names[0])
     if adapter is not None:

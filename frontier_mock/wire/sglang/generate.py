@@ -6,6 +6,7 @@ SGLang: a 400, or in a stream, which has begun by then, an event.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
@@ -49,6 +50,7 @@ from frontier_mock.wire.sglang.request import (
 )
 from frontier_mock.wire.sglang.sampling import (
     check_gate,
+    check_samples,
     check_watermark_gate,
     read_sampling,
 )
@@ -211,6 +213,8 @@ def read_prompts(fields: Fields) -> Prompts:
     if isinstance(text, str):
         return Prompts(texts=(text,))
     if isinstance(text, list):
+        if not text:
+            raise ValueError("text cannot be empty.")
         return Prompts(texts=tuple(str(item) for item in text), single=False)
     if not isinstance(ids, list):
         raise ValueError("input_ids should be a list of lists for batch processing.")
@@ -248,7 +252,7 @@ def make_rids(given: Json, count: int, single: bool, served: ServedModel) -> lis
         raise ValueError(
             "The specified rids length mismatch with the batch_size for batch processing."
         )
-    twice = [rid for rid in dict.fromkeys(rids) if rids.count(rid) > 1]
+    twice = [rid for rid, times in Counter(rids).items() if times > 1]
     if twice:
         raise ValueError(f"Duplicate request IDs detected within the request: {twice}")
     return rids
@@ -306,6 +310,7 @@ def _plan(
     prompts = read_prompts(fields)
     given = _sampling_dicts(fields, len(prompts), front.preferred_sampling_params)
     n = _parallel(given)
+    check_samples(len(prompts), n)
     count = len(prompts) * n
     single = prompts.single and n == 1
     _check_support(fields, served)

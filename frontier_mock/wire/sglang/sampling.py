@@ -164,6 +164,16 @@ def _members(value: Json, table: Mapping[str, _Gate]) -> None:
             check(item)
 
 
+MAX_SEQUENCES = 16384
+"""Most sequences of one request with n above 1: SGLang has no limit, and no such memory either."""
+
+
+def check_samples(prompts: int, n: int) -> None:
+    """Raise ValueError if n samples of each prompt are more than a server could hold."""
+    if n > 1 and prompts * n > MAX_SEQUENCES:
+        raise ValueError(f"n must be at most {max(1, MAX_SEQUENCES // prompts)}, got {n}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """What of `sampling_params` decides anything here. `max_new_tokens` None asks for all there is.

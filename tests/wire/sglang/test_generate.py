@@ -275,6 +275,11 @@ def test_bad_values_are_late_errors(
     [
         ({}, "Either text, input_ids or input_embeds should be provided."),
         ({"input_ids": []}, "input_ids cannot be empty."),
+        ({"text": []}, "text cannot be empty."),
+        (
+            {"text": ["a", "b"], "sampling_params": {"n": 10**19}},
+            "n must be at most 8192, got 10000000000000000000.",
+        ),
         (
             {"text": "x" * 5000},
             "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
