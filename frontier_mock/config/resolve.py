@@ -35,9 +35,11 @@ from frontier_mock.cost.protocol import StepCost
 from frontier_mock.cost.specs import (
     EnginePreset,
     HardwareSpec,
+    LoraSpec,
     ModelSpec,
     ParallelSpec,
     PrecisionSpec,
+    RoutingSpec,
     StepSpec,
 )
 from frontier_mock.cost.step import build_step_cost
@@ -179,14 +181,17 @@ def resolve_worker(
     if utilization is None:
         utilization = engine.gpu_memory_utilization
     parallel = _parallel(args, model)
+    routing, lora = _routing(args, model, parallel), _lora(args)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, precision.weights)
+
+    held = (model, precision) if afd is None else attention_only(model, precision)
 
     def plan(longest: int) -> MemoryPlan:
         return plan_kv_cache(
             hardware,
-            model if afd is None else attention_only(model),
+            held[0],
             parallel,
-            precision,
+            held[1],
             gpu_memory_utilization=utilization,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
@@ -196,11 +201,13 @@ def resolve_worker(
             kv_cache_memory_bytes=args.kv_cache_memory_bytes,
             num_gpu_blocks_override=args.num_gpu_blocks_override,
             count_cudagraphs=engine.counts_cudagraph_memory,
+            redundant_experts=routing.redundant_experts,
+            lora=lora,
         )
 
     try:
         if args.max_model_len == -1:
-            usable = (plan(1).num_blocks - 1) * args.block_size
+            usable = (plan(1).num_blocks - 1) * args.block_size * parallel.dcp
             max_model_len = min(max_model_len, usable)
         memory = plan(max_model_len)
     except OutOfMemory as error:
@@ -212,7 +219,7 @@ def resolve_worker(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
-        block_size=args.block_size,
+        block_size=args.block_size * parallel.dcp,
         num_blocks=memory.num_blocks - 1,  # vLLM keeps one as its null block
         enable_prefix_caching=args.enable_prefix_caching,
         enable_chunked_prefill=args.enable_chunked_prefill,
@@ -230,7 +237,7 @@ def resolve_worker(
         prefill_schedule_interval=args.prefill_schedule_interval if parallel.dp == 1 else 1,
         enable_kv_cache_events=args.enable_prefix_caching and _publishes(args.kv_events_config),
     )
-    step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs)
+    step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
     served = args.served_model_name[0] if args.served_model_name else args.model
     ranks = args.data_parallel_size if afd is None else parallel.dp
@@ -402,17 +409,40 @@ def _parallel(args: VllmArgs, model: ModelSpec) -> ParallelSpec:
     is the attention GPUs that are divided.
     """
     tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    dcp = args.decode_context_parallel_size
     if args.afd is not None:
+        if dcp > 1:
+            raise ConfigError(f"decode-context-parallel-size: {dcp}; only 1 with FFN GPUs apart")
         return ParallelSpec(tp=tp, dp=args.afd.ranks(tp))
     if model.experts is None:
-        return ParallelSpec(tp=tp)
+        return ParallelSpec(tp=tp, dcp=dcp)
     return ParallelSpec(
         tp=tp,
+        dcp=dcp,
         dp=dp,
         ep=tp * dp if args.enable_expert_parallel else 1,
         dispatch=DISPATCH_BACKENDS[args.all2all_backend] if dp > 1 else "allgather",
         overlap=args.enable_dbo and dp > 1,
     )
+
+
+def _routing(args: VllmArgs, model: ModelSpec, parallel: ParallelSpec) -> RoutingSpec:
+    """Replicas of experts; vLLM has them only where whole experts are spread over ranks."""
+    extra = args.num_redundant_experts
+    if model.experts is None or not extra:
+        return RoutingSpec()
+    if parallel.ep == 1:
+        raise ConfigError("eplb-config: num_redundant_experts needs --enable-expert-parallel")
+    if (model.experts.num_experts + extra) % parallel.ep:
+        raise ConfigError(
+            f"eplb-config: num_redundant_experts: {model.experts.num_experts} experts and {extra} "
+            f"replicas are not divisible by ep={parallel.ep}"
+        )
+    return RoutingSpec(redundant_experts=extra)
+
+
+def _lora(args: VllmArgs) -> LoraSpec | None:
+    return LoraSpec(args.max_lora_rank, args.max_loras) if args.enable_lora else None
 
 
 def _shaped(model: ModelSpec, args: VllmArgs) -> ModelSpec:

@@ -86,7 +86,7 @@ ENGINE_FLAGS = """
 --numa-bind-cpus | texts | - |
 --device-ids | text | - |
 --tensor-parallel-size -tp | int>=1 | 1 | ranks that share each layer
---decode-context-parallel-size -dcp | int>=1 | 1 |
+--decode-context-parallel-size -dcp | int>=1 | 1 | ranks of tp that share a sequence's context
 --dcp-comm-backend | choice:ag_rs,a2a | - |
 --dcp-q-replicate | switch | - |
 --dcp-kv-cache-interleave-size | int | 1 |
@@ -119,8 +119,8 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --dp-sync-interval | int>=1 | 16 |
 --dbo-prefill-token-threshold | int>=0 | 512 | likewise, in steps with prompts
 --disable-nccl-for-dp-synchronization | switch | - |
---enable-eplb | switch | False |
---eplb-config | json | - |
+--enable-eplb | switch | False | place experts by load, with the replicas of --eplb-config
+--eplb-config | json | - | num_redundant_experts
 --expert-placement-strategy | choice:linear,round_robin | linear |
 --max-parallel-loading-workers | int>=1 | - |
 --ray-workers-use-nsight | switch | False |
@@ -181,9 +181,9 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --mm-processor-device | text | auto |
 --mm-ipc-gpu-memory-gb | float>=0 | 0 |
 --mm-device-do-normalize | switch | True |
---enable-lora | switch | False |
---max-loras | int>=1 | 1 |
---max-lora-rank | choice:1,8,16,32,64,128,256,320,512 | 16 |
+--enable-lora | switch | False | every step pays for adapters, and memory is set aside for them
+--max-loras | int>=1 | 1 | adapters in use at once
+--max-lora-rank | choice:1,8,16,32,64,128,256,320,512 | 16 | rank of the adapters
 --lora-dtype | text | auto |
 --enable-tower-connector-lora | switch | False |
 --max-cpu-loras | int | - |

@@ -82,6 +82,12 @@ class VllmArgs:
     enable_expert_parallel: bool = False
     all2all_backend: str = "allgather_reducescatter"
     enable_dbo: bool = False
+    decode_context_parallel_size: int = 1
+    enable_eplb: bool = False
+    num_redundant_experts: int = 0
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
     block_size: int = 16
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
@@ -241,6 +247,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _generation(given.get("override_generation_config"))
     values |= _overrides(values.pop("hf_overrides", None))
     values |= _weight_transfer(given.get("weight_transfer_config"))
+    values |= _eplb(given.get("eplb_config"), values.get("enable_eplb", False))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["kv_transfer_config"] = read_kv_transfer(given.get("kv_transfer_config"))
     thresholds = (
@@ -252,6 +259,8 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     )
     if values.get("kv_events_config") is not None:
         read_kv_events(values["kv_events_config"])
+    if "max_lora_rank" in values:
+        values["max_lora_rank"] = int(values["max_lora_rank"])
     if "optimization_level" in values:
         values["optimization_level"] = int(values["optimization_level"])
     _check(values)
@@ -318,6 +327,26 @@ def _overrides(config: object) -> dict[str, Any]:
                 f"argument --hf-overrides: {key}: {shown(value)} is not a whole number >= 1"
             )
     return {"hf_overrides": shape}
+
+
+def _eplb(config: object, enabled: bool) -> dict[str, Any]:
+    """The replicas that --eplb-config asks for; balancing itself is taken to be up to date."""
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"argument --eplb-config: {shown(config)} is not a JSON object")
+    count = config.get("num_redundant_experts", 0)
+    if type(count) is not int or not 0 <= count <= _LARGE:
+        raise ConfigError(
+            f"argument --eplb-config: num_redundant_experts: {shown(count)} is not a whole "
+            "number >= 0"
+        )
+    if count and not enabled:
+        raise ConfigError(
+            f"num_redundant_experts is set to {count} but EPLB is not enabled. Either enable EPLB "
+            "or unset num_redundant_experts."
+        )
+    return {"num_redundant_experts": count}
 
 
 def _weight_transfer(config: object) -> dict[str, Any]:

@@ -94,28 +94,42 @@ def popularity(model: ExpertsSpec, routing: RoutingSpec, layers: int) -> Floats:
     return made
 
 
-def placed(shares: Floats, ranks: int, redundant: int) -> Floats:
+def drifted(model: ExpertsSpec, routing: RoutingSpec, shares: Floats) -> Floats:
+    """What popularity has become: part of it went to experts drawn anew, layer by layer."""
+    if not routing.drift:
+        return shares
+    draws = stream(routing.seed, "experts/drift")
+    moved = np.stack([share[draws.permutation(model.num_experts)] for share in shares])
+    made: Floats = (1.0 - routing.drift) * shares + routing.drift * moved
+    return made
+
+
+def placed(shares: Floats, ranks: int, redundant: int, now: Floats | None = None) -> Floats:
     """Popularity by [layer, rank, slot] on `ranks` GPUs.
+
+    Experts are placed by `shares`; the load they bring is `now`, if that is another.
 
     Without redundant experts each rank has consecutive ones, as vLLM's linear placement. With them
     the most loaded expert gets one replica more until there are enough, and replicas go, heaviest
     first, to the least loaded rank with a free slot (as EPLB packs them).
     """
     layers, experts = shares.shape
+    load_of = shares if now is None else now
     if not redundant:
-        return shares.reshape(layers, ranks, experts // ranks)
+        return load_of.reshape(layers, ranks, experts // ranks)
     slots = (experts + redundant) // ranks
     packed = np.zeros((layers, ranks, slots))
     for layer, share in enumerate(shares):
         replicas = np.ones(experts)
         for _ in range(redundant):
             replicas[np.argmax(share / replicas)] += 1.0
-        pieces = np.sort(np.repeat(share / replicas, replicas.astype(int)))[::-1]
+        owners = np.repeat(np.arange(experts), replicas.astype(int))
+        known, loads = share / replicas, load_of[layer] / replicas
         load, used = np.zeros(ranks), np.zeros(ranks, dtype=int)
-        for piece in pieces:
+        for owner in owners[np.argsort(-known[owners], kind="stable")]:
             rank = int(np.argmin(np.where(used < slots, load, np.inf)))
-            packed[layer, rank, used[rank]] = piece
-            load[rank] += piece
+            packed[layer, rank, used[rank]] = loads[owner]
+            load[rank] += known[owner]
             used[rank] += 1
     return packed
 

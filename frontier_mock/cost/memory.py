@@ -13,7 +13,14 @@ from typing import Final
 
 from frontier_mock.cost.gemm import WEIGHT_BYTES
 from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, linear_weights, shard_model
-from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
+from frontier_mock.cost.lora import adapter_bytes
+from frontier_mock.cost.specs import (
+    HardwareSpec,
+    LoraSpec,
+    ModelSpec,
+    ParallelSpec,
+    PrecisionSpec,
+)
 
 _GIB: Final = 1 << 30
 
@@ -77,8 +84,11 @@ def plan_kv_cache(
     kv_cache_memory_bytes: int | None = None,
     num_gpu_blocks_override: int | None = None,
     count_cudagraphs: bool = True,
+    redundant_experts: int = 0,
+    lora: LoraSpec | None = None,
 ) -> MemoryPlan:
-    """Size the KV cache of one worker.
+    """Size the KV cache of one worker. A block of `block_size` tokens a rank holds as many times
+    more of them as ranks share the context.
 
     `count_cudagraphs` is False for engines before vLLM 0.21, whose profiling left graphs out.
     Raises OutOfMemory when nothing is left, or when the cache cannot hold one sequence of
@@ -86,6 +96,12 @@ def plan_kv_cache(
     """
     shard = shard_model(model, parallel, precision)
     weights = weight_bytes(model, parallel, precision, shard)
+    if redundant_experts and model.experts is not None:
+        each = 3 * model.hidden_size * shard.expert_columns * WEIGHT_BYTES[precision.weights]
+        weights += int(model.expert_layers * each * redundant_experts / parallel.ep)
+    if lora is not None:
+        dense = model.experts is None
+        weights += adapter_bytes(shard, model.hidden_size, model.num_layers, dense, lora)
     activation = _activation_bytes(model, shard, max_num_batched_tokens, max_num_seqs)
     non_torch = _CONTEXT_BYTES + _buffer_bytes(model, parallel, max_num_batched_tokens)
     stage_layers = -(-model.num_layers // parallel.pp)
@@ -102,7 +118,7 @@ def plan_kv_cache(
         num_blocks = max(available, 0) // per_block
     if available <= 0 and num_gpu_blocks_override is None:
         raise OutOfMemory(_nothing_left(hardware, gpu_memory_utilization, weights, available))
-    _check_longest(num_blocks, per_block, block_size, max_model_len)
+    _check_longest(num_blocks, per_block, block_size * parallel.dcp, max_model_len)
     return MemoryPlan(
         num_blocks=num_blocks,
         weights_bytes=weights,

@@ -10,6 +10,7 @@ from frontier_mock.cost.experts import (
     ExpertLoad,
     ExpertShape,
     balanced_load,
+    drifted,
     expected_load,
     experts_us,
     placed,
@@ -119,7 +120,7 @@ def _average_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floa
     shares = popularity(experts, spec.routing, layers)
     redundant = spec.routing.redundant_experts if ep > 1 else 0
     total = np.zeros_like(tokens)
-    for layer in placed(shares, ep, redundant):
+    for layer in placed(shares, ep, redundant, drifted(experts, spec.routing, shares)):
         load = expected_load(layer, experts.top_k, block, tokens)
         if contiguous is not None:
             total += contiguous_us(contiguous, hw, weights, shape, load).max(axis=0)

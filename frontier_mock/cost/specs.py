@@ -108,7 +108,8 @@ class ParallelSpec:
     like the other layers) or `tp * dp` (whole experts on each GPU). `dispatch` is how tokens reach
     the GPUs of their experts when `dp` is above 1: "allgather" (all-gather and reduce-scatter),
     "alltoall", "deepep_normal" or "deepep_low_latency". `overlap` splits batches in two so that one
-    half's communication runs under the other's computation (DBO, TBO).
+    half's communication runs under the other's computation (DBO, TBO). `dcp` of the `tp` ranks
+    share the context of each sequence (decode context parallelism).
     """
 
     tp: int = 1
@@ -117,6 +118,7 @@ class ParallelSpec:
     ep: int = 1
     dispatch: str = "allgather"
     overlap: bool = False
+    dcp: int = 1
 
     @property
     def gpus(self) -> int:
@@ -130,13 +132,23 @@ class RoutingSpec:
 
     `kind` is "model" (what is assumed of every trained router), "uniform" or "zipf" with
     `exponent`. Which expert has which rank is drawn once per layer from `seed`. `redundant_experts`
-    replicas of the most popular ones are spread by load (EPLB).
+    replicas of the most popular ones are spread by load (EPLB). `drift` is the share of popularity
+    that has moved to other experts since they were last placed by load, 0 to 1.
     """
 
     kind: str = "model"
     exponent: float = 0.0
     seed: int = 0
     redundant_experts: int = 0
+    drift: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Adapters that may be loaded at once, and their rank."""
+
+    rank: int
+    max_loras: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +211,4 @@ class StepSpec:
     async_scheduling: bool
     cudagraph_sizes: tuple[int, ...]
     routing: RoutingSpec = RoutingSpec()
+    lora: LoraSpec | None = None

@@ -27,6 +27,11 @@ from frontier_mock.cost.attention import (
     ragged_us,
 )
 from frontier_mock.cost.collectives import straggling
+from frontier_mock.cost.context_parallel import (
+    check_context_parallel,
+    exchanged_us,
+    gathered_us,
+)
 from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us, stage_us
 from frontier_mock.cost.gemm import PACKED
@@ -40,7 +45,9 @@ from frontier_mock.cost.layers import (
     mlp_layer_us,
     shard_model,
 )
+from frontier_mock.cost.lora import lora_us
 from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
+from frontier_mock.cost.polylines import lines_of, raised_to
 from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
 from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import StepSpec
@@ -52,8 +59,6 @@ _BLOCK: Final = 512
 _JOINT_KEPT: Final = 65536
 """Joint token counts whose price is remembered."""
 """Token counts tabulated at a time."""
-
-_UNBOUNDED: Final = 1 << 62
 
 _GRAPH_REPLAY_US: Final = 10.0
 """Launching a captured graph (cost_model.md section 1.9)."""
@@ -83,6 +88,12 @@ def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
     if precision.kv not in tables.decode:
         allowed = ", ".join(sorted(tables.decode))
         raise ValueError(f"no {precision.kv} KV cache for {tables.name}; it has {allowed}")
+    check_context_parallel(model, parallel)
+    if parallel.dcp > 1 and parallel.dcp not in tables.all_gather:
+        allowed = ", ".join(str(n) for n in (1, *sorted(tables.all_gather)))
+        raise ValueError(
+            f"no all-gather over dcp={parallel.dcp} for {tables.name}: dcp is {allowed}"
+        )
     if parallel.tp > 1 and parallel.tp not in tables.all_reduce:
         allowed = ", ".join(str(n) for n in (1, *sorted(tables.all_reduce)))
         raise ValueError(f"no all-reduce over tp={parallel.tp} for {tables.name}: tp is {allowed}")
@@ -135,14 +146,19 @@ class TabledStepCost:
         read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else precision.kv
         self._decode_table = _of_size(tables.decode[read_as], model.head_dim)
         heads = self._shard.heads
-        self._decode_heads = replace(heads, kv_bytes=2) if read_as == "bf16" else heads
+        dcp = spec.parallel.dcp
+        decode_heads = replace(heads, query=heads.query * dcp)
+        self._decode_heads = (
+            replace(decode_heads, kv_bytes=2) if read_as == "bf16" else decode_heads
+        )
         self._prefill: PrefillPrice | LatentPrice
         self._latent: LatentPrice | None = None
         if model.latent is None:
             prefill = _of_size(tables.prefill[precision.kv], model.head_dim)
             self._prefill = PrefillPrice(prefill, hw, heads)
         else:
-            self._prefill = self._latent = LatentPrice(model.latent, hw, heads)
+            self._prefill = LatentPrice(model.latent, hw, heads)
+            self._latent = LatentPrice(model.latent, hw, decode_heads)
         self._experts = ExpertPrice(spec, tables, self._shard) if model.experts else None
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
         self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
@@ -247,7 +263,7 @@ class TabledStepCost:
         """All layers' decode attention of one rank."""
         cut = self._rank_lines.get(batch.num_decodes)
         if cut is None:
-            cut = self._rank_lines[batch.num_decodes] = _lines(
+            cut = self._rank_lines[batch.num_decodes] = lines_of(
                 *self._attention_ns(batch.num_decodes)
             )
         ends, lines = cut
@@ -259,6 +275,11 @@ class TabledStepCost:
         if self._sliding_layers:
             window = self.spec.model.sliding_window
             total += self._sliding_layers * self._prefill.chunks_us(_windowed(chunks, window))
+        dcp = self.spec.parallel.dcp
+        if dcp > 1:
+            past = sum(chunk[1] for chunk in chunks)
+            gathered = gathered_us(self._tables, self._shard.heads, dcp, past)
+            total += self.spec.model.num_layers * self._stretch * gathered
         return total * 1e3
 
     def decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
@@ -270,7 +291,7 @@ class TabledStepCost:
             ys = [y - launch for y in ys]
             if self._tables.ragged is not None and self._latent is None:
                 xs, ys = self._ragged_ns(self._tables.ragged, num_seqs, xs, ys)
-            cut = self._beside[num_seqs] = _lines(xs, ys)
+            cut = self._beside[num_seqs] = lines_of(xs, ys)
         ends, lines = cut
         line = lines[bisect_left(ends, kv_tokens)]
         return line.base_ns + line.slope_ns * kv_tokens
@@ -283,8 +304,9 @@ class TabledStepCost:
         knots = knots[knots <= xs[-1]]
         hw, heads = self.spec.hardware, self._decode_heads
         near = np.minimum(knots, float(self.spec.model.sliding_window * num_seqs))
-        us = self._full_layers * ragged_us(fit, hw, heads, num_seqs, knots)
-        us += self._sliding_layers * ragged_us(fit, hw, heads, num_seqs, near)
+        dcp = self.spec.parallel.dcp
+        us = self._full_layers * ragged_us(fit, hw, heads, num_seqs, knots / dcp)
+        us += self._sliding_layers * ragged_us(fit, hw, heads, num_seqs, near / dcp)
         return knots.tolist(), np.maximum(us * 1e3, np.interp(knots, xs, ys)).tolist()
 
     def _empty_ns(self, num_decodes: int, chunks: Sequence[Chunk]) -> float:
@@ -297,7 +319,18 @@ class TabledStepCost:
         return (self._full_layers + self._sliding_layers) * each * 1e3
 
     def _attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
-        """All layers' decode attention at the knots of total context."""
+        """All layers' decode attention at the knots of total context, each rank's share of it."""
+        xs, ys = self._rank_attention_ns(num_seqs)
+        model, dcp = self.spec.model, self.spec.parallel.dcp
+        if dcp == 1:
+            return xs, ys
+        value_size = model.latent.kv_rank if model.latent else model.head_dim
+        each = exchanged_us(self._tables, self._shard.heads, value_size, dcp, num_seqs)
+        exchanged_ns = model.num_layers * self._stretch * each * 1e3
+        return [x * dcp for x in xs], [y + exchanged_ns for y in ys]
+
+    def _rank_attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
+        """The same of one rank, by the context that it holds."""
         if self._latent is not None:
             contexts, us = self._latent.decode_us(num_seqs)
             return contexts, [y * (self._full_layers * 1e3) for y in us]
@@ -328,9 +361,9 @@ class TabledStepCost:
             halves = [self._overlapped_ns(num_seqs, y) + head_ns for y in attention]
             ys = [min(pair) for pair in zip(ys, halves, strict=True)]
         if not self.spec.async_scheduling:
-            return _lines(xs, [y + cpu_ns for y in ys])
-        xs, ys = _raise_to(xs, ys, cpu_ns)
-        return _lines(xs, [y + engine.async_gap_s * 1e9 for y in ys])
+            return lines_of(xs, [y + cpu_ns for y in ys])
+        xs, ys = raised_to(xs, ys, cpu_ns)
+        return lines_of(xs, [y + engine.async_gap_s * 1e9 for y in ys])
 
     def attention_half_us(self, num_seqs: int, kv_tokens: int) -> float:
         """The attention half of one layer while decoding, projections and norm included."""
@@ -408,6 +441,8 @@ class TabledStepCost:
         if self._experts is not None:
             expert = expert_layer_us(spec, tables, shard, self._experts, tokens, global_tokens)
             layers += model.expert_layers * expert
+        if spec.lora is not None:
+            layers += lora_us(spec, tables, shard, spec.lora, tokens)
         total = layers * self._stretch + embed_us(spec, tables, tokens)
         if pp > 1:
             total = total + (pp - 1) * stage_us(spec, tokens)
@@ -438,18 +473,6 @@ class TabledStepCost:
         return max(gpu_ns, cpu_ns) + self.spec.engine.async_gap_s * 1e9
 
 
-def _lines(xs: list[float], ys: list[float]) -> tuple[list[int], list[DecodeLine]]:
-    """The polyline as lines and the last whole token of each; the last one never ends."""
-    ends: list[int] = []
-    lines: list[DecodeLine] = []
-    for i in range(len(xs) - 1):
-        slope = (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
-        end = int(xs[i + 1]) if i < len(xs) - 2 else _UNBOUNDED
-        ends.append(end)
-        lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
-    return ends, lines
-
-
 def _windowed(chunks: Sequence[Chunk], window: int) -> list[Chunk]:
     """Chunks that cause about the work of `chunks` when no query sees more than `window` keys.
 
@@ -465,19 +488,6 @@ def _windowed(chunks: Sequence[Chunk], window: int) -> list[Chunk]:
             new -= piece
             before = min(before + piece, window)
     return made
-
-
-def _raise_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[float], list[float]]:
-    """The ascending polyline (xs, ys) lifted to `floor`, with a knot where it leaves it."""
-    if ys[0] >= floor:
-        return xs, ys
-    for i in range(1, len(xs)):
-        if ys[i] > floor:
-            share = (floor - ys[i - 1]) / (ys[i] - ys[i - 1])
-            crossing = xs[i - 1] + share * (xs[i] - xs[i - 1])
-            head_xs, head_ys = ([xs[0]], [floor]) if crossing > xs[0] else ([], [])
-            return [*head_xs, crossing, *xs[i:]], [*head_ys, floor, *ys[i:]]
-    return [xs[0], xs[-1]], [floor, floor]
 
 
 def _of_size(by_size: Mapping[int, _Table], size: int) -> _Table:
