@@ -11,7 +11,7 @@ from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
-from frontier_mock.cost.afd.memory import attention_only
+from frontier_mock.cost.afd.memory import attention_only, attention_precision
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory
 from frontier_mock.cost.sglang_memory import (
     default_max_running_requests,
@@ -79,12 +79,15 @@ def resolve_sglang_worker(
             decode_graph_max=max(graphs, default=0),
             prefill_graphs=captured,
         )
+    held, types = model, precision
+    if afd is not None:
+        held, types = attention_only(model), attention_precision(model, precision)
     try:
         memory = plan_sglang_kv_cache(
             hardware,
-            model if afd is None else attention_only(model),
+            held,
             parallel,
-            precision,
+            types,
             mem_fraction_static=fraction,
             page_size=page,
             max_total_tokens=args.max_total_tokens,

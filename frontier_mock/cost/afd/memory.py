@@ -11,9 +11,9 @@ from typing import Final
 
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.gemm import WEIGHT_BYTES
-from frontier_mock.cost.layers import ACTIVATION_BYTES
+from frontier_mock.cost.layers import ACTIVATION_BYTES, linear_weights
 from frontier_mock.cost.memory import OutOfMemory
-from frontier_mock.cost.specs import ModelSpec, StepSpec
+from frontier_mock.cost.specs import ModelSpec, PrecisionSpec, StepSpec
 
 _GIB: Final = 1 << 30
 
@@ -34,6 +34,11 @@ class FfnMemory:
 def attention_only(model: ModelSpec) -> ModelSpec:
     """The model as attention GPUs hold it."""
     return replace(model, experts=None, intermediate_size=0)
+
+
+def attention_precision(model: ModelSpec, precision: PrecisionSpec) -> PrecisionSpec:
+    """The types of what they hold: a four-bit type is that of experts alone."""
+    return PrecisionSpec(linear_weights(model, precision), precision.kv)
 
 
 def plan_ffn(step: StepSpec, afd: AfdSpec, rank_tokens: int, utilization: float) -> FfnMemory:

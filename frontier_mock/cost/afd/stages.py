@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from frontier_mock.cost.afd.memory import attention_precision
 from frontier_mock.cost.afd.spec import CONNECTORS, AfdSpec
 from frontier_mock.cost.afd.transfer import (
     dense_fanout,
@@ -23,7 +24,6 @@ from frontier_mock.cost.cuda_graphs import padded_size
 from frontier_mock.cost.dispatch import moved_us
 from frontier_mock.cost.layers import (
     attention_layer_us,
-    linear_weights,
     mlp_layer_us,
     shard_model,
 )
@@ -164,8 +164,7 @@ def check(step: StepSpec, spec: AfdSpec) -> None:
 
 def attention_side(step: StepSpec) -> StepSpec:
     """The step without its routed experts' weight type, as attention GPUs compute it."""
-    weights = linear_weights(step.model, step.precision)
-    return replace(step, precision=PrecisionSpec(weights, step.precision.kv))
+    return replace(step, precision=attention_precision(step.model, step.precision))
 
 
 def ffn_side(step: StepSpec, spec: AfdSpec) -> StepSpec:
