@@ -65,7 +65,12 @@ def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]
     if args is None or connector is None:
         return None
     parallel = worker.spec.step.parallel
-    first = _limit_reader(environment)("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)
+    limit = _limit_reader(environment)
+    first = limit("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)
+    bootstrap = None
+    if connector.name == "MooncakeConnector" and worker.spec.role != "decode":
+        bootstrap = limit("VLLM_MOONCAKE_BOOTSTRAP_PORT", 8998) + worker.place
+        bootstrap = bootstrap if worker.spec.port else 0
     return KvPort(
         connector=connector.name,
         style=connector.style,
@@ -78,6 +83,7 @@ def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]
         patience_ns=from_seconds(connector.patience_s),
         recompute=connector.recompute,
         streams=connector.streams,
+        bootstrap_port=bootstrap,
     )
 
 

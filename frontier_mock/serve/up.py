@@ -33,13 +33,18 @@ from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.roles import StationBook
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
+from frontier_mock.serve.bootstrap import (
+    BootstrapServer,
+    MooncakeRegistry,
+    Registry,
+    SglangRooms,
+)
 from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.grpc_settings import GrpcSpec, open_ports
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.sglang_app import SglangApp
-from frontier_mock.serve.sglang_bootstrap import BootstrapServer
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_port import sglang_app
 from frontier_mock.serve.sockets import bind, bind_file, url_of
@@ -261,11 +266,18 @@ class ClusterServer:
     async def _start_bootstrap(
         self, served: ServedModel, sock: socket.socket
     ) -> BootstrapServer | None:
-        """Listen where decode servers and routers look for a prefill server's rooms."""
-        part = None if served.sglang is None else served.sglang.disaggregation
-        if part is None or part.mode != "prefill" or sock.family == socket.AF_UNIX:
+        """Listen where decode servers and routers look for a prefill server."""
+        if sock.family == socket.AF_UNIX:
             return None
-        server = BootstrapServer(part, bind(self._spec.host, part.port), sock.getsockname()[1])
+        part = None if served.sglang is None else served.sglang.disaggregation
+        registry: Registry
+        if part is not None and part.mode == "prefill":
+            port, registry = part.port, SglangRooms(part, sock.getsockname()[1])
+        elif served.kv is not None and served.kv.bootstrap_port is not None:
+            port, registry = served.kv.bootstrap_port, MooncakeRegistry(served.kv)
+        else:
+            return None
+        server = BootstrapServer(registry, bind(self._spec.host, port))
         await server.start()
         return server
 

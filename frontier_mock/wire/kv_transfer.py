@@ -40,6 +40,8 @@ class KvPort:
     recompute: bool = False
     streams: bool = False
     peers: frozenset[str] = frozenset()
+    bootstrap_port: int | None = None
+    """Where Mooncake's bootstrap service listens; 0 is any free port."""
 
 
 class FinishedPrompt:

@@ -20,16 +20,17 @@ pytestmark = pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "scenario_of", "words", "legs"),
     [
-        ("vllm_router", "vllm_router", ["nixl"], 1),
-        ("sglang_router", "sglang_router", [], 2),
-        ("smg", "sglang_router", [], 2),
+        ("vllm_router", "vllm_router/scenario-pd", ["nixl"], 1),
+        ("vllm_router", "vllm_router/scenario-mooncake", ["mooncake"], 1),
+        ("sglang_router", "sglang_router/scenario-pd", [], 2),
+        ("smg", "sglang_router/scenario-pd", [], 2),
     ],
 )
 def test_a_router_pairs_prefill_and_decode_workers(
     name: str, scenario_of: str, words: list[str], legs: int, tmp_path: Path
 ) -> None:
     need(name)
-    scenario = load_scenario(str(ADAPTERS / scenario_of / "scenario-pd.yaml"))
+    scenario = load_scenario(str(ADAPTERS / f"{scenario_of}.yaml"))
     port, metrics = free_ports(2)
     url, log, result = f"http://127.0.0.1:{port}", tmp_path / "router.log", tmp_path / "result.json"
     with fleet(scenario, tmp_path) as served:

@@ -1,32 +1,42 @@
-"""The bootstrap server of an SGLang prefill server: where decode servers ask for its shape.
+"""Bootstrap servers: a port of its own where a prefill server says who it is.
 
-Its registry is complete from the start, as prefill ranks are no processes of their own here, and KV
-moves inside the engine. Routers probe the port when they register a worker, and decode servers of
-other processes may ask as SGLang's do (sglang_and_routers.md section 4.1).
+SGLang's (`SglangRooms`) tells decode servers how the prefill server is cut, and is probed by
+routers; Mooncake's in vLLM (`MooncakeRegistry`) tells routers its engine id. Both registries are
+complete from the start, as ranks are no processes of their own here, and KV moves inside the
+engine (sglang_and_routers.md section 4.1, vllm.md section 6.3).
 """
 
 import asyncio
 import json
 import socket
+from typing import Protocol
 
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.connection import Exchange, Http1Server
 from frontier_mock.serve.http1 import Request
+from frontier_mock.wire.kv_transfer import KvPort
 from frontier_mock.wire.sglang.disaggregation import Disaggregation, asked_ranks, route_body
 
 _TEXT = "text/plain; charset=utf-8"
 _ROOMS_KEPT = 4096
 _KEEPALIVE_S = 75.0
+_MISSING = b"Missing inputs for bootstrap server."
+
+
+class Registry(Protocol):
+    """What a bootstrap server knows."""
+
+    def answer(self, request: Request, port: int) -> Answer:
+        """Answer one request on `port`."""
+        ...
 
 
 class BootstrapServer:
     """One prefill server's (`serve.connection.App`)."""
 
-    def __init__(self, part: Disaggregation, sock: socket.socket, http_port: int) -> None:
-        self._part = part
+    def __init__(self, registry: Registry, sock: socket.socket) -> None:
+        self._registry = registry
         self._socket = sock
-        self._http_port = http_port
-        self._ranks: dict[int, int] = {}
         self._web = Http1Server(self, _KEEPALIVE_S)
         self._server: asyncio.Server | None = None
 
@@ -52,7 +62,7 @@ class BootstrapServer:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request. Never raises."""
-        exchange.reply(self._answer(exchange.request))
+        exchange.reply(self._registry.answer(exchange.request, self.port))
 
     def answering(self, exchange: Exchange, status: int) -> str:
         """No headers of our own."""
@@ -67,37 +77,45 @@ class BootstrapServer:
     def received(self, request: Request) -> None:
         """Nothing here takes time."""
 
-    def _answer(self, request: Request) -> Answer:
+
+class SglangRooms:
+    """The registry of an SGLang prefill server whose HTTP port is `http_port`."""
+
+    def __init__(self, part: Disaggregation, http_port: int) -> None:
+        self._part = part
+        self._http_port = http_port
+        self._ranks: dict[int, int] = {}
+
+    def answer(self, request: Request, port: int) -> Answer:
+        """As SGLang's bootstrap server."""
         asked = request.method, request.path
-        if asked == ("GET", "/health"):
-            return Answer(200, b"OK", _TEXT)
-        if asked == ("PUT", "/route"):
+        if asked in (("GET", "/health"), ("PUT", "/route")):
             return Answer(200, b"OK", _TEXT)
         if asked == ("GET", "/route"):
-            return self._route(request)
+            return self._route(request, port)
         if asked == ("POST", "/register_dp_rank"):
             return self._register(request.body)
         if asked == ("POST", "/query_dp_ranks"):
             return self._query(request.body)
         return Answer(404, b"404: Not Found", _TEXT)
 
-    def _route(self, request: Request) -> Answer:
+    def _route(self, request: Request, port: int) -> Answer:
         ranks = asked_ranks(request.query)
         if ranks is None:
-            return Answer(400, b"Missing inputs for bootstrap server.", _TEXT)
+            return Answer(400, _MISSING, _TEXT)
         if all(rank == -1 for rank in ranks):
             return json_answer(route_body(self._part, self._http_port))
         dp, cp, tp, pp = ranks
         if dp > 0 or cp > 0 or not 0 <= tp < self._part.tp or not 0 <= pp < self._part.pp:
             return Answer(404, b"Bootstrap info not Found", _TEXT)
-        return json_answer({"rank_ip": "127.0.0.1", "rank_port": self.port + 1 + tp})
+        return json_answer({"rank_ip": "127.0.0.1", "rank_port": port + 1 + tp})
 
     def _register(self, body: bytes) -> Answer:
         try:
             fields = json.loads(body)
             self._ranks[int(fields["bootstrap_room"])] = int(fields["dp_rank"])
         except (ValueError, KeyError, TypeError):
-            return Answer(400, b"Missing inputs for bootstrap server.", _TEXT)
+            return Answer(400, _MISSING, _TEXT)
         while len(self._ranks) > _ROOMS_KEPT:
             del self._ranks[next(iter(self._ranks))]
         return Answer(200, b"OK", _TEXT)
@@ -106,6 +124,25 @@ class BootstrapServer:
         try:
             rooms = [int(room) for room in json.loads(body)["bootstrap_rooms"]]
         except (ValueError, KeyError, TypeError):
-            return Answer(400, b"Missing inputs for bootstrap server.", _TEXT)
+            return Answer(400, _MISSING, _TEXT)
         found = {str(room): self._ranks[room] for room in rooms if room in self._ranks}
         return json_answer(found)
+
+
+class MooncakeRegistry:
+    """The registry of a vLLM server with MooncakeConnector."""
+
+    def __init__(self, kv: KvPort) -> None:
+        self._kv = kv
+
+    def answer(self, request: Request, port: int) -> Answer:
+        """As the connector's FastAPI service."""
+        asked = request.method, request.path
+        if asked == ("GET", "/query"):
+            kv = self._kv
+            address = f"tcp://{kv.host}:{port + 1}"
+            ranks = {str(tp): {str(pp): address for pp in range(kv.pp)} for tp in range(kv.tp)}
+            return json_answer({"0": {"engine_id": kv.engine_id, "worker_addr": ranks}})
+        if asked == ("POST", "/register"):
+            return json_answer({"status": "ok"})
+        return json_answer({"detail": "Not Found"}, 404)
