@@ -56,7 +56,7 @@ def _object(body: bytes) -> dict[str, Json]:
     """A body that is read without a schema. Raises ApiError in the words of those handlers."""
     try:
         value: Json = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(400, f"JSON decode error: {error}", "Bad Request") from None
     if not isinstance(value, dict):
         raise ApiError(400, "Request body must be a JSON object", "Bad Request")
@@ -75,7 +75,7 @@ def optional_request_ids(body: bytes) -> list[str]:
     """The ids that the control plane is asked to abort, empty for all. Raises ApiError."""
     try:
         value: Json = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ApiError(400, "Invalid JSON format", "Bad Request") from None
     if not isinstance(value, dict):
         raise ApiError(400, "Request body must be a JSON object", "Bad Request")

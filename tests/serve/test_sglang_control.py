@@ -218,6 +218,7 @@ def test_requests_of_a_flush_wait_for_idleness_as_long_as_they_say(
         ("/load_lora_adapter", {"lora_name": "a", "lora_path": "b"}, "LoRA is not enabled"),
         ("/open_session", {"capacity_of_str_len": 1, "streaming": True}, "disabled"),
         ("/release_memory_occupation", {"tags": 3}, "tags"),
+        ("/slow_down", {"forward_sleep_time": 2.0**63}, "is more than 86400 seconds"),
     ],
 )
 def test_what_is_wrong_is_refused_and_said(

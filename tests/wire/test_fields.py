@@ -1,6 +1,7 @@
 """The request schema against pydantic itself: same verdicts, same conversions, same words."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Literal, Required
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from frontier_mock.wire import fields
+from frontier_mock.wire.control import optional_request_ids, request_ids
 from frontier_mock.wire.errors import ApiError, Problem
 from frontier_mock.wire.fields import Check
 
@@ -145,3 +147,15 @@ def test_bodies_are_what_the_standard_library_makes_of_them(
             fields.load_json(text)
     else:
         assert repr(fields.load_json(text)) == expected
+
+
+NESTED = b'{"request_ids":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize("read", [request_ids, optional_request_ids])
+def test_bodies_read_without_a_schema_may_be_nested_without_end(
+    read: Callable[[bytes], list[str]],
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(NESTED)
+    assert refused.value.status == 400

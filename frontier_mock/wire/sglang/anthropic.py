@@ -222,7 +222,7 @@ def _json_fault(body: bytes) -> str:
         json.loads(body)
     except json.JSONDecodeError as error:
         return f"{error.pos}: JSON decode error"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "There was an error parsing the body"
     return "Input should be a valid dictionary or object to extract fields from"
 

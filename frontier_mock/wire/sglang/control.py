@@ -35,7 +35,7 @@ from frontier_mock.wire.fields import (
     text_field,
     union,
 )
-from frontier_mock.wire.sglang.errors import openai_error, validation_error
+from frontier_mock.wire.sglang.errors import native_error, openai_error, validation_error
 from frontier_mock.wire.tokenizer import Json
 
 MEMORY_TAGS = ("kv_cache", "weights", "cuda_graph")
@@ -66,6 +66,7 @@ EXPERT_RECORD = {
 }
 
 _DTYPE_BYTES = {"float32": 4, "float": 4, "int32": 4, "float64": 8, "int64": 8, "int8": 1}
+_LONGEST_SLEEP_S = 86400.0
 _INT = integer(INT64_MIN, INT64_MAX)
 _OPT_TEXT = nullable(string)
 _SELECTOR = literal("target", "draft", "all")
@@ -296,10 +297,15 @@ def read_weight(body: bytes) -> tuple[str, int]:
 
 
 def read_slow_down(body: bytes) -> float:
-    """Seconds by which every forward is to be longer; 0 for none."""
-    return max(
-        0.0, float_field(_read(body, _SLOW, "forward_sleep_time"), "forward_sleep_time", 0.0)
-    )
+    """Seconds by which every forward is to be longer; 0 for none.
+
+    A real one would sleep for as long as it is told to; more than a day is refused here.
+    """
+    name = "forward_sleep_time"
+    extra_s = float_field(_read(body, _SLOW, name), name, 0.0)
+    if extra_s > _LONGEST_SLEEP_S:
+        raise native_error(f"{name}: {extra_s:g} is more than {_LONGEST_SLEEP_S:g} seconds")
+    return max(0.0, extra_s)
 
 
 def read_action(body: bytes) -> str:
