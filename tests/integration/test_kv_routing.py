@@ -43,6 +43,7 @@ cluster:
       hardware: h800
       port: 0
       engine_args:
+        enable-scale-out: true
         kv-events-config:
           {{enable_kv_cache_events: true, endpoint: "tcp://*:0", replay_endpoint: "tcp://*:0"}}
 workload:
@@ -53,11 +54,24 @@ workload:
 """
 
 
-def agents(directory: Path) -> ScenarioSpec:
-    """The adapter's scenario with ports that nobody else has."""
-    text = (ADAPTER / "scenario-kv.yaml").read_text()
+SGLANG = """\
+      engine: sglang-0.5.23
+      engine_args:
+        page-size: 16
+        kv-events-config:
+          '{"publisher": "zmq", "endpoint": "tcp://*:0", "replay_endpoint": "tcp://*:0"}'
+"""
+"""The engine of the workers, in place of vLLM's arguments. Its pages are as long as blocks."""
+
+
+def agents(directory: Path, engine: str) -> ScenarioSpec:
+    """The adapter's scenario on ports that nobody else has, with workers of either engine."""
+    text = (ADAPTER / "scenario-kv.yaml").read_text().replace("port: 8000", "port: 0")
+    text = text.replace("5557", "0").replace("6557", "0")
+    if engine == "sglang":
+        text = re.sub(r" +engine_args:\n.*(?=workload:)", SGLANG, text, flags=re.DOTALL)
     path = directory / "agents.yaml"
-    path.write_text(text.replace("5557", "0").replace("6557", "0").replace("port: 8000", "port: 0"))
+    path.write_text(text)
     return load_scenario(str(path))
 
 
@@ -67,15 +81,23 @@ def read_json(url: str) -> dict[str, Any]:
     return found
 
 
+def sockets_of(worker_url: str) -> tuple[str, str]:
+    """Where a worker publishes and replays its events, as its own kind of engine says it."""
+    if read_json(f"{worker_url}/v1/models")["data"][0]["owned_by"] == "vllm":
+        source = read_json(f"{worker_url}/kv_event_sources")["0"]
+        return source["endpoint"], source["replay_endpoint"]
+    about = read_json(f"{worker_url}/server_info")["kv_events"]
+    ports = about["endpoint_port_base"], about["replay_endpoint_port_base"]
+    events, replays = (f"tcp://{about['endpoint_host']}:{port}" for port in ports)
+    return events, replays
+
+
 @contextmanager
 def kv_aware(served: Fleet, log: Path) -> Iterator[str]:
     """vllm-router on the workers' events, started by the adapter's own line; its URL."""
     if importlib.util.find_spec("vllm_router") is None:
         pytest.skip("vllm-router is not installed: pip install 'frontier-mock[integration]'")
-    workers = []
-    for url in served.urls:
-        source = read_json(f"{url}/kv_event_sources")["0"]
-        workers.append(f"{url}={source['endpoint']}={source['replay_endpoint']}")
+    workers = ["=".join((url, *sockets_of(url))) for url in served.urls]
     port, metrics = free_ports(2)
     url = f"http://127.0.0.1:{port}"
     launch = [str(ADAPTER / "launch-kv"), str(port), str(metrics), MODEL, *workers]
@@ -94,11 +116,13 @@ def credited_tokens(log: Path) -> list[int]:
     return [int(tokens) for _, tokens in found]
 
 
-def test_vllm_router_credits_what_the_engine_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_vllm_router_credits_what_the_engine_has(engine: str, tmp_path: Path) -> None:
+    """SGLang's own events it refuses: those workers speak vLLM's dialect."""
     pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
-    scenario = agents(tmp_path)
+    scenario = agents(tmp_path, engine)
     log = tmp_path / "router.log"
-    flags = ("--oracle", "--kv-event-settle-ms", "50")
+    flags = ("--oracle", "--kv-event-settle-ms", "50", "--kv-event-dialect", "vllm-map")
     with fleet(scenario, tmp_path, *flags) as served, kv_aware(served, log) as url:
         played = asyncio.run(play(scenario, [url], served.clock_url, baton=True))
         report = read_json(f"{served.clock_url}/sim/report")
