@@ -49,7 +49,7 @@ def served_models(
         model = replace(model, kv=_kv_port(worker, len(models), environment))
         if worker.sglang is not None:
             name = worker.sglang.served_model_name or worker.sglang.model_path
-            front = sglang_front(worker)
+            front = sglang_front(worker, environment)
             model = replace(model, names=(name,), system_fingerprint=None, sglang=front)
         models.append(model)
     peers = frozenset(model.kv.engine_id for model in models if model.kv is not None)

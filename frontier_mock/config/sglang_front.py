@@ -21,10 +21,11 @@ _INPUT_MARGIN_TOKENS = 5
 _PORTS = 30000
 
 
-def sglang_front(worker: ResolvedWorker) -> SglangFront:
-    """SGLang's own settings of a worker. Raises ConfigError for a flag that ought to be JSON.
+def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> SglangFront:
+    """SGLang's own settings of a worker, SGLANG_... variables of `environment` among them.
 
-    The longest request of the scheduler is `max_req_len - 1` of SGLang.
+    The longest request of the scheduler is `max_req_len - 1` of SGLang. Raises ConfigError for a
+    flag that ought to be JSON, or a variable that ought to be something else.
     """
     args, spec = worker.sglang, worker.spec
     assert args is not None
@@ -75,6 +76,8 @@ def sglang_front(worker: ResolvedWorker) -> SglangFront:
         accelerator=step.hardware.name,
         num_accelerators=parallel.gpus // parallel.dp,
         largest_graph=max(step.cudagraph_sizes, default=0),
+        health_generates=_truth(environment, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"),
+        health_timeout_s=_seconds(environment, "SGLANG_HEALTH_CHECK_TIMEOUT", 20),
         version=step.engine.version,
     )
 
@@ -198,3 +201,20 @@ def _object(given: Mapping[str, object], name: str) -> dict[str, Json] | None:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"argument {option}: {shown(text)} is not a JSON object")
     return value
+
+
+def _truth(environment: Mapping[str, str], name: str) -> bool:
+    """A variable that is true unless it says otherwise."""
+    value = environment.get(name, "1").lower()
+    if value not in ("1", "true", "0", "false"):
+        raise ConfigError(
+            f"environment variable {name}: {shown(value)}; allowed: 0, 1, true, false"
+        )
+    return value in ("1", "true")
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, str(default))
+    if not value.isascii() or not value.isdecimal():
+        raise ConfigError(f"environment variable {name}: {shown(value)}; allowed: whole seconds")
+    return int(value)

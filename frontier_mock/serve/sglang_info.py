@@ -44,9 +44,6 @@ _LAG_NS = 50 * NS_PER_MS
 HEALTH_POLL_S = 1.0
 """How long /health waits before it looks whether its probe has come back, again and again."""
 
-HEALTH_TIMEOUT_S = 20.0
-"""SGLANG_HEALTH_CHECK_TIMEOUT."""
-
 
 class InfoRoutes:
     """Routes that look and change nothing."""
@@ -113,6 +110,8 @@ class InfoRoutes:
         state = self._state
         if state.exiting or state.status == STARTING:
             return Answer(503, b"", "")
+        if not self._front.health_generates and exchange.request.path == "/health":
+            return _flag(True)
         poll_s = self._poll_s()
         if poll_s == 0.0:
             return self._verdict(alive=self._driver.error is None)
@@ -137,7 +136,7 @@ class InfoRoutes:
         alive = driver.error is None and (not state.paused or driver.num_events > events)
         poll_s = self._poll_s()
         if not alive and driver.error is None:
-            limit_s = HEALTH_TIMEOUT_S * poll_s / HEALTH_POLL_S
+            limit_s = self._front.health_timeout_s * poll_s / HEALTH_POLL_S
             if time.monotonic() - started_s < limit_s:
                 asyncio.get_running_loop().call_later(
                     poll_s, self._look, exchange, started_s, events

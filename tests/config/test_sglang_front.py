@@ -21,7 +21,7 @@ def resolve(*argv: str) -> ResolvedWorker:
 
 
 def front(*argv: str) -> SglangFront:
-    return sglang_front(resolve(*argv))
+    return sglang_front(resolve(*argv), {})
 
 
 def test_server_args_are_all_fields_with_their_types() -> None:
@@ -51,7 +51,7 @@ def test_lengths_are_sglangs() -> None:
 def test_attention_ranks_are_told_apart_from_replicas() -> None:
     args = parse_sglang_serve(["Qwen/Qwen3-30B-A3B", "--tp", "4", "--attn-dp-size", "4"])
     cluster = resolve_single_sglang(args.sglang, "h800", "sglang-0.5.23", 0)
-    shown = sglang_front(cluster.workers[0])
+    shown = sglang_front(cluster.workers[0], {})
     assert shown.num_dp_ranks == 4
     assert shown.server_args["dp_size"] == 1
     assert shown.server_args["attn_dp_size"] == 4
@@ -69,10 +69,23 @@ def test_keys_stay_out_of_what_is_given() -> None:
     worker = resolve("--api-key", "secret", "--admin-api-key", "secret too")
     assert worker.sglang is not None
     assert not any("secret" in str(value) for _, value in worker.sglang.given)
-    shown = sglang_front(worker)
+    shown = sglang_front(worker, {})
     assert (shown.api_key, shown.admin_api_key) == ("secret", "secret too")
 
 
 def test_another_engine_does_not_take_these_flags() -> None:
     with pytest.raises(ConfigError, match=r"--sim-engine: 'vllm-0.33' does not take"):
         parse_sglang_serve([MODEL, "--sim-engine", "vllm-0.33"])
+
+
+def test_variables_say_how_health_finds_out() -> None:
+    assert (front().health_generates, front().health_timeout_s) == (True, 20)
+    variables = {
+        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "False",
+        "SGLANG_HEALTH_CHECK_TIMEOUT": "3",
+    }
+    shown = sglang_front(resolve(), variables)
+    assert (shown.health_generates, shown.health_timeout_s) == (False, 3)
+    for name in variables:
+        with pytest.raises(ConfigError, match=f"environment variable {name}: 'soon'; allowed: "):
+            sglang_front(resolve(), {name: "soon"})

@@ -387,6 +387,15 @@ async def test_health_waits_for_its_probe_and_pauses_matter() -> None:
         assert (await client.get("/health")).status == 503
 
 
+async def test_health_need_not_generate() -> None:
+    clock = ClockSpec(mode="scaled", scale=200.0, late_ms_max=1e9)
+    spec = sglang_spec(clock, health_generates=False, health_timeout_s=1)
+    async with opened(spec) as (server, client):
+        server._sglang[0].state.paused = True
+        assert (await client.get("/health")).status == 200
+        assert (await client.get("/health_generate")).status == 503
+
+
 async def test_tokenizing() -> None:
     async with opened(sglang_spec()) as (_, client):
         body = await (await client.post("/tokenize", json={"prompt": ["ab", "c"]})).json()

@@ -61,6 +61,9 @@ class SglangFront:
     accelerator: str = ""
     num_accelerators: int = 1
     largest_graph: int = 0
+    health_generates: bool = True
+    health_timeout_s: int = 20
+    """How /health finds out: by waiting for output, so long; or not at all."""
     version: str = "0.5.23"
     compat: bool = True
     """Whether routes that 0.5.23 has removed are served for routers and trainers that call them."""
