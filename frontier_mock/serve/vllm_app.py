@@ -41,6 +41,7 @@ from frontier_mock.wire.errors import (
 from frontier_mock.wire.generation import MESSAGES, Generation
 from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
+from frontier_mock.wire.responses import parse_responses, unknown_response
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.server_info import server_config
 from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
@@ -99,6 +100,7 @@ class VllmApp:
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
             "/v1/messages": parse_messages,
+            "/v1/responses": parse_responses,
         }
         self._kinds = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
         if settings.scale_out:
@@ -120,6 +122,8 @@ class VllmApp:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/v1/messages/count_tokens"): self._count_tokens,
+            ("GET", "/v1/responses/*"): self._no_response,
+            ("POST", "/v1/responses/*"): self._no_response,
         }
         for path in self._generators:
             table["POST", path] = self._generate
@@ -266,6 +270,11 @@ class VllmApp:
     def _detokenize(self, exchange: Exchange) -> Answer:
         _check_json(exchange.request)
         return Answer(200, detokenize_body(exchange.request.body, self._part.served))
+
+    def _no_response(self, exchange: Exchange) -> Answer:
+        """Nothing is stored: any response to get or to cancel is unknown."""
+        name = self._path(exchange.request).removeprefix("/v1/responses/")
+        raise unknown_response(name.removesuffix("/cancel"))
 
     def _count_tokens(self, exchange: Exchange) -> Answer:
         request = exchange.request

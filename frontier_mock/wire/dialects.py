@@ -15,11 +15,17 @@ from frontier_mock.wire.generation import (
     COMPLETION,
     INFERENCE,
     MESSAGES,
+    RESPONSES,
     Generation,
     Outcome,
 )
 from frontier_mock.wire.inference_render import InferenceStream, render_inference
 from frontier_mock.wire.render import render_response
+from frontier_mock.wire.responses_render import (
+    ResponsesStream,
+    render_responses,
+    responses_error_event,
+)
 from frontier_mock.wire.sse import StreamRenderer, error_frames
 
 
@@ -52,6 +58,8 @@ class Dialect(NamedTuple):
 
 def late_error(error: ApiError, kind: str) -> bytes:
     """The error as the whole of a `kind` stream that has begun already."""
+    if kind == RESPONSES:
+        return responses_error_event(error)
     return anthropic_error_event(error) if kind == MESSAGES else error_frames(error, kind)
 
 
@@ -65,5 +73,6 @@ DIALECTS: Mapping[str, Dialect] = {
     COMPLETION: Dialect(render_response, StreamRenderer),
     INFERENCE: Dialect(render_inference, InferenceStream),
     MESSAGES: Dialect(render_messages, MessagesStream),
+    RESPONSES: Dialect(render_responses, ResponsesStream),
 }
 """By `Generation.kind`."""

@@ -1,0 +1,208 @@
+"""POST /v1/responses: OpenAI's Responses API as vLLM 0.33 serves it without a store.
+
+A request becomes a chat request and is treated as one. Reasoning, built-in tools and conversations
+kept by the server do not exist here; background and previous_response_id are refused as vLLM does.
+"""
+
+import json
+from collections.abc import Mapping
+
+from frontier_mock.wire.chat import parse_chat
+from frontier_mock.wire.errors import ApiError
+from frontier_mock.wire.fields import (
+    Check,
+    Fields,
+    boolean,
+    check_fields,
+    flag_field,
+    float_field,
+    integer,
+    list_of,
+    literal,
+    load_object,
+    mapping,
+    nullable,
+    number,
+    string,
+    text_field,
+    union,
+)
+from frontier_mock.wire.generation import RESPONSES, Generation
+from frontier_mock.wire.plan import Headers
+from frontier_mock.wire.render import dumps
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.tokenizer import Json
+
+_PASSED = (
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "ignore_eos"),
+    *("include_stop_str_in_output", "skip_special_tokens", "watermarking", "priority"),
+    *("cache_salt", "structured_outputs", "kv_transfer_params", "ec_transfer_params"),
+    *("vllm_xargs", "chat_template_kwargs", "session_id", "parallel_tool_calls"),
+)
+_FIELDS: Mapping[str, Check] = {
+    "background": nullable(boolean),
+    "input": union(string, list_of(mapping)),
+    "instructions": nullable(string),
+    "max_output_tokens": nullable(integer()),
+    "max_tool_calls": nullable(integer()),
+    "metadata": nullable(mapping),
+    "model": nullable(string),
+    "parallel_tool_calls": nullable(boolean),
+    "previous_response_id": nullable(string),
+    "service_tier": literal("auto", "default", "flex", "scale", "priority"),
+    "store": nullable(boolean),
+    "stream": nullable(boolean),
+    "temperature": nullable(number),
+    "text": nullable(mapping),
+    "tool_choice": union(literal("none", "auto", "required"), mapping),
+    "tools": list_of(mapping),
+    "top_logprobs": nullable(integer()),
+    "top_p": nullable(number),
+    "truncation": nullable(literal("auto", "disabled")),
+    "user": nullable(string),
+    "request_id": string,
+}
+_NO_STORE = (
+    "This vLLM engine does not support `store=True` and therefore does not support the background "
+    "mode. To enable these features, set the environment variable "
+    "`VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the vLLM server."
+)
+_REFUSED = "invalid_request_error"
+
+
+def unknown_response(name: str) -> ApiError:
+    """404 for a response that nobody keeps."""
+    message = f"Response with id '{name}' not found."
+    return ApiError(404, message, _REFUSED, "response_id")
+
+
+def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Generation:
+    """The generation that a Responses request asks for. Raises ApiError as vLLM refuses it."""
+    raw = load_object(body)
+    if raw.get("prompt") is not None:
+        raise ApiError(400, "prompt template is not supported", param="prompt")
+    fields = check_fields(raw, _FIELDS, ("input",))
+    chat = _chat_request(raw, fields)
+    try:
+        generation = parse_chat(_bytes(chat), headers, served)
+    except ApiError as error:
+        if error.stream_kind:
+            error.stream_kind = RESPONSES
+        error.message = error.message.replace("max_completion_tokens", "max_output_tokens")
+        if error.param == "max_completion_tokens":
+            error.param = "max_output_tokens"
+        raise
+    if flag_field(fields, "background") and flag_field(fields, "store", True):
+        raise ApiError(400, _NO_STORE, _REFUSED, "background")
+    previous = text_field(fields, "previous_response_id")
+    if previous is not None:
+        raise unknown_response(previous)
+    base = generation.id.removeprefix("chatcmpl-")
+    own = text_field(fields, "request_id")
+    name = own if own is not None else f"resp_{base}"
+    return generation._replace(
+        id=name, kind=RESPONSES, detail=_echoed(raw, fields, generation, name)
+    )
+
+
+def _bytes(chat: dict[str, Json]) -> bytes:
+    return dumps(chat).encode("utf-8", "surrogatepass")
+
+
+def _chat_request(raw: dict[str, Json], fields: Fields) -> dict[str, Json]:
+    """Input, tools and format in the terms of a chat request."""
+    messages: list[Json] = []
+    instructions = text_field(fields, "instructions")
+    if instructions:
+        messages.append({"role": "system", "content": instructions})
+    given = fields["input"]
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
+    for item in given if isinstance(given, list) else ():
+        if isinstance(item, dict):
+            messages.append(_turn(item))
+    chat: dict[str, Json] = {"messages": messages, "model": fields.get("model")}
+    for name in _PASSED:
+        if raw.get(name) is not None:
+            chat[name] = raw[name]
+    chat["max_completion_tokens"] = fields.get("max_output_tokens")
+    chat["metadata"] = raw.get("metadata")
+    chat["frontier"] = raw.get("frontier")
+    chat["stream"] = flag_field(fields, "stream")
+    if fields.get("truncation") == "auto":
+        chat["truncate_prompt_tokens"] = -1
+    shape = fields.get("text")
+    wanted = shape.get("format") if isinstance(shape, dict) else None
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        described: Json = {"name": wanted.get("name") or "schema", "schema": wanted.get("schema")}
+        chat["response_format"] = {"type": "json_schema", "json_schema": described}
+    elif isinstance(wanted, dict) and wanted.get("type") == "json_object":
+        chat["response_format"] = {"type": "json_object"}
+    _add_tools(fields, chat)
+    return chat
+
+
+def _add_tools(fields: Fields, chat: dict[str, Json]) -> None:
+    functions: list[Json] = []
+    tools = fields.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and tool.get("type") == "function":
+            names = ("name", "description", "parameters")
+            function: Json = {name: tool.get(name) for name in names}
+            functions.append({"type": "function", "function": function})
+    if not functions:
+        return
+    chat["tools"] = functions
+    choice = fields.get("tool_choice")
+    if isinstance(choice, dict):
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+    else:
+        # A model that may call a tool does not here, so nothing has to be parsed.
+        chat["tool_choice"] = "required" if choice == "required" else "none"
+
+
+def _turn(item: dict[str, Json]) -> Json:
+    """One item of the input as a message."""
+    kind = item.get("type", "message")
+    if kind == "function_call":
+        function: Json = {"name": item.get("name"), "arguments": item.get("arguments") or ""}
+        call: Json = {"id": item.get("call_id"), "type": "function", "function": function}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    if kind == "function_call_output":
+        output = item.get("output")
+        text = output if isinstance(output, str) else json.dumps(output)
+        return {"role": "tool", "tool_call_id": item.get("call_id") or "", "content": text}
+    content = item.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    role = item.get("role") or "user"
+    return {"role": "system" if role == "developer" else role, "content": content or ""}
+
+
+def _echoed(
+    raw: dict[str, Json], fields: Fields, generation: Generation, name: str
+) -> dict[str, Json]:
+    """What the response object repeats, by its own keys; the renderer adds how it went."""
+    shown = [
+        *("metadata", "max_tool_calls", "previous_response_id", "prompt_cache_key"),
+        *("reasoning", "safety_identifier", "text", "user"),
+    ]
+    echoed: dict[str, Json] = {key: raw.get(key) for key in shown}
+    fixed: dict[str, Json] = {
+        "id": name,
+        "instructions": fields.get("instructions"),
+        "parallel_tool_calls": flag_field(fields, "parallel_tool_calls", True),
+        "temperature": float_field(fields, "temperature", 1.0),
+        "tool_choice": fields.get("tool_choice", "auto" if fields.get("tools") else "none"),
+        "tools": fields.get("tools", []),
+        "top_p": float_field(fields, "top_p", 1.0),
+        "background": flag_field(fields, "background"),
+        "max_output_tokens": generation.sequences[0].submit.max_tokens,
+        "service_tier": text_field(fields, "service_tier") or "auto",
+        "truncation": text_field(fields, "truncation") or "disabled",
+        "presence_penalty": raw.get("presence_penalty") or 0.0,
+        "frequency_penalty": raw.get("frequency_penalty") or 0.0,
+    }
+    return {**echoed, **fixed}
