@@ -1,0 +1,360 @@
+"""Prefill and decode servers on the wire: vLLM's kv_transfer_params, SGLang's rooms, failures."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from frontier_mock.cluster.links import FabricSpec
+from frontier_mock.cluster.specs import ClusterSpec, ConnectorSpec, WorkerSpec
+from frontier_mock.core.events import (
+    Finished,
+    KvFailed,
+    KvReceived,
+    KvReleased,
+    Queued,
+    Submitted,
+)
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.wire.kv_transfer import KvPort
+from frontier_mock.wire.sglang.disaggregation import NO_ROOM, Disaggregation
+from tests.engine import LinearCost, step_spec
+from tests.serve import live as vllm
+from tests.serve import sglang_live as sglang
+from tests.serve.live import live
+
+QUICK = ClockSpec(mode="scaled", scale=200.0, late_ms_max=1e9)
+PROMPT = "tell me about disaggregated serving " * 20
+TO_DECODE = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+MESSAGES = [{"role": "user", "content": PROMPT}]
+
+
+def vllm_spec(
+    style: str = "pull", *, recompute: bool = False, lease_s: float = 30.0, clock: ClockSpec = QUICK
+) -> ServeSpec:
+    """One prefill and one decode server with the same connector."""
+    connector = ConnectorSpec("NixlConnector", style, lease_s, recompute)
+    peers = frozenset(("p-engine", "d-engine"))
+    roles = (("prefill", "p-engine"), ("decode", "d-engine"))
+    port = KvPort(
+        "NixlConnector",
+        style,
+        "",
+        patience_ns=round(lease_s * 1e9),
+        recompute=recompute,
+        peers=peers,
+    )
+    specs = tuple(
+        WorkerSpec(role, 0, role, "mock", step_spec(0.001), vllm.SCHEDULER, connector=connector)
+        for role, _ in roles
+    )
+    return ServeSpec(
+        cluster=ClusterSpec(specs, "round_robin", 0, fabric=FabricSpec(gpus_per_node=1)),
+        costs=[LinearCost() for _ in specs],
+        served=[
+            replace(vllm.served_model(), kv=replace(port, engine_id=engine_id))
+            for _, engine_id in roles
+        ],
+        clock=clock,
+        host="127.0.0.1",
+    )
+
+
+def of(server: ClusterServer, kind: type) -> list[Any]:
+    return [event for event in server.cluster.log.events if isinstance(event, kind)]
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.002)
+
+
+async def ask(url: str, path: str, **body: object) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as client, client.post(url + path, json=body) as answer:
+        return answer.status, await answer.json(content_type=None)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
+async def test_the_flow_of_a_nixl_proxy(chat: bool) -> None:
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    body: dict[str, object] = {"messages": MESSAGES} if chat else {"prompt": PROMPT}
+    async with live(vllm_spec()) as server:
+        prefill, decode = server.urls
+        status, first = await ask(
+            prefill, path, **body, max_tokens=1, stream=False, kv_transfer_params=TO_DECODE
+        )
+        assert status == 200
+        params = first["kv_transfer_params"]
+        tokens = first["usage"]["prompt_tokens"]
+        assert {key: params[key] for key in ("do_remote_prefill", "do_remote_decode")} == {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+        }
+        assert params["remote_engine_id"] == "p-engine"
+        assert params["remote_request_id"].startswith(first["id"])
+        assert [len(group) for group in params["remote_block_ids"]] == [-(-tokens // 16)]
+        assert params["remote_num_tokens"] == tokens
+        assert (params["tp_size"], params["transfer_mode"]) == (1, "pull")
+        status, second = await ask(decode, path, **body, max_tokens=8, kv_transfer_params=params)
+        assert status == 200
+        assert second["kv_transfer_params"] is None
+        assert second["usage"]["completion_tokens"] == 8
+        # The same text as from a server that does everything.
+        _, alone = await ask(decode, path, **body, max_tokens=8)
+        assert alone["choices"] == second["choices"]
+        (received,) = of(server, KvReceived)
+        assert received.num_bytes == tokens * 256
+        assert [event.reason for event in of(server, KvReleased)] == ["sent"]
+
+
+async def test_a_decode_server_without_coordinates_computes_the_prompt() -> None:
+    async with live(vllm_spec()) as server:
+        params = {"do_remote_prefill": True, "remote_engine_id": "p-engine"}
+        status, answer = await ask(
+            server.urls[1],
+            "/v1/completions",
+            prompt=PROMPT,
+            max_tokens=3,
+            kv_transfer_params=params,
+        )
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
+        assert not of(server, KvReceived)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_blocks_that_are_not_there_any_more(recompute: bool, stream: bool) -> None:
+    async with live(vllm_spec(recompute=recompute)) as server:
+        gone = {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [[1, 2]],
+            "remote_engine_id": "p-engine",
+            "remote_request_id": "cmpl-nobody-0-deadbeef",
+            "remote_host": "localhost",
+            "remote_port": 5600,
+            "tp_size": 1,
+        }
+        url = server.urls[1] + "/v1/completions"
+        body = {"prompt": PROMPT, "max_tokens": 3, "stream": stream, "kv_transfer_params": gone}
+        async with aiohttp.ClientSession() as client, client.post(url, json=body) as answer:
+            text = await answer.text()
+            if recompute:
+                assert answer.status == 200
+                assert "error" not in text
+            elif stream:
+                assert '"code":500' in text.replace(" ", "")
+                assert text.endswith("data: [DONE]\n\n")
+            else:
+                assert answer.status == 500
+                assert "Internal server error" in text
+        assert [event.reason for event in of(server, KvFailed)] == ["unknown"]
+
+
+async def test_a_lease_runs_out_and_the_blocks_are_free() -> None:
+    async with live(vllm_spec(lease_s=0.5)) as server:
+        await ask(
+            server.urls[0],
+            "/v1/completions",
+            prompt=PROMPT,
+            max_tokens=1,
+            kv_transfer_params=TO_DECODE,
+        )
+        kv = server.cluster.workers[0].kv
+        await until(lambda: of(server, KvReleased))
+        assert [event.reason for event in of(server, KvReleased)] == ["expired"]
+        assert kv.num_free == kv.num_blocks
+
+
+async def test_a_sender_in_another_process_is_taken_at_its_word() -> None:
+    async with live(vllm_spec()) as server:
+        params = {
+            "do_remote_prefill": True,
+            "remote_block_ids": [[1]],
+            "remote_engine_id": "somebody-else",
+            "remote_request_id": "cmpl-x",
+            "remote_host": "far-away",
+            "remote_port": 5600,
+        }
+        status, answer = await ask(
+            server.urls[1],
+            "/v1/completions",
+            prompt=PROMPT,
+            max_tokens=3,
+            kv_transfer_params=params,
+        )
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
+        (received,) = of(server, KvReceived)
+        assert received.num_bytes > 0
+
+
+async def test_legs_of_a_pushing_connector_meet_by_transfer_id() -> None:
+    async with live(vllm_spec("push")) as server:
+        prefill, decode = server.urls
+        to_decode = {"do_remote_decode": True, "transfer_id": "xfer-1"}
+        from_prefill = {
+            "do_remote_prefill": True,
+            "transfer_id": "xfer-1",
+            "remote_engine_id": "p-engine",
+            "remote_bootstrap_addr": "http://localhost:8998",
+        }
+        answers = await asyncio.gather(
+            ask(
+                decode,
+                "/v1/completions",
+                prompt=PROMPT,
+                max_tokens=4,
+                kv_transfer_params=from_prefill,
+            ),
+            ask(
+                prefill,
+                "/v1/completions",
+                prompt=PROMPT,
+                max_tokens=1,
+                kv_transfer_params=to_decode,
+            ),
+        )
+        assert [status for status, _ in answers] == [200, 200]
+        assert answers[0][1]["usage"]["completion_tokens"] == 4
+        assert len(of(server, KvReceived)) == 1
+
+
+def sglang_spec(patience_s: float = 300.0) -> ServeSpec:
+    """One prefill and one decode server of SGLang."""
+    specs = []
+    served = []
+    for role in ("prefill", "decode"):
+        connector = ConnectorSpec("mooncake", "room", patience_s, streams=True)
+        part = Disaggregation(role, port=0, patience_ns=round(patience_s * 1e9))
+        front = replace(sglang.FRONT, disaggregation_mode=role, disaggregation=part)
+        served.append(sglang.sglang_model(front))
+        specs.append(
+            WorkerSpec(
+                role, 0, role, "mock", step_spec(0.001), sglang.SCHEDULER, connector=connector
+            )
+        )
+    return ServeSpec(
+        cluster=ClusterSpec(tuple(specs), "round_robin", 0, fabric=FabricSpec(gpus_per_node=1)),
+        costs=[LinearCost() for _ in specs],
+        served=served,
+        clock=QUICK,
+        host="127.0.0.1",
+    )
+
+
+def room(number: int | None) -> dict[str, object]:
+    return {"bootstrap_host": "127.0.0.1", "bootstrap_port": 8998, "bootstrap_room": number}
+
+
+def generate(max_new_tokens: int = 6) -> dict[str, object]:
+    return {"text": PROMPT, "sampling_params": {"max_new_tokens": max_new_tokens}}
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+async def test_legs_meet_in_a_room_in_either_order(prefill_first: bool) -> None:
+    async with live(sglang_spec()) as server:
+        number = (1 << 62) + 5
+        urls = server.urls if prefill_first else server.urls[::-1]
+        pending = []
+        for url in urls:
+            pending.append(
+                asyncio.ensure_future(ask(url, "/generate", **generate(), **room(number)))
+            )
+            await until(lambda: len(of(server, Submitted)) == len(pending))
+        answers = dict(zip(urls, await asyncio.gather(*pending), strict=True))
+        status, first = answers[server.urls[0]]
+        assert (status, first["meta_info"]["completion_tokens"]) == (200, 1)
+        status, second = answers[server.urls[1]]
+        assert (status, second["meta_info"]["completion_tokens"]) == (200, 6)
+        assert second["text"].startswith(first["text"])
+        ends = {event.worker: event.t_ns for event in of(server, Finished)}
+        (received,) = of(server, KvReceived)
+        # The prefill server answers once the KV has gone.
+        assert ends[0] > received.t_ns
+
+
+async def test_a_request_without_a_room_is_refused() -> None:
+    async with live(sglang_spec()) as server:
+        for url in server.urls:
+            status, answer = await ask(url, "/generate", **generate())
+            assert status == 400
+            assert NO_ROOM in str(answer)
+            status, answer = await ask(
+                url, "/v1/chat/completions", model="mock", messages=MESSAGES, max_tokens=4
+            )
+            assert status == 400
+            assert NO_ROOM in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("side", "words"), [(0, "Prefill bootstrap failed"), (1, "Decode handshake failed")]
+)
+async def test_a_leg_that_stays_alone_is_told_so(side: int, words: str) -> None:
+    async with live(sglang_spec(patience_s=1.0)) as server:
+        status, answer = await ask(server.urls[side], "/generate", **generate(), **room(7))
+        assert status == 500
+        assert words in str(answer)
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["prefill", "decode"])
+async def test_the_other_leg_hears_of_a_client_that_has_gone(lost: int) -> None:
+    async with live(sglang_spec()) as server:
+        alone = asyncio.ensure_future(
+            ask(server.urls[lost], "/generate", **generate(4000), **room(9))
+        )
+        await until(lambda: of(server, Queued))
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+        await until(lambda: of(server, Finished))
+        # Its room is gone too: what comes now waits for a new other half.
+        pair = await asyncio.gather(
+            *[ask(url, "/generate", **generate(), **room(9)) for url in server.urls]
+        )
+        assert [status for status, _ in pair] == [200, 200]
+        for worker in server.cluster.workers:
+            worker.kv.check()
+
+
+async def test_fake_peers_are_there_at_once() -> None:
+    async with live(sglang_spec()) as server:
+        fake = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 3}
+        for url, tokens in zip(server.urls, (1, 6), strict=True):
+            status, answer = await ask(url, "/generate", **generate(), **fake)
+            assert (status, answer["meta_info"]["completion_tokens"]) == (200, tokens)
+
+
+async def test_the_bootstrap_server_knows_its_prefill_server() -> None:
+    async with live(sglang_spec()) as server:
+        first, second = server.bootstraps
+        assert first is not None
+        assert second is None
+        url = f"http://127.0.0.1:{first.port}"
+        everything = "prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1"
+        one = "prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0"
+        other = one.replace("tp_rank=0", "tp_rank=9")
+        async with aiohttp.ClientSession(url) as client:
+            async with client.get("/health") as answer:
+                assert await answer.text() == "OK"
+            async with client.get(f"/route?{everything}") as answer:
+                info = await answer.json()
+                assert (info["attn_tp_size"], info["page_size"]) == (1, 1)
+                assert info["follow_bootstrap_room"] is True
+            for query, status in ((one, 200), (other, 404), ("x=1", 400)):
+                async with client.get(f"/route?{query}") as answer:
+                    assert answer.status == status
+            await client.post("/register_dp_rank", json={"bootstrap_room": 5, "dp_rank": 2})
+            asked = {"bootstrap_rooms": [5, 6]}
+            async with client.post("/query_dp_ranks", json=asked) as answer:
+                assert await answer.json() == {"5": 2}
