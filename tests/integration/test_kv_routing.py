@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import aiohttp
 import pytest
 
 from frontier_mock.cli.demo import answers, free_ports, process, wait_until
@@ -194,3 +195,45 @@ def test_a_trace_orders_the_routers(tmp_path: Path) -> None:
         hits[policy] = rates["hit"]
     assert hits["kv_aware"] > hits["round_robin"]
     assert hits["cache_aware"] > hits["round_robin"]
+
+
+def test_smg_believes_in_the_loads_there_are(tmp_path: Path) -> None:
+    """Requests with a prefix in common go to one worker, and smg's count of them is the truth."""
+    scenario = agents(tmp_path, "vllm")
+    asyncio.run(_compare_loads(scenario, tmp_path))
+
+
+async def _compare_loads(scenario: ScenarioSpec, directory: Path) -> None:
+    log = directory / "router.log"
+    with (
+        fleet(scenario, directory, "--clock", "real") as served,
+        router("smg", "cache_aware", served.urls, log) as url,
+    ):
+        async with aiohttp.ClientSession(url) as client:
+
+            async def ask(number: int) -> None:
+                prompt = f"{'the same beginning of a long story ' * 20}, chapter {number}"
+                body = {"model": MODEL, "prompt": prompt, "max_tokens": 4000, "ignore_eos": True}
+                async with client.post("/v1/completions", json=body) as response:
+                    await response.read()
+
+            asked = [asyncio.create_task(ask(number)) for number in range(6)]
+            try:
+                while sum((loads := await asyncio.to_thread(true_loads, served)).values()) < 6:
+                    await asyncio.sleep(0)
+                workers = (await (await client.get("/workers")).json())["workers"]
+            finally:
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+    assert {worker["url"]: worker["load"] for worker in workers} == loads
+    assert max(loads.values()) > 2
+
+
+def true_loads(served: Fleet) -> dict[str, int]:
+    """Requests on each worker, by its URL."""
+    truth = read_json(f"{served.clock_url}/sim/truth")["workers"]
+    return {
+        url: worker["running"] + worker["waiting"] + worker["in_frontend"]
+        for url, worker in zip(served.urls, truth, strict=True)
+    }
