@@ -190,13 +190,7 @@ def load_kernels(name: str) -> KernelTables:
             prefill=_by_size(data["prefill"], _prefill, grids),
             all_reduce=_curves(data["all_reduce"]),
             all_gather=_curves(data["all_gather"]),
-            experts={
-                collection: {
-                    weights: _experts(f"experts_{collection}_{weights}", fit, grids)
-                    for weights, fit in fits.items()
-                }
-                for collection, fits in data["experts"].items()
-            },
+            experts=_all_experts(data, grids),
             elementwise_us=data["elementwise_us"],
             elementwise_memory=data["elementwise_memory"],
             contiguous=ContiguousFit(**data["contiguous"]) if "contiguous" in data else None,
@@ -250,6 +244,24 @@ def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttent
     return PrefillAttentionTable(
         constants, axis("group"), axis("length"), ratio, axis("heads"), heads
     )
+
+
+def _all_experts(data: Mapping[str, Any], grids: _Grids) -> dict[str, dict[str, ExpertTable]]:
+    """Expert kernels by collection and weights. Equations of this GPU alone (`experts_own`) stand
+    in place of the lender's tables."""
+    tables = {
+        collection: {
+            weights: _experts(f"experts_{collection}_{weights}", fit, grids)
+            for weights, fit in fits.items()
+        }
+        for collection, fits in data["experts"].items()
+    }
+    none = np.empty(0)
+    for collection, fits in data.get("experts_own", {}).items():
+        for weights, fit in fits.items():
+            bare = ExpertTable(ExpertFit(**fit), np.empty((0, 5)), none, none, none, 1.0)
+            tables[collection][weights] = bare
+    return tables
 
 
 def _experts(key: str, fit: Mapping[str, float], grids: _Grids) -> ExpertTable:

@@ -7,12 +7,19 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from frontier_mock.cost.contiguous import ROWS, gemm_us
+from frontier_mock.cost.experts import ExpertShape, balanced_load, floor_us
+from frontier_mock.cost.experts import equation_us as experts_equation_us
 from frontier_mock.cost.gemm import equation_us
 from frontier_mock.cost.specs import HardwareSpec
-from frontier_mock.cost.tables import ContiguousFit, GemmFit
+from frontier_mock.cost.tables import ContiguousFit, ExpertFit, GemmFit
 
 START = (6.0, 0.9, 0.85, 60.0, 4.0)
 LOW, HIGH = (1.0, 0.3, 0.5, 1.0, 1.5), (20.0, 1.0, 1.0, 800.0, 8.0)
+
+MASKED_START = (12.0, 0.5, 0.8, 0.7, 2.0, 0.8, 0.01, 50.0)
+MASKED_LOW = (2.0, 1e-3, 0.3, 0.2, 1.2, 0.2, 1e-3, 1.0)
+MASKED_HIGH = (60.0, 6.0, 1.0, 1.0, 8.0, 8.0, 1.0, 600.0)
+"""The constants of `ExpertFit` without block and peak."""
 
 
 def linear_rows(path: Path) -> np.ndarray:
@@ -92,4 +99,62 @@ def grouped_holdout(hw: HardwareSpec, rows: np.ndarray) -> np.ndarray:
         out = rows[:, 0] == experts
         fit = fit_grouped(hw, rows[~out])
         errors.append(np.abs(grouped_us(fit, hw, rows[out]) / rows[out, 4] - 1.0))
+    return np.concatenate(errors)
+
+
+def masked_rows(path: Path) -> list[tuple[ExpertShape, float, float]]:
+    """Shape on one rank, tokens of all ranks, and microseconds of both masked grouped GEMMs."""
+    made = []
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            names = ("hidden_size", "intermediate_size", "topk", "num_experts", "num_gpus")
+            shape = ExpertShape(*(int(row[name]) for name in names))
+            tokens = float(row["batch_size_per_gpu"]) * shape.ep
+            made.append((shape, tokens, float(row["up_proj_us"]) + float(row["down_proj_us"])))
+    return made
+
+
+def masked_us(
+    fit: ExpertFit, hw: HardwareSpec, rows: list[tuple[ExpertShape, float, float]]
+) -> np.ndarray:
+    """The equation on each row, no faster than the machine."""
+    made = []
+    for shape, tokens, _ in rows:
+        load = balanced_load(shape, fit.block_rows, np.array([tokens]))
+        us = experts_equation_us(fit, hw, "fp8_block", shape, load)
+        made.append(float(np.maximum(us, floor_us(hw, "fp8_block", shape, load))[0]))
+    return np.array(made)
+
+
+def fit_masked(hw: HardwareSpec, rows: list[tuple[ExpertShape, float, float]]) -> ExpertFit:
+    """Constants of the equation, with the block that fits best."""
+    target = np.log([us for _, _, us in rows])
+    sm_flops = hw.peak_fp8_flops / hw.sm_count
+    best: tuple[float, ExpertFit] | None = None
+    for block in (16, 32, 64, 128):
+
+        def error(x: np.ndarray, block: int = block) -> np.ndarray:
+            fit = ExpertFit(*np.exp(x), block, sm_flops)
+            return np.log(masked_us(fit, hw, rows)) - target
+
+        bounds = np.log(MASKED_LOW), np.log(MASKED_HIGH)
+        solved = least_squares(
+            error, np.log(MASKED_START), bounds=bounds, loss="soft_l1", f_scale=0.1
+        )
+        off = float(np.abs(np.expm1(solved.fun)).mean())
+        if best is None or off < best[0]:
+            constants = (float(f"{v:.4g}") for v in np.exp(solved.x))
+            best = off, ExpertFit(*constants, block, sm_flops)
+    assert best is not None
+    return best[1]
+
+
+def masked_holdout(hw: HardwareSpec, rows: list[tuple[ExpertShape, float, float]]) -> np.ndarray:
+    """Relative errors on each (hidden, inner) size, fitted without it."""
+    errors = []
+    for size in sorted({(shape.hidden, shape.inner) for shape, _, _ in rows}):
+        out = [row for row in rows if (row[0].hidden, row[0].inner) == size]
+        fit = fit_masked(hw, [row for row in rows if (row[0].hidden, row[0].inner) != size])
+        us = np.array([row[2] for row in out])
+        errors.append(np.abs(masked_us(fit, hw, out) / us - 1.0))
     return np.concatenate(errors)

@@ -146,6 +146,25 @@ def test_decode_attention_on_h20() -> None:
     assert abs(np.median(errors)) < 0.06
 
 
+def test_masked_expert_gemms_on_h20() -> None:
+    """H20's own; with a layer size left out of the fit they are 11 % off (docs/accuracy.md)."""
+    hw = load_hardware("h20")
+    table = load_kernels(hw.kernels).experts["deepep_low_latency"]["fp8_block"]
+    errors = []
+    for row in rows(infersim("grouped_gemm/decode", "h20")):
+        ranks = int(row["num_gpus"])
+        names = ("hidden_size", "intermediate_size", "topk", "num_experts")
+        hidden, inner, top_k, experts = (int(row[name]) for name in names)
+        shape = ExpertShape(hidden, inner, top_k, experts, ranks)
+        tokens = np.array([float(row["batch_size_per_gpu"]) * ranks])
+        load = balanced_load(shape, table.fit.block_rows, tokens)
+        ours = float(experts_us(table, hw, "fp8_block", shape, load)[0])
+        errors.append(ours / (float(row["up_proj_us"]) + float(row["down_proj_us"])) - 1.0)
+    assert len(errors) >= 250
+    assert np.mean(np.abs(errors)) < 0.12
+    assert abs(np.median(errors)) < 0.04
+
+
 PROFILES = KERNELS / "llmservingsim" / "profiler" / "perf"
 
 
