@@ -4,10 +4,11 @@ vllm-router's `grpc://` workers and other gateways speak them. Statuses and answ
 rust/src/server/src/grpc. Methods are named by the protocol.
 """
 
+import json
 import uuid
 from typing import Any
+from urllib.parse import urlencode
 
-from frontier_mock.core.commands import Flush, Pause, Resume
 from frontier_mock.drive.protocol import Flight, ShutdownError, Ticket
 from frontier_mock.serve.carriers import actor_and_legs
 from frontier_mock.serve.grpc_calls import (
@@ -24,8 +25,11 @@ from frontier_mock.serve.grpc_calls import (
 )
 from frontier_mock.serve.grpc_part import GrpcPart, max_running
 from frontier_mock.serve.grpc_vllm import refusal
+from frontier_mock.serve.vllm_app import VllmApp
 from frontier_mock.stubs import vllm_control_pb2 as control_pb
 from frontier_mock.stubs import vllm_inference_pb2 as pb
+from frontier_mock.wire.deployment import Deployment
+from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.generation import Outcome
 from frontier_mock.wire.grpc_inference import (
     InferenceCall,
@@ -37,6 +41,7 @@ from frontier_mock.wire.grpc_status import (
     FAILED_PRECONDITION,
     INTERNAL,
     GrpcError,
+    code_of_http,
     invalid_argument,
 )
 
@@ -45,8 +50,8 @@ _API_VERSION = "vllm"
 _NO_WEIGHT_TRANSFER = "weight transfer is not configured; start vLLM with --weight-transfer-config"
 _NO_SLEEP = "sleep mode is not configured; start vLLM with --enable-sleep-mode"
 _NO_LORA = "engine was not started with LoRA enabled"
-_PAUSE_MODES = {0: "abort", 1: "abort", 2: "finish", 3: "keep"}
-"""vLLM's pause modes by number, as the engine's commands name them."""
+_PAUSE_MODES = {0: "abort", 1: "abort", 2: "wait", 3: "keep"}
+"""vLLM's pause modes by number."""
 
 
 class Inference:
@@ -116,13 +121,16 @@ class Inference:
 
 
 class Control:
-    """Discovery, aborts and pauses. What the worker was not started for says so."""
+    """Discovery, aborts, and the control plane for reinforcement learning, which is HTTP's."""
 
     def __init__(self, part: GrpcPart) -> None:
+        """Raises TypeError unless the worker simulates vLLM."""
+        app = part.app
+        if not isinstance(app, VllmApp):
+            raise TypeError(f"{part.spec.name} does not simulate vLLM")
         self._part = part
+        self._routes = app.control
         self._instance = uuid.uuid4().hex
-        self._paused = False
-        self._weight_version = "default"
 
     async def GetServerInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
         """How the model is served."""
@@ -147,7 +155,11 @@ class Control:
             total_kv_blocks=sum(one.spec.num_blocks for one in part.engines),
             max_running_requests=max_running(engine),
             max_batched_tokens=part.max_batched_tokens,
-            rl_capabilities=control_pb.RlCapabilities(),
+            rl_capabilities=control_pb.RlCapabilities(
+                weight_transfer_enabled=bool(self._gpus.weight_transfer),
+                weight_transfer_backend=self._gpus.weight_transfer,
+                sleep_mode_enabled=self._gpus.sleep_mode,
+            ),
             effective_attention_block_size=engine.spec.block_size,
         )
 
@@ -207,78 +219,143 @@ class Control:
         return control_pb.GetKvEventSourcesResponse(sources=sources)
 
     async def PauseGeneration(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Bring the engine to rest; unless told otherwise its cache is forgotten too."""
-        mode = _PAUSE_MODES.get(request.mode)
-        if mode is None:
-            await refuse(context, invalid_argument("invalid pause mode"))
-            return None
-        worker = self._part.served.worker
-        self._paused = True
-        await self._operate(context, "pause_generation", Pause(worker, mode))
-        if not request.HasField("clear_cache") or request.clear_cache:
-            await self._operate(context, "pause_generation", Flush(worker, retract=True))
+        """Bring the engine to rest."""
+        mode = await self._mode(request.mode, context)
+        await self._ask(context, "pause_generation", "POST", f"/pause?mode={mode}")
         return control_pb.PauseGenerationResponse()
 
     async def ResumeGeneration(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Go on."""
-        self._paused = False
-        worker = self._part.served.worker
-        await self._operate(context, "resume_generation", Resume(worker))
+        await self._ask(context, "resume_generation", "POST", "/resume")
         return control_pb.ResumeGenerationResponse()
 
     async def IsPaused(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Whether it rests."""
-        return control_pb.IsPausedResponse(paused=self._paused)
+        said = await self._ask(context, "is_paused", "GET", "/is_paused")
+        return control_pb.IsPausedResponse(paused=said["is_paused"])
 
     async def Sleep(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_SLEEP)
+        """Free the GPU's memory."""
+        await self._need(context, self._gpus.sleep_mode, _NO_SLEEP)
+        mode = await self._mode(request.mode, context)
+        level = request.level if request.HasField("level") else 1
+        await self._ask(context, "sleep", "POST", f"/sleep?level={level}&mode={mode}")
+        return control_pb.SleepResponse()
 
     async def WakeUp(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_SLEEP)
+        """Take it back, in part if tags say so."""
+        await self._need(context, self._gpus.sleep_mode, _NO_SLEEP)
+        tags = urlencode([("tags", tag) for tag in request.tags])
+        await self._ask(context, "wake_up", "POST", f"/wake_up?{tags}")
+        return control_pb.WakeUpResponse()
 
     async def IsSleeping(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Never."""
-        return control_pb.IsSleepingResponse(sleeping=False)
+        """Whether it is freed."""
+        said = await self._ask(context, "is_sleeping", "GET", "/is_sleeping")
+        return control_pb.IsSleepingResponse(sleeping=said["is_sleeping"])
 
     async def InitWeightTransferEngine(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_WEIGHT_TRANSFER)
+        """Meet the trainer."""
+        await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
+        body = await self._object(context, "init_info", request.init_info_json)
+        name = "init_weight_transfer_engine"
+        await self._ask(context, name, "POST", f"/{name}", body)
+        return control_pb.InitWeightTransferEngineResponse()
 
     async def StartWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_WEIGHT_TRANSFER)
+        """Weights are about to come."""
+        await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
+        await self._ask(context, "start_weight_update", "POST", "/start_weight_update")
+        return control_pb.StartWeightUpdateResponse()
 
     async def StartDraftWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_WEIGHT_TRANSFER)
+        """There is no draft model here."""
+        await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
+        await self._refuse(
+            context, "draft weight updates require a configured speculative draft model"
+        )
 
     async def UpdateWeights(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_WEIGHT_TRANSFER)
+        """Take weights, for as long as that takes."""
+        await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
+        body = await self._object(context, "update_info", request.update_info_json)
+        await self._ask(context, "update_weights", "POST", "/update_weights", body)
+        return control_pb.UpdateWeightsResponse()
 
     async def FinishWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_WEIGHT_TRANSFER)
+        """All weights are here."""
+        await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
+        body = b""
+        if request.HasField("weight_version"):
+            version = await self._version(context, request.weight_version)
+            body = json.dumps({"weight_version": version}).encode()
+        await self._ask(context, "finish_weight_update", "POST", "/finish_weight_update", body)
+        return control_pb.FinishWeightUpdateResponse()
 
     async def UpdateWeightVersion(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Give the weights a name."""
-        if not request.weight_version.strip():
-            await refuse(context, invalid_argument("weight_version must not be empty"))
-        self._weight_version = request.weight_version
+        version = await self._version(context, request.weight_version)
+        body = json.dumps({"new_version": version}).encode()
+        name = "update_weight_version"
+        await self._ask(context, name, "POST", f"/{name}", body)
         return control_pb.UpdateWeightVersionResponse()
 
     async def GetWeightVersion(self, request: Any, context: Context) -> Any:  # noqa: N802
         """The name of the weights."""
-        return control_pb.GetWeightVersionResponse(weight_version=self._weight_version)
+        said = await self._ask(context, "get_weight_version", "GET", "/weight_info")
+        return control_pb.GetWeightVersionResponse(weight_version=said["weight_version"])
+
+    @property
+    def _gpus(self) -> Deployment:
+        return self._part.served.deployment
+
+    async def _need(self, context: Context, given: bool, message: str) -> None:
+        """End the call unless the worker was started for it."""
+        if not given:
+            await self._refuse(context, message)
 
     async def _refuse(self, context: Context, message: str) -> None:
         await refuse(context, GrpcError(FAILED_PRECONDITION, message))
 
-    async def _operate(self, context: Context, name: str, command: Pause | Resume | Flush) -> None:
+    async def _mode(self, number: int, context: Context) -> str:
+        mode = _PAUSE_MODES.get(number)
+        if mode is None:
+            await refuse(context, invalid_argument("invalid pause mode"))
+        return mode or ""
+
+    async def _version(self, context: Context, version: str) -> str:
+        if not version.strip():
+            await refuse(context, invalid_argument("weight_version must not be empty"))
+        return version
+
+    async def _object(self, context: Context, name: str, data: bytes) -> bytes:
+        """A payload as the HTTP route takes it; ends the call if it is no JSON object."""
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            message = f"{name}_json must contain valid JSON: {error}"
+            await refuse(context, invalid_argument(message))
+        if not isinstance(value, dict):
+            message = f"{name}_json must contain a JSON object"
+            await refuse(context, invalid_argument(message))
+        return json.dumps({name: value}).encode()
+
+    async def _ask(
+        self, context: Context, name: str, method: str, target: str, body: bytes = b""
+    ) -> dict[str, Any]:
+        """The answer of the HTTP route that does the same; ends the call if it refuses."""
         actor, _ = carrier(metadata_of(context), "")
         try:
-            await self._part.driver.operate(command, actor=actor)
+            answer = await self._routes.ask(method, target, body, actor)
+        except ApiError as error:
+            give_back(self._part.driver, (actor, 1))
+            await refuse(context, GrpcError(code_of_http(error.status), error.message))
+            raise
         except ShutdownError as error:
             await refuse(context, GrpcError(INTERNAL, f"{name} failed: {error}"))
+            raise
+        said: dict[str, Any] = json.loads(answer.body) if answer.body else {}
+        if answer.status != 200:
+            message = said.get("error", {}).get("message", "")
+            await refuse(context, GrpcError(INTERNAL, f"{name} failed: {message}"))
+        return said

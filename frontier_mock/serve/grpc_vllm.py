@@ -30,10 +30,10 @@ from frontier_mock.serve.grpc_calls import (
 )
 from frontier_mock.serve.grpc_kv import stream_kv_events
 from frontier_mock.serve.grpc_part import GrpcPart, max_running
+from frontier_mock.serve.streaming import refusal as refusal_over_http
 from frontier_mock.serve.tokenizer_bundle import pieces
-from frontier_mock.wire.errors import queue_full
 from frontier_mock.wire.generation import Outcome
-from frontier_mock.wire.grpc_status import INTERNAL, GrpcError, code_of_http
+from frontier_mock.wire.grpc_status import GrpcError, code_of_http
 from frontier_mock.wire.grpc_vllm import VllmCall, VllmSpeech, read_generate
 
 _KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
@@ -46,10 +46,8 @@ _NO_KV_EVENTS = (
 
 def refusal(ticket: Ticket) -> GrpcError:
     """Why the engine would not take a request."""
-    if ticket.rejected == "queue_full":
-        error = queue_full()
-        return GrpcError(code_of_http(error.status), error.message)
-    return GrpcError(INTERNAL, f"the engine refused the request: {ticket.rejected}")
+    error = refusal_over_http(ticket)
+    return GrpcError(code_of_http(error.status), error.message)
 
 
 class VllmEngine:

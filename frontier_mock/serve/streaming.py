@@ -59,7 +59,7 @@ class Whole:
     def deliver(self, ticket: Ticket) -> None:
         """The answer, or why there is none."""
         if ticket.rejected:
-            self._exchange.reply(error_answer(_refusal(ticket), self.generation.kind))
+            self._exchange.reply(error_answer(refusal(ticket), self.generation.kind))
             return
         outcomes = self._outcomes
         if _failed(outcomes):
@@ -136,7 +136,7 @@ class Stream:
     def deliver(self, ticket: Ticket) -> None:
         """The last bytes: final delta, usage if asked for, `[DONE]`, end of body."""
         if ticket.rejected:
-            self._give_up(_refusal(ticket))
+            self._give_up(refusal(ticket))
         elif _failed(self._outcomes):
             self._give_up(internal_error())
         else:
@@ -252,7 +252,7 @@ def _failed(outcomes: Sequence[Outcome]) -> bool:
     return any(outcome.finish_reason == ERROR for outcome in outcomes)
 
 
-def _refusal(ticket: Ticket) -> ApiError:
+def refusal(ticket: Ticket) -> ApiError:
     """What vLLM answers to a request that its engine would not take.
 
     Over-long prompts never get this far, so any other reason is a fault of ours.

@@ -106,9 +106,9 @@ class VllmApp:
         if settings.scale_out:
             self._generators[GENERATE_PATH] = parse_inference
         served = self._part.served
-        self._control = ControlRoutes(served, driver, settings, self._versions, self._created_s)
+        self.control = ControlRoutes(served, driver, settings, self._versions, self._created_s)
         scale_out = ScaleOutRoutes(served, settings.scale_out, _check_json)
-        every: list[Routes] = [scale_out, self._control, *more]
+        every: list[Routes] = [scale_out, self.control, *more]
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
 
     def _own_routes(self) -> dict[tuple[str, str], Handler]:
@@ -291,7 +291,7 @@ class VllmApp:
         driver = self._driver
         driver.catch_up()
         text = self._part.metrics.render(driver.engine.now_ns)
-        text += self._control.metrics.render().encode()
+        text += self.control.metrics.render().encode()
         text += self._http_metrics.render() + render_clock_metrics(driver, self._created_s)
         return Answer(200, text, _METRICS_TYPE)
 

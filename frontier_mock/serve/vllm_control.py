@@ -25,6 +25,7 @@ from frontier_mock.drive.protocol import ShutdownError, Ticket
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.operation_metrics import OperationMetrics
 from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.settings import HttpSettings
@@ -39,7 +40,7 @@ from frontier_mock.wire.tokenizer import Json
 
 logger = logging.getLogger("frontier_mock")
 
-Verb = Callable[[Exchange, str | None], Awaitable[Answer]]
+Verb = Callable[[Request, str | None], Awaitable[Answer]]
 """Answers a request; its second argument is the actor whose lease the request carries."""
 
 _SETTLE_NS = 20_000_000
@@ -129,7 +130,7 @@ class ControlRoutes:
 
     async def _answer(self, exchange: Exchange, verb: Verb, actor: str | None) -> None:
         try:
-            answer = await verb(exchange, actor)
+            answer = await verb(exchange.request, actor)
         except ApiError as error:
             self._driver.keeper.refuse(actor)
             self._driver.poke()
@@ -141,6 +142,15 @@ class ControlRoutes:
             answer = error_answer(internal_error())
         exchange.reply(answer)
 
+    async def ask(self, method: str, target: str, body: bytes, actor: str | None) -> Answer:
+        """What a route answers to someone on another wire, in dev mode or not.
+
+        Raises ApiError for what it refuses, and ShutdownError.
+        """
+        request = Request(method, target, 1, {})
+        request.body = body
+        return await self._dev_verbs()[method, request.path](request, actor)
+
     async def _lasts(self, actor: str | None, delay_ns: SimTime = 0) -> None:
         """Nothing but the turn, and the time, of an operation."""
         await self._driver.operate(None, delay_ns, actor)
@@ -150,9 +160,9 @@ class ControlRoutes:
 
     # Pauses
 
-    async def _pause(self, exchange: Exchange, actor: str | None) -> Answer:
-        mode = control.pause_mode(exchange.request.query("mode"))
-        control.flag(exchange.request.query("clear_cache"), "clear_cache")
+    async def _pause(self, request: Request, actor: str | None) -> Answer:
+        mode = control.pause_mode(request.query("mode"))
+        control.flag(request.query("clear_cache"), "clear_cache")
         await self._come_to_rest(mode, actor, refuse=mode != "keep")
         return json_answer({"status": "paused"})
 
@@ -164,20 +174,20 @@ class ControlRoutes:
         if mode != "keep":
             await self._driver.operate(Flush(self._worker), 0, actor)
 
-    async def _resume(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _resume(self, request: Request, actor: str | None) -> Answer:
         self._paused = False
         await self._driver.operate(Resume(self._worker), 0, actor)
         return json_answer({"status": "resumed"})
 
-    async def _is_paused(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _is_paused(self, request: Request, actor: str | None) -> Answer:
         await self._lasts(actor)
         return json_answer({"is_paused": self._paused})
 
     # Sleep
 
-    async def _sleep(self, exchange: Exchange, actor: str | None) -> Answer:
-        level = control.sleep_level(exchange.request.query("level"))
-        mode = control.pause_mode(exchange.request.query("mode"))
+    async def _sleep(self, request: Request, actor: str | None) -> Answer:
+        level = control.sleep_level(request.query("level"))
+        mode = control.pause_mode(request.query("mode"))
         with self.metrics.sleep.during("sleep", self._driver.now_ns):
             await self._come_to_rest(mode, actor, refuse=False)
             if level >= 1 and "weights" not in self._asleep:
@@ -188,8 +198,8 @@ class ControlRoutes:
                 self._level = level
         return json_answer({"status": "sleeping", "level": level})
 
-    async def _wake(self, exchange: Exchange, actor: str | None) -> Answer:
-        tags = exchange.request.queries("tags")
+    async def _wake(self, request: Request, actor: str | None) -> Answer:
+        tags = request.queries("tags")
         wanted = [tag for tag in tags if tag != "scheduling"]
         with self.metrics.sleep.during("wake", self._driver.now_ns):
             if not tags or wanted:
@@ -210,11 +220,11 @@ class ControlRoutes:
         if known:
             self._asleep -= wanted
 
-    async def _is_sleeping(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _is_sleeping(self, request: Request, actor: str | None) -> Answer:
         await self._lasts(actor)
         return json_answer({"is_sleeping": self._paused or bool(self._asleep)})
 
-    async def _release_cache(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _release_cache(self, request: Request, actor: str | None) -> Answer:
         name = "release_kv_cache_memory"
         with self.metrics.sleep.during(name, self._driver.now_ns):
             await self._lasts(actor)
@@ -229,26 +239,26 @@ class ControlRoutes:
 
     # Caches
 
-    async def _reset_prefix_cache(self, exchange: Exchange, actor: str | None) -> Answer:
-        query = exchange.request.query
+    async def _reset_prefix_cache(self, request: Request, actor: str | None) -> Answer:
+        query = request.query
         retract = control.flag(query("reset_running_requests"), "reset_running_requests")
         control.flag(query("reset_external"), "reset_external")
         done = await self._driver.operate(Flush(self._worker, retract), 0, actor)
         return json_answer({"success": done.result == 1})
 
-    async def _nothing_cached(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _nothing_cached(self, request: Request, actor: str | None) -> Answer:
         await self._lasts(actor)
         return _EMPTY
 
     # Aborts
 
-    async def _abort_listed(self, exchange: Exchange, actor: str | None) -> Answer:
-        ids = control.request_ids(exchange.request.body)
+    async def _abort_listed(self, request: Request, actor: str | None) -> Answer:
+        ids = control.request_ids(request.body)
         await self._abort(set(ids), actor)
         return _EMPTY
 
-    async def _abort_any(self, exchange: Exchange, actor: str | None) -> Answer:
-        ids = control.optional_request_ids(exchange.request.body)
+    async def _abort_any(self, request: Request, actor: str | None) -> Answer:
+        ids = control.optional_request_ids(request.body)
         aborted = await self._abort(set(ids) if ids else None, actor)
         count = len(ids) if ids else aborted
         return json_answer({"status": "aborted", "aborted": count})
@@ -281,11 +291,11 @@ class ControlRoutes:
 
     # Weights
 
-    async def _init_transfer(self, exchange: Exchange, actor: str | None) -> Answer:
-        control.init_info(exchange.request.body)
+    async def _init_transfer(self, request: Request, actor: str | None) -> Answer:
+        control.init_info(request.body)
         return await self._transfer("init", "Weight transfer initialized", actor)
 
-    async def _shutdown_transfer(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _shutdown_transfer(self, request: Request, actor: str | None) -> Answer:
         if self._updating:
             await self._lasts(actor)
             return self._worker_failed(control.TRAINER_BUSY)
@@ -293,10 +303,10 @@ class ControlRoutes:
             await self._lasts(actor)
         return json_answer({"message": "Weight transfer shut down"})
 
-    async def _start_update(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _start_update(self, request: Request, actor: str | None) -> Answer:
         return await self._begin("start", "Weight update started", actor)
 
-    async def _start_draft_update(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _start_draft_update(self, request: Request, actor: str | None) -> Answer:
         return await self._begin("start_draft", "Draft weight update started", actor)
 
     async def _begin(self, operation: str, message: str, actor: str | None) -> Answer:
@@ -316,8 +326,8 @@ class ControlRoutes:
             return self._worker_failed(control.NO_WEIGHT_TRANSFER)
         return json_answer({"message": message})
 
-    async def _update(self, exchange: Exchange, actor: str | None) -> Answer:
-        info = control.update_info(exchange.request.body)
+    async def _update(self, request: Request, actor: str | None) -> Answer:
+        info = control.update_info(request.body)
         if self._gpus.weight_transfer and not self._updating:
             await self._lasts(actor)
             return self._worker_failed(control.NOT_UPDATING)
@@ -342,8 +352,8 @@ class ControlRoutes:
             return self._moving_ns(size / gpus.world_size, gpus.peer_bytes_per_s)
         return self._moving_ns(size, gpus.network_bytes_per_s)
 
-    async def _finish_update(self, exchange: Exchange, actor: str | None) -> Answer:
-        version = control.optional_version(exchange.request.body)
+    async def _finish_update(self, request: Request, actor: str | None) -> Answer:
+        version = control.optional_version(request.body)
         if self._gpus.weight_transfer and not self._updating:
             await self._lasts(actor)
             return self._worker_failed(control.NOT_STARTED)
@@ -354,19 +364,19 @@ class ControlRoutes:
                 self._versions.change(version)
         return answer
 
-    async def _set_version(self, exchange: Exchange, actor: str | None) -> Answer:
-        version = control.required_version(exchange.request.body)
+    async def _set_version(self, request: Request, actor: str | None) -> Answer:
+        version = control.required_version(request.body)
         await self._lasts(actor)
         self._driver.catch_up()
         self._versions.change(version)
         return json_answer({"success": True, "new_version": version})
 
-    async def _weight_info(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _weight_info(self, request: Request, actor: str | None) -> Answer:
         await self._lasts(actor)
         return json_answer({"weight_version": self._versions.current})
 
-    async def _check_weights(self, exchange: Exchange, actor: str | None) -> Answer:
-        action, baseline = control.weight_check(exchange.request.body)
+    async def _check_weights(self, request: Request, actor: str | None) -> Answer:
+        action, baseline = control.weight_check(request.body)
         gpus = self._gpus
         await self._lasts(actor, self._moving_ns(gpus.weight_bytes, gpus.memory_bytes_per_s))
         if action == "reset":
@@ -380,16 +390,16 @@ class ControlRoutes:
 
     # The rest
 
-    async def _collective_rpc(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _collective_rpc(self, request: Request, actor: str | None) -> Answer:
         """Methods of worker extensions are unknown here: each GPU answers with null."""
-        method = control.rpc_method(exchange.request.body)
+        method = control.rpc_method(request.body)
         gpus = self._gpus
         moved = gpus.weight_bytes if method == "reload_weights" else 0
         await self._lasts(actor, self._moving_ns(moved, gpus.host_bytes_per_s))
         return json_answer({"results": [None] * (gpus.world_size * gpus.dp)})
 
-    async def _world_size(self, exchange: Exchange, actor: str | None) -> Answer:
-        include_dp = control.flag(exchange.request.query("include_dp"), "include_dp", True)
+    async def _world_size(self, request: Request, actor: str | None) -> Answer:
+        include_dp = control.flag(request.query("include_dp"), "include_dp", True)
         await self._lasts(actor)
         size = self._gpus.world_size
         return json_answer({"world_size": size * self._gpus.dp if include_dp else size})

@@ -15,7 +15,6 @@ from frontier_mock.wire.continuation import RESUMABLE_TOKENS
 from frontier_mock.wire.generation import LogprobsPlan, PromptText
 from frontier_mock.wire.grpc_logprobs import Position, positions
 from frontier_mock.wire.grpc_status import (
-    FAILED_PRECONDITION,
     GrpcError,
     code_of_http,
     invalid_argument,
@@ -197,12 +196,6 @@ def _bootstrap(message: pb.GenerateRequest) -> Bootstrap | None:
         return None
     given = message.disaggregated_params
     return Bootstrap(given.bootstrap_host, given.bootstrap_port, given.bootstrap_room)
-
-
-def constraint_failed(detail: str) -> GrpcError:
-    """The engine could not go on under the request's grammar; the servicer adds a trailer."""
-    message = f"the engine could not continue the request under its constraint: {detail}"
-    return GrpcError(FAILED_PRECONDITION, message)
 
 
 class SglangSpeech:

@@ -19,6 +19,9 @@ from frontier_mock.stubs import vllm_inference_pb2 as pb  # noqa: E402
 from frontier_mock.stubs import vllm_inference_pb2_grpc as pb_grpc  # noqa: E402
 from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
+from tests.serve.rl import rl_spec  # noqa: E402
+
+UPDATE = b'{"names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[1000000000, 4]]}'
 
 
 @pytest.fixture
@@ -194,6 +197,36 @@ async def test_what_it_was_not_started_for(control: Any) -> None:
     await control.UpdateWeightVersion(control_pb.UpdateWeightVersionRequest(weight_version="7"))
     version = await control.GetWeightVersion(control_pb.GetWeightVersionRequest())
     assert version.weight_version == "7"
+
+
+async def test_weights_come_and_go_as_they_do_over_http() -> None:
+    spec = with_grpc(rl_spec(WARP), VLLM_INFERENCE, VLLM_CONTROL)
+    async with live(spec) as server, grpc.aio.insecure_channel(target(server)) as channel:
+        stub = control_grpc.ControlStub(channel)
+        told = (await stub.GetServerInfo(control_pb.GetServerInfoRequest())).rl_capabilities
+        assert (told.weight_transfer_backend, told.sleep_mode_enabled) == ("nccl", True)
+        await stub.Sleep(control_pb.SleepRequest(level=1))
+        assert (await stub.IsSleeping(control_pb.IsSleepingRequest())).sleeping
+        await stub.WakeUp(control_pb.WakeUpRequest(tags=["weights"]))
+        assert (await stub.IsSleeping(control_pb.IsSleepingRequest())).sleeping
+        await stub.WakeUp(control_pb.WakeUpRequest())
+        assert not (await stub.IsSleeping(control_pb.IsSleepingRequest())).sleeping
+        await stub.InitWeightTransferEngine(
+            control_pb.InitWeightTransferEngineRequest(init_info_json=b"{}")
+        )
+        update = control_pb.UpdateWeightsRequest(update_info_json=UPDATE)
+        code, message = await refused(stub.UpdateWeights(update))
+        assert (code, message.split(":")[0]) == ("INTERNAL", "update_weights failed")
+        await stub.StartWeightUpdate(control_pb.StartWeightUpdateRequest())
+        began_ns = server.driver.now_ns()
+        await stub.UpdateWeights(update)
+        assert server.driver.now_ns() - began_ns == 200_000_000
+        await stub.FinishWeightUpdate(control_pb.FinishWeightUpdateRequest(weight_version="8"))
+        version = await stub.GetWeightVersion(control_pb.GetWeightVersionRequest())
+        assert version.weight_version == "8"
+        for wrong in (b"[", b"[]", b"[" * 100_000):
+            call = stub.UpdateWeights(control_pb.UpdateWeightsRequest(update_info_json=wrong))
+            assert (await refused(call))[0] == "INVALID_ARGUMENT"
 
 
 async def test_abort(server: ClusterServer, inference: Any, control: Any) -> None:
