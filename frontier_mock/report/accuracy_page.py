@@ -87,7 +87,8 @@ _TAIL: Final = """
   whole expert kernel we price. On H20 linear layers are 7 % off (left out), grouped-query
   decode attention 8 %, latent decode attention 12 %. Its masked and contiguous expert GEMMs have
   equations of their own, 11 % and 9 % off with sizes left out; experts that vLLM and SGLang run by
-  other kernels are H100's carried over, which against InferSim is 18 % off. Step-3's attention halves on H20 (B47, B48) are off by up to 70 % in both directions: the
+  other kernels are H100's carried over, which against InferSim is 18 % off. Step-3's attention
+  halves on H20 (B47, B48) are off by up to 70 % in both directions: the
   paper's GQA is slower and its MFA faster than H20's own kernels in InferSim allow, and we do not
   know why. Transfers to H20 hold for the kernels InferSim measured and for no more.
 - Prefill attention over an fp8 cache on H100 is 9 % off with lengths left out, where 8 % was
