@@ -69,9 +69,9 @@ attention (B41 to B43) were taken from these very rows, so they show that the eq
 that they predict. A65, the attention halves (B46 to B48) and whole servers (A11, A12, A61, A83)
 took no part. A65 is priced as DeepSeek describes its prefill: 32 redundant experts and two
 overlapped batches. The flags behind A11 and A12 are not published; TTFT there is too short in most
-rows. A74 and B67 took no part either; A74's attention is taken to have fp8 weights and a bf16
-cache, as its own layer times say (B46 with fp8 projections is met within 1 %). "5.2" is arithmetic:
-the time of the layers, and the filling of the pipeline on top.
+rows. A74 and B67 took no part either. Step-3's authors do not say in which format projections are;
+fp8 is taken where the GPU has it, because only that meets their H800 times, with a bf16 cache.
+"5.2" is arithmetic: the time of the layers, and the filling of the pipeline on top.
 """
 
 _TAIL: Final = """
@@ -88,9 +88,9 @@ _TAIL: Final = """
   decode attention 8 %, latent decode attention 12 %. Its masked and contiguous expert GEMMs have
   equations of their own, 11 % and 9 % off with sizes left out; experts that vLLM and SGLang run by
   other kernels are H100's carried over, which against InferSim is 18 % off. Step-3's attention
-  halves on H20 (B47, B48) are off by up to 70 % in both directions: the
-  paper's GQA is slower and its MFA faster than H20's own kernels in InferSim allow, and we do not
-  know why. Transfers to H20 hold for the kernels InferSim measured and for no more.
+  halves on H20 (B47, B48) are off by up to 51 % in both directions: the paper's GQA is slower and
+  its MFA faster than H20's own kernels in InferSim allow, and we do not know why. Transfers to H20
+  hold for the kernels InferSim measured and for no more.
 - Prefill attention over an fp8 cache on H100 is 9 % off with lengths left out, where 8 % was
   wanted; loads on experts that are skewed are 9 to 20 % off.
 - vLLM 0.12 with Llama-3.1-8B-FP8: the prompts were not all computed. Were there 100 of them, again
