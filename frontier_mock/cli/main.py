@@ -61,9 +61,30 @@ def _dispatch(words: Sequence[str]) -> int:
             module = importlib.import_module(f"frontier_mock.cli.{COMMANDS[command][0]}")
             code: int = module.run(list(words[length:]))
             return code
+    families = [command for command in COMMANDS if command.startswith(f"{words[0]} ")]
+    if families:
+        if words[1:2] in (["-h"], ["--help"], ["help"]):
+            print(usage_of(words[0], families))
+            return 0
+        said = f"{shown(words[1])} is not one of its commands" if words[1:] else "needs a command"
+        raise ConfigError(f"{words[0]}: {said}; allowed: {', '.join(families)}")
     raise ConfigError(
         f"unknown command {shown(words[0])}{nearest(words[0], COMMANDS)}; "
         f"allowed: {', '.join(COMMANDS)}"
+    )
+
+
+def usage_of(family: str, commands: Sequence[str]) -> str:
+    """The text of `frontier-mock vllm --help` and its like."""
+    rows = [f"  frontier-mock {command} ...   {COMMANDS[command][1]}" for command in commands]
+    return "\n".join(
+        [
+            f"usage: frontier-mock {family} COMMAND ...",
+            "",
+            *rows,
+            "",
+            f"`frontier-mock {commands[0]} --help` lists the flags.",
+        ]
     )
 
 

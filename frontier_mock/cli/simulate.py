@@ -39,7 +39,15 @@ def run(argv: Sequence[str]) -> int:
         scenario = replace(scenario, seed=options.seed)
     cluster = resolve_scenario(scenario, single_step=options.single_step)
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
-    source, rows = scenario_source(scenario, options.requests, options.duration)
+    blocks = {worker.spec.scheduler.block_size for worker in cluster.workers}
+    source, rows = scenario_source(
+        scenario, options.requests, options.duration, block_tokens=max(blocks)
+    )
+    if source.feeds_back and len(blocks) > 1:
+        sizes = ", ".join(map(str, sorted(blocks)))
+        raise ConfigError(
+            f"{scenario.source}: workload: conversations need one block size, not {sizes}"
+        )
     journal = None if options.journal is None else Journal()
     trace = None if options.trace_out is None else Path(options.trace_out)
     report = simulate(scenario, cluster, source, journal, with_oracle=options.oracle, trace=trace)
@@ -69,10 +77,15 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def scenario_source(
-    scenario: ScenarioSpec, requests: int | None, duration_s: float | None
+    scenario: ScenarioSpec,
+    requests: int | None,
+    duration_s: float | None,
+    *,
+    block_tokens: int = 16,
 ) -> tuple[Source, TraceRows | None]:
     """The scenario's workload, perhaps shortened, ready to play once, and its trace if it has one.
 
+    `block_tokens` is the block size of the engines that will play it, if they are ours.
     Raises ConfigError.
     """
     if scenario.workload is None:
@@ -82,7 +95,8 @@ def scenario_source(
     workload = shorten(scenario.workload, requests, duration_s)
     rows = load_trace(workload, scenario.seed)
     try:
-        return build_source(workload, seed=scenario.seed, rows=rows), rows
+        source = build_source(workload, seed=scenario.seed, rows=rows, block_tokens=block_tokens)
+        return source, rows
     except ValueError as error:
         raise ConfigError(f"{scenario.source}: workload: {error}") from None
 

@@ -6,7 +6,6 @@ stream, in the usage chunk's `frontier` object; from anybody else the client's o
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from frontier_mock.simtime import SimTime
 from frontier_mock.workload.prompts import HashedPrompt, StreamPrompt
 
 NEVER = -1
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +127,6 @@ def render_prompt(submit: Submit, spoken: Mapping[int, str]) -> str:
     if not isinstance(prompt, HashedPrompt | StreamPrompt):
         raise ValueError(f"a {type(prompt).__name__} cannot be sent: it has no text")
     return prompt.text(spoken)
-
-
-def normalised(message: str) -> str:
-    """A server's message with its numbers replaced, so that equal complaints count together."""
-    return _NUMBER.sub("#", message)
 
 
 class _Stream:

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from frontier_mock.client.clock import ClockClient, ClockError, ClockState, read_clock, read_json
-from frontier_mock.client.endpoint import NEVER, Endpoint, EndpointSpec, normalised
+from frontier_mock.client.endpoint import NEVER, Endpoint, EndpointSpec
 from frontier_mock.client.http1 import HttpClient
 from frontier_mock.client.loadgen import (
     PACER,
@@ -157,8 +157,8 @@ def _outcome(exchange: Exchange) -> tuple[str, str]:
     if answer.status == 200 and not answer.message:
         return COMPLETED, ""
     if answer.status in (0, 200):
-        return ABORTED, normalised(answer.message)
-    return REJECTED, f"{answer.status}: {normalised(answer.message)}"
+        return ABORTED, answer.message
+    return REJECTED, f"{answer.status}: {answer.message}"
 
 
 def _record(exchange: Exchange, base: _Base) -> RequestRecord:

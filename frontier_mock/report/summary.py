@@ -8,6 +8,7 @@ measured end, and rates are per that. Goodput counts completed requests that mee
 the SLO; a request of one token has no TPOT to miss.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -101,7 +102,10 @@ class TraceStats(TypedDict):
 
 
 class Result(TypedDict):
-    """The result JSON. `outcomes` counts every (outcome, detail) as "outcome: detail"."""
+    """The result JSON. `outcomes` counts every (outcome, detail) as "outcome: detail".
+
+    Details that differ in their numbers only count as one, told as the first.
+    """
 
     scenario: str
     requests: RequestCounts
@@ -298,9 +302,25 @@ def _meets(slo: SloSpec, ttft: Ints, tpot: Ints, e2e: Ints, seen: Bools) -> Bool
     return good
 
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
 def _outcomes(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Equal complaints count together though their numbers differ: as the first of them has it."""
     counts: dict[str, int] = {}
+    firsts: dict[str, str] = {}
+    differ: set[str] = set()
+    masked: dict[str, str] = {}
     for record in records:
         key = f"{record.outcome}: {record.detail}" if record.detail else record.outcome
-        counts[key] = counts.get(key, 0) + 1
-    return dict(sorted(counts.items()))
+        alike = masked.get(key)
+        if alike is None:
+            alike = masked[key] = _NUMBER.sub("#", key)
+        counts[alike] = counts.get(alike, 0) + 1
+        if firsts.setdefault(alike, key) != key:
+            differ.add(alike)
+    shown = {
+        f"{firsts[alike]} (numbers differ)" if alike in differ else firsts[alike]: count
+        for alike, count in counts.items()
+    }
+    return dict(sorted(shown.items()))

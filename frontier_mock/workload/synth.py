@@ -83,11 +83,17 @@ def synthesise_conversation(seed: int, num_requests: int = NUM_REQUESTS) -> Trac
 
 
 def mooncake_lines(rows: TraceRows) -> Iterator[str]:
-    """A trace as Mooncake JSON lines, each with its newline."""
+    """A trace as Mooncake JSON lines, each with its newline.
+
+    Mooncake counts from the trace's beginning; formats that tell the date begin at 0 here.
+    """
+    dated = rows.format == "azure"
+    begin_ns = min((row.t_ns for row in rows.rows), default=0) if dated else 0
     for row in rows.rows:
         ids = "" if row.ids is None else f', "hash_ids": {row.ids.tolist()}'
+        t_ms = (row.t_ns - begin_ns) // NS_PER_MS
         yield (
-            f'{{"timestamp": {row.t_ns // NS_PER_MS}, "input_length": {row.prompt_tokens}, '
+            f'{{"timestamp": {t_ms}, "input_length": {row.prompt_tokens}, '
             f'"output_length": {row.output_tokens}{ids}}}\n'
         )
 

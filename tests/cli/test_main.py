@@ -31,6 +31,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
 
 
+def test_a_family_of_commands_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vllm", "--help"]) == 0
+    assert "frontier-mock vllm serve ..." in capsys.readouterr().out
+    assert main(["sglang", "-h"]) == 0
+    assert "launch_server" in capsys.readouterr().out
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("frontier-mock 0")
@@ -40,6 +47,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "said"),
     [
         (["simulat"], "unknown command 'simulat' (did you mean simulate?)"),
+        (["vllm"], "vllm: needs a command; allowed: vllm serve"),
+        (["vllm", "launch"], "vllm: 'launch' is not one of its commands; allowed: vllm serve"),
         (["simulate"], "the following arguments are required: scenario"),
         (["simulate", "absent.yaml"], "scenario absent.yaml: cannot be read: No such file"),
         (["simulate", "poisson-8xh80"], "(did you mean poisson-8xh800?)"),
@@ -136,6 +145,39 @@ def test_requests_and_duration_shorten_a_run(
     assert json.loads(result.read_text())["requests"]["completed"] == 2
     assert main(["simulate", scenario, "--duration", "2"]) == 2
     assert "this workload has no arrival times to cut at" in capsys.readouterr().err
+
+
+def test_a_dated_trace_begins_at_zero_when_converted(tmp_path: Path) -> None:
+    dated, out = tmp_path / "azure.csv", tmp_path / "out.jsonl"
+    dated.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n"
+        "2023-11-16 18:15:50.9951690,396,109\n"
+    )
+    assert main(["trace", "convert", str(dated), str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["timestamp"] for row in rows] == [0, 4314]
+    assert [row["output_length"] for row in rows] == [44, 109]
+
+
+SESSIONS = """
+name: sessions
+cluster:
+  workers:
+    - {model: meta-llama/Llama-3.1-8B-Instruct, engine_args: {block-size: 32}}
+workload:
+  {kind: sessions, num_sessions: 3, turns: 3, concurrency: 3, input_tokens: 100, output_tokens: 40}
+"""
+
+
+def test_conversations_know_the_block_size_of_the_engine(tmp_path: Path) -> None:
+    path, out = tmp_path / "sessions.yaml", tmp_path / "result.json"
+    path.write_text(SESSIONS)
+    assert main(["simulate", str(path), "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["requests"]["completed"] == 9
+    assert result["prefix_cache"]["hit_tokens"] > 0
+    assert result["prefix_cache"]["hit_tokens"] % 32 == 0
 
 
 def test_a_trace_can_be_made_up_converted_and_inspected(
