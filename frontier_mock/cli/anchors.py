@@ -162,9 +162,10 @@ def _step3() -> Iterator[Anchor]:
         hw, card = load_hardware(gpu), load_model(model)
         engine = load_engine("vllm")
         # Projections are fp8 where the GPU has it (see `step3_disaggregated`), the cache is bf16.
-        precision = PrecisionSpec("fp8_block" if hw.peak_fp8_flops else "bf16")
+        tables = load_kernels(hw.kernels)
+        precision = PrecisionSpec("fp8_block" if "fp8_block" in tables.gemm else "bf16")
         spec = StepSpec(hw, card, ParallelSpec(), precision, engine, True, ())
-        cost = build_step_cost(spec, load_kernels(hw.kernels))
+        cost = build_step_cost(spec, tables)
         ours = cost.attention_half_us(seqs, seqs * context)
         name = card.name.partition("/")[2]
         yield Anchor(row, f"attention half of {name} on {gpu}, {context}", "us", us, ours)
