@@ -53,7 +53,7 @@ def serve(
         journal_head=journal_head(cluster),
         clock_server=clock_server,
         clock_grpc_port=sim.clock_grpc_port,
-        kv_sources=kv_sources(cluster, os.environ, sim.kv_event_dialect),
+        kv_sources=kv_sources(cluster, os.environ, sim.kv_event_dialect, sim.kv_events_also),
         kv_settle_s=sim.kv_event_settle_ms / 1000 if parse_clock(sim.clock)[0] == "warp" else 0.0,
         oracle=sim.oracle,
         keep_events=sim.keep_events,

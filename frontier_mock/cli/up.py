@@ -73,6 +73,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
     parser.add_argument(
+        "--kv-events-also",
+        metavar="JSON",
+        help="a second socket: endpoint, topic, dialect",
+    )
+    parser.add_argument(
         "--kv-event-settle-ms", type=float, metavar="MS", help="warp: before a response ends"
     )
     parser.add_argument(

@@ -56,6 +56,7 @@ class KvSource:
     `hash_algorithm` is vLLM's --prefix-caching-hash-algo, None for SGLang's hashes; `hash_seed` the
     string its chain begins with; `as_bytes` is VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0.
     `load_endpoint` is where an SGLang engine, of so many running requests, publishes its load.
+    `also` are further sockets for the same events, with the dialect of each.
     """
 
     config: KvEventsConfig
@@ -67,6 +68,27 @@ class KvSource:
     as_bytes: bool = False
     load_endpoint: str | None = None
     max_running_requests: int = 0
+    also: tuple[tuple[KvEventsConfig, str], ...] = ()
+
+
+def read_also(text: str, own_dialect: str) -> tuple[KvEventsConfig, str]:
+    """The value of --kv-events-also: another publisher's keys, and its `dialect`.
+
+    Raises ConfigError.
+    """
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict) or "endpoint" not in given:
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"kv-events-also: {shown(text)} is not a JSON object with an endpoint"
+        ) from None
+    dialect = given.pop("dialect", own_dialect)
+    if dialect not in DIALECTS:
+        allowed = ", ".join(DIALECTS)
+        raise ConfigError(f"kv-events-also: dialect: {shown(dialect)}; allowed: {allowed}")
+    return read_kv_events({**given, "enable_kv_cache_events": True}), dialect
 
 
 _TEXTS = ("publisher", "endpoint", "replay_endpoint", "topic", "format")

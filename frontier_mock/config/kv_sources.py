@@ -1,6 +1,7 @@
 """Which engines of a resolved cluster publish KV events, and where."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.kv_events import (
@@ -9,6 +10,7 @@ from frontier_mock.config.kv_events import (
     load_endpoint,
     placed,
     ports_of_worker,
+    read_also,
     read_kv_events,
 )
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
@@ -18,12 +20,15 @@ from frontier_mock.wire.kv_hashes import DEFAULT_SEED
 
 
 def kv_sources(
-    cluster: ResolvedCluster, environment: Mapping[str, str], dialect: str | None = None
+    cluster: ResolvedCluster,
+    environment: Mapping[str, str],
+    dialect: str | None = None,
+    also: str | None = None,
 ) -> dict[int, KvSource]:
     """The publisher of every engine that has one, by engine number.
 
-    `dialect` replaces the engine's own. Of `environment`, PYTHONHASHSEED and
-    VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES count, as for vLLM. Raises ConfigError.
+    `dialect` replaces the engine's own; `also` is --kv-events-also. Of `environment`,
+    PYTHONHASHSEED and VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES count, as for vLLM. Raises ConfigError.
     """
     check_dialect(dialect)
     sources: dict[int, KvSource] = {}
@@ -31,6 +36,12 @@ def kv_sources(
     for worker in cluster.workers:
         for rank in range(worker.spec.dp_size):
             source = _source(worker, rank, environment, dialect)
+            if source is not None and also is not None:
+                second, form = read_also(also, source.dialect)
+                number = worker.place * ports_of_worker(second, worker.spec.dp_size, load=False)
+                name, model = worker.spec.name, worker.spec.served_model_name
+                beside = (placed(second, name, model, number, rank), form)
+                source = replace(source, also=(beside,))
             if source is not None:
                 sources[engine] = source
             engine += 1

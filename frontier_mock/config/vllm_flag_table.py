@@ -344,6 +344,7 @@ SIMULATOR_FLAGS = """
 --sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
 --sim-kv-event-dialect | text | - | vllm-map, sglang-map or array in place of the engine's own
+--sim-kv-events-also | text | - | JSON of a second socket: endpoint, topic, dialect
 --sim-kv-event-settle-ms | float>=0 | 5.0 | warp: real time subscribers get before a response ends
 --sim-oracle | switch | False | score routing by what each worker had cached (/sim/report)
 --sim-seed | int>=0 | 0 | seed of every random stream of the simulator

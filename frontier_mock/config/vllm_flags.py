@@ -175,6 +175,7 @@ class SimulatorArgs:
     keep_events: int = 500_000
     clock_grpc_port: int | None = None
     kv_event_dialect: str | None = None
+    kv_events_also: str | None = None
     kv_event_settle_ms: float = 5.0
     oracle: bool = False
 

@@ -6,30 +6,26 @@ Theory of operation
 2. A subscriber reads another socket than the client does, so sent first is not seen first. Where
    time is virtual the driver's thread therefore waits, once per instant that ends a response, until
    `settle_s` of real time has gone by since the last batch; nobody's virtual time is lost by that.
-3. Frames, sequence numbers and replay are those of vLLM 0.33 `distributed/kv_events.py`, which
-   SGLang 0.5.23 shares: [topic, number, payload], numbers from 0 in 8 bytes, big-endian. A replay
-   request [.., "", first number] is answered batch by batch, then with number -1.
+3. Frames, numbers from 0 and replay are the engines' own (`serve.kv_sockets`). Consumers that want
+   different forms of the same events get an outlet each.
 4. Others in this process may `listen` to an engine's events, before they become bytes.
 """
 
 import asyncio
-import contextlib
 import logging
-import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import zmq
 
 from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.kv_events import OPTION, KvEventsConfig, KvSource, described
+from frontier_mock.config.kv_events import KvEventsConfig, KvSource, described
 from frontier_mock.core.events import Event, Finished
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import Folder
+from frontier_mock.serve.kv_sockets import Context, Outlet, bind
 from frontier_mock.serve.load_events import LoadPublisher
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.simtime import NS_PER_S, SimTime
@@ -38,8 +34,6 @@ from frontier_mock.wire.kv_hashes import SglangHasher, VllmHasher
 from frontier_mock.wire.tokenizer import Json
 
 logger = logging.getLogger("frontier_mock")
-
-_END: Final = (-1).to_bytes(8, "big", signed=True)
 
 
 class Told(NamedTuple):
@@ -58,7 +52,7 @@ class KvPublisher:
         source: KvSource,
         created_s: float,
         host: str | None,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
     ) -> None:
         sglang = source.hash_algorithm is None
         try:
@@ -74,16 +68,28 @@ class KvPublisher:
             ) from None
         self.mapper = KvEventMapper(hasher, source.block_tokens, merges=sglang)
         self.source = source
-        self.config = source.config
         self.sent_s = 0.0
         """Real time of the last batch, on the monotonic clock."""
-        self._writer = KvEventWriter(hasher, source.dialect, as_bytes=source.as_bytes)
         self._created_s = created_s
-        self._topic = source.config.topic.encode()
         self._next = 0
-        self._buffer: deque[tuple[int, bytes]] = deque(maxlen=source.config.buffer_steps)
         self._listeners: list[Callable[[Told], None]] = []
-        self._open(host, context)
+        self._outlets = [
+            (
+                Outlet(config, host, context),
+                KvEventWriter(hasher, dialect, as_bytes=source.as_bytes),
+            )
+            for config, dialect in ((source.config, source.dialect), *source.also)
+        ]
+
+    @property
+    def config(self) -> KvEventsConfig:
+        """The engine's own publisher, with the ports it has got."""
+        return self._outlets[0][0].config
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where events go, the engine's own publisher first."""
+        return [outlet.config.endpoint for outlet, _ in self._outlets]
 
     @property
     def num_batches(self) -> int:
@@ -101,87 +107,21 @@ class KvPublisher:
         number = self._next
         self._next += 1
         seconds = self._created_s + batch.t_ns / NS_PER_S
-        payload = self._writer.payload(seconds, events, self.source.rank)
-        self._pub.send_multipart((self._topic, number.to_bytes(8, "big"), payload), zmq.NOBLOCK)
+        for outlet, writer in self._outlets:
+            outlet.send(number, writer.payload(seconds, events, self.source.rank))
         self.sent_s = time.monotonic()
-        self._buffer.append((number, payload))
         for listener in self._listeners:
             listener(Told(number, batch.t_ns, events))
 
     def serve_replays(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer replay requests from now on."""
-        if self._replay is not None:
-            # The descriptor of a ZMQ socket tells of news once: what is there is read to the end.
-            loop.add_reader(self._replay.fileno(), self._read_replays)
-            self._read_replays()
+        for outlet, _ in self._outlets:
+            outlet.serve_replays(loop)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the sockets go; what has not left by then is lost, as with vLLM."""
-        if self._replay is not None:
-            loop.remove_reader(self._replay.fileno())
-            self._replay.close(linger=0)
-        self._pub.close(linger=0)
-
-    def _open(self, host: str | None, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        config = self.config
-        self._pub = context.socket(zmq.PUB)
-        self._replay: zmq.Socket[bytes] | None = None
-        self._pub.set_hwm(config.hwm)
-        endpoint = config.endpoint
-        if config.binds:
-            endpoint = _bind(self._pub, endpoint, host, "endpoint")
-        else:
-            self._pub.connect(endpoint)
-        replay = config.replay_endpoint
-        if replay is not None:
-            self._replay = context.socket(zmq.ROUTER)
-            # So that a whole replay and its end fit, however slowly they are read.
-            self._replay.setsockopt(zmq.SNDHWM, 2 * (config.buffer_steps + 1))
-            replay = _bind(self._replay, replay, host, "replay_endpoint")
-        self.config = replace(config, endpoint=endpoint, replay_endpoint=replay)
-
-    def _read_replays(self) -> None:
-        replay = self._replay
-        assert replay is not None
-        while replay.poll(0):
-            frames = replay.recv_multipart(zmq.NOBLOCK)
-            if len(frames) != 3:
-                logger.warning("Invalid replay request: %s", frames)
-                continue
-            client, _, first = frames
-            self._replay_from(client, int.from_bytes(first, "big"))
-
-    def _replay_from(self, client: bytes, first: int) -> None:
-        replay = self._replay
-        assert replay is not None
-        # A client that went away in between is the router socket's business: it drops the frames.
-        with contextlib.suppress(zmq.Again):
-            for number, payload in self._buffer:
-                if number >= first:
-                    frames = (client, b"", self._topic, number.to_bytes(8, "big"), payload)
-                    replay.send_multipart(frames, zmq.NOBLOCK)
-            replay.send_multipart((client, b"", b"", _END, b""), zmq.NOBLOCK)
-
-
-def _bind(sock: "zmq.Socket[bytes]", endpoint: str, host: str | None, key: str) -> str:
-    """Bind; port 0 takes any port of this node. Returns where that is."""
-    wanted = endpoint
-    if endpoint == "tcp://*:0":
-        wanted = f"tcp://{host or _node_address()}:0"
-    try:
-        sock.bind(wanted)
-    except zmq.ZMQError as error:
-        raise ConfigError(f"argument {OPTION}: {key}: {endpoint}: {error.strerror}") from None
-    if wanted.endswith(":0"):
-        return sock.getsockopt_string(zmq.LAST_ENDPOINT)
-    return endpoint
-
-
-def _node_address() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
+        """Let the sockets go."""
+        for outlet, _ in self._outlets:
+            outlet.close(loop)
 
 
 class KvEvents:
@@ -199,7 +139,7 @@ class KvEvents:
         self._loads: list[LoadPublisher] = []
         self._host = host
         self._settle_s = settle_s
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: Context = zmq.Context()
         try:
             for engine, source in sources.items():
                 self.publishers[engine] = KvPublisher(source, created_s, host, self._context)
@@ -247,7 +187,7 @@ class KvEvents:
     ) -> LoadPublisher:
         pub = self._context.socket(zmq.PUB)
         try:
-            _bind(pub, endpoint, self._host, "load-publish-endpoint")
+            bind(pub, endpoint, self._host, "load-publish-endpoint")
         except ConfigError:
             self._context.destroy(linger=0)
             raise

@@ -67,7 +67,7 @@ class TruthRoutes:
         publisher = None if self._kv_events is None else self._kv_events.publishers.get(engine)
         if publisher is not None:
             told: dict[str, object] = {
-                "endpoint": publisher.config.endpoint,
+                "endpoints": publisher.endpoints,
                 "batches": publisher.num_batches,
                 "blocks": publisher.mapper.num_blocks,
             }

@@ -13,12 +13,18 @@ zmq = pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'"
 zmq_asyncio = pytest.importorskip("zmq.asyncio")
 
 from frontier_mock.config.errors import ConfigError  # noqa: E402
-from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed  # noqa: E402
+from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed, read_also  # noqa: E402
 from frontier_mock.serve.kv_events import Told  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
 from frontier_mock.wire.kv_hashes import VllmHasher  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-from tests.wire.test_kv_events import VllmBatch, VllmCleared, VllmRemoved, VllmStored  # noqa: E402
+from tests.wire.test_kv_events import (  # noqa: E402
+    ArrayBatch,
+    VllmBatch,
+    VllmCleared,
+    VllmRemoved,
+    VllmStored,
+)
 
 END = b"\xff" * 8
 WIDE = KvEventsConfig(
@@ -191,6 +197,42 @@ async def test_events_come_before_the_response_and_with_its_times() -> None:
         stop()
         await ask(client, [8] * 64)
         assert len(told) == 2
+
+
+async def test_a_second_socket_says_the_same_in_another_form() -> None:
+    beside, form = read_also(
+        '{"endpoint":"tcp://*:0","topic":"kv@x@y","dialect":"array"}', "vllm-map"
+    )
+    spec = spec_of()
+    source = replace(
+        spec.kv_sources[0], also=((replace(beside, replay_endpoint="tcp://*:0"), form),)
+    )
+    spec = replace(spec, kv_sources={0: source})
+    async with live(spec) as server, aiohttp.ClientSession(server.urls[0]) as client:
+        await ask(client, [3] * 64)
+        publisher = server.kv_events.publishers[0]
+        own, second = (outlet.config for outlet, _ in publisher._outlets)
+        maps = await replayed(own.replay_endpoint)
+        arrays = await replayed(second.replay_endpoint)
+        assert [number for number, _ in maps] == [number for number, _ in arrays] == [0, 1]
+        for (_, one), (_, other) in zip(maps, arrays, strict=True):
+            said = msgspec.msgpack.decode(one, type=VllmBatch)[1]
+            again = msgspec.msgpack.decode(other, type=ArrayBatch)[1]
+            for left, right in zip(said, again, strict=True):
+                assert (left.block_hashes, left.token_ids) == (right.block_hashes, right.token_ids)
+        truth = (await (await client.get("/sim/truth")).json())["workers"][0]
+        assert truth["kv_events"]["endpoints"] == [own.endpoint, second.endpoint]
+
+
+def test_second_socket_in_words() -> None:
+    for text, message in (
+        ("[]", "is not a JSON object with an endpoint"),
+        ('{"topic":"x"}', "is not a JSON object with an endpoint"),
+        ('{"endpoint":"tcp://*:1","dialect":"xml"}', "dialect: 'xml'; allowed: vllm-map"),
+        ('{"endpoint":"tcp://*:1","top":"x"}', "unknown key 'top'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_also(text, "vllm-map")
 
 
 async def test_publisher_connects_to_a_subscriber_that_binds() -> None:
