@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,20 @@ def mean_latencies_ms(result: OfflineRun) -> tuple[float, float]:
     return statistics.fmean(ttft) / 1e6, statistics.fmean(tpot) / 1e6
 
 
+def _rows(path: Path, what: str) -> Iterator[dict[str, str]]:
+    """The rows of a file; how far it is with them is told on stderr, a tenth at a time."""
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows):
+        if i * 10 // len(rows) > (i - 1) * 10 // len(rows):
+            print(f"accuracy: {what}: row {i + 1} of {len(rows)}", file=sys.stderr, flush=True)
+        yield row
+
+
 def _serving_rows(path: Path, wanted: str) -> list[Outcome]:
     """The vLLM rows: dense models and models with experts."""
     outcomes = []
-    for row in csv.DictReader(path.open(encoding="utf-8")):
+    for row in _rows(path, "vLLM"):
         if row["backend"] != "vllm" or row["model_path"] not in (*MODELS, *EXPERT_MODELS):
             continue
         inferencex = row["origin"] == "InferenceX"
@@ -188,7 +198,7 @@ def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
 def _sglang_rows(path: Path, wanted: str) -> list[Outcome]:
     """The gap-analysis rows of SGLang, on its own defaults; their clients' ramp is unknown."""
     outcomes = []
-    for row in csv.DictReader(path.open(encoding="utf-8")):
+    for row in _rows(path, "SGLang"):
         if row["backend"] != "sglang" or row["model_path"] not in SGLANG_MODELS:
             continue
         ranks = int(float(row["moe_tp_size"])) * int(float(row["moe_ep_size"]))
@@ -222,7 +232,7 @@ def _open_loop_rows(path: Path, wanted: str) -> list[Outcome]:
     """Rates the server sustained without failures; prompts repeat, so nearly all are cached."""
     outcomes = []
     group = "BLIS Llama-2-7b h100 vllm 0.15.1 open loop"
-    for row in csv.DictReader(path.open(encoding="utf-8")):
+    for row in _rows(path, "open loop"):
         rate = float(row["rate_rps"])
         label = f"{group} {row['exp'].split('-')[-1]} {rate:g} rps"
         if wanted not in label or int(row["n_fail"]):
@@ -289,6 +299,7 @@ def run(argv: list[str]) -> int:
         _print_rows(outcomes)
     report = summarise(outcomes)
     _print_summary(report)
+    print("accuracy: published anchors", file=sys.stderr, flush=True)
     published = [] if arguments.rows else [*anchors(), *serving_anchors(), *pd_anchors()]
     _print_anchors(published)
     latencies = []
