@@ -5,8 +5,10 @@ import hashlib
 import io
 import zipfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 grpc = pytest.importorskip("grpc")
@@ -19,6 +21,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc  # noqa: E4
 
 from frontier_mock.client.clock import ClockClient  # noqa: E402
 from frontier_mock.client.http1 import HttpClient  # noqa: E402
+from frontier_mock.cluster.specs import ranks_of  # noqa: E402
 from frontier_mock.serve.grpc_settings import VLLM_ENGINE  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
 from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
@@ -247,6 +250,37 @@ async def test_full_queue_is_unavailable() -> None:
             )
         assert len(await first) == 1
         http.close()
+
+
+async def test_ranks_are_chosen_and_told_apart() -> None:
+    one = spec()
+    workers = ranks_of(replace(one.cluster.workers[0], dp_size=2))
+    ranked = replace(
+        one,
+        cluster=replace(one.cluster, workers=workers),
+        costs=[*one.costs] * 2,
+        served=[replace(one.served[0], data_parallel_size=2)],
+    )
+    async with live(ranked) as server, grpc.aio.insecure_channel(target(server)) as channel:
+        engine = pb_grpc.VllmEngineStub(channel)
+        for rank in (1, 1, 0, 1):
+            await answers(engine.Generate(request(data_parallel_rank=rank)))
+        code, message = await refused(engine.Generate(request(data_parallel_rank=2)))
+        assert (code, message) == (
+            "INVALID_ARGUMENT",
+            "data_parallel_rank 2 is out of range [0, 2).",
+        )
+        loads = await engine.GetLoads(pb.GetLoadsRequest())
+        assert (loads.dp_rank_count, [load.dp_rank for load in loads.loads]) == (2, [0, 1])
+        assert [worker["requests"] for worker in await report(server)] == [1, 3]
+        reply = await engine.FlushCache(common_pb2.FlushCacheRequest())
+        assert reply.success
+
+
+async def report(server: ClusterServer) -> list[dict[str, Any]]:
+    async with httpx.AsyncClient(base_url=server.urls[0]) as client:
+        workers: list[dict[str, Any]] = (await client.get("/sim/report")).json()["workers"]
+    return workers
 
 
 async def test_what_the_worker_says_of_itself(engine: Any) -> None:
