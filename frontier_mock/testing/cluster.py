@@ -57,7 +57,8 @@ class MockSpec:
     `flags` are those of `frontier-mock vllm serve`, vLLM's own among them, such as
     `("--max-num-seqs", "64", "--no-sim-eos")`; `hardware` is --sim-hardware. `router_policy` is
     that of the cluster's own router, which stands before several workers at `MockCluster.url`.
-    `journal` names a file for every command with its stamp.
+    `journal` names a file for every command with its stamp. `dev_mode` is what
+    VLLM_SERVER_DEV_MODE=1 is to a process: vLLM's control plane is served.
     """
 
     scenario: str | None = None
@@ -68,6 +69,7 @@ class MockSpec:
     router_policy: str = "round_robin"
     seed: int = 0
     journal: str | None = None
+    dev_mode: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for values that no cluster can have."""
@@ -230,6 +232,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
     new_id = counting_ids()
     models = served_models(resolved, eos_model(simulator), {})
     args = resolved.workers[0].args
+    environment = {"VLLM_SERVER_DEV_MODE": "1"} if spec.dev_mode else {}
     server = ClusterServer(
         ServeSpec(
             cluster=resolved.spec,
@@ -239,7 +242,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
                 for served in models
             ],
             clock=ClockSpec(),
-            http=http_settings(args, resolved.spec.workers[0].step.engine.version, {}),
+            http=http_settings(args, resolved.spec.workers[0].step.engine.version, environment),
             host=_HOST,
             journal_path=spec.journal,
             journal_head=journal_head(resolved),
