@@ -5,6 +5,7 @@ running server (pauses, weights, sessions, adapters) comes from routes that are 
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -38,11 +39,13 @@ from frontier_mock.wire.sglang.errors import (
     denied,
     native_error,
     openai_error,
+    responses_error,
     stream_error_frame,
     unsupported_media_type,
 )
 from frontier_mock.wire.sglang.generate import LateError, parse_generate, read_abort
 from frontier_mock.wire.sglang.request import GENERATE, SglangRequest
+from frontier_mock.wire.sglang.responses import parse_responses, store_disabled
 from frontier_mock.wire.sglang.score import parse_score, refuse_embeddings
 from frontier_mock.wire.sglang.tokenize import detokenize_body, tokenize_body
 from frontier_mock.wire.sse import DONE
@@ -55,7 +58,7 @@ _JSON_ROUTES = frozenset(
     (
         *("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/tokenize"),
         *("/v1/detokenize", "/detokenize", "/v1/score", "/v1/messages"),
-        "/v1/messages/count_tokens",
+        *("/v1/messages/count_tokens", "/v1/responses"),
     )
 )
 """Routes that want to be told that the body is JSON."""
@@ -94,6 +97,7 @@ class SglangApp:
             "/invocations": parse_chat,
             "/v1/score": parse_score,
             "/v1/messages": parse_messages,
+            "/v1/responses": parse_responses,
         }
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
 
@@ -109,6 +113,8 @@ class SglangApp:
         }
         for path in self._generators:
             table["POST", path] = self._generate
+        table["GET", "/v1/responses/*"] = self._no_store
+        table["POST", "/v1/responses/*"] = self._no_store
         table["POST", "/v1/messages/count_tokens"] = self._count_tokens
         for path in ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/encode", "/classify"):
             table["POST", path] = self._embed
@@ -184,7 +190,7 @@ class SglangApp:
             except ValueError as error:
                 if parsed.kind == GENERATE:
                     raise LateError(str(error), parsed.stream) from None
-                raise openai_error(str(error)) from None
+                raise in_envelope(openai_error(str(error)), parsed) from None
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
             return self.first(entry, kind(entry, exchange, state), submits)
@@ -194,8 +200,9 @@ class SglangApp:
             ticket = enter(self._driver, exchange, read)
         except LateError as error:
             if error.stream:
-                frames = error.frames or stream_error_frame(error.message) + DONE
-                return Answer(200, frames, EVENT_STREAM)
+                if error.frames is not None:
+                    return Answer(200, error.frames(int(time.time())), EVENT_STREAM)
+                return Answer(200, stream_error_frame(error.message) + DONE, EVENT_STREAM)
             raise native_error(error.message) from None
         except ShutdownError:
             (entry,) = entries
@@ -253,6 +260,8 @@ class SglangApp:
             if kind.split(";")[0] != "application/json":
                 if request.path.startswith("/v1/messages"):
                     raise anthropic_error(NOT_JSON, 400)
+                if request.path == "/v1/responses":
+                    raise responses_error(unsupported_media_type().message, 400)
                 raise unsupported_media_type()
 
     # What ends it
@@ -284,6 +293,9 @@ class SglangApp:
     def _embed(self, exchange: Exchange) -> Answer:
         """No model here makes embeddings."""
         raise refuse_embeddings(exchange.request.body)
+
+    def _no_store(self, exchange: Exchange) -> Answer:
+        raise store_disabled()
 
     def _count_tokens(self, exchange: Exchange) -> Answer:
         self._check_json(exchange.request)

@@ -15,6 +15,7 @@ from frontier_mock.wire.sglang.errors import (
     SglangError,
     anthropic_error,
     http_error,
+    nested_error,
     openai_error,
     openai_stream_error_frame,
     stream_error_frame,
@@ -24,11 +25,13 @@ from frontier_mock.wire.sglang.openai import OpenAiStream, render_openai
 from frontier_mock.wire.sglang.request import (
     GENERATE,
     MESSAGES,
+    RESPONSES,
     SCORE,
     Ended,
     Live,
     SglangRequest,
 )
+from frontier_mock.wire.sglang.responses_answer import ResponsesStream, render_responses
 from frontier_mock.wire.sglang.score import render_score
 from frontier_mock.wire.sse import DONE
 
@@ -66,7 +69,13 @@ def refusal(ticket: Ticket) -> SglangError:
 
 def in_envelope(error: SglangError, request: SglangRequest) -> SglangError:
     """The same in the envelope of the request's route."""
-    return anthropic_error(error.message, error.status) if request.kind == MESSAGES else error
+    if request.kind == MESSAGES:
+        return anthropic_error(error.message, error.status)
+    if request.kind == RESPONSES:
+        # The handler answers whatever it catches with a 400 that says what it was.
+        message = error.message if error.status == 400 else f"{error.status}: {error.message}"
+        return nested_error(message, "invalid_request_error", 400)
+    return error
 
 
 def engine_gone() -> SglangError:
@@ -119,6 +128,8 @@ class Whole:
             body = render_score(request, endings)
         elif request.kind == MESSAGES:
             body = render_messages(request, endings)
+        elif request.kind == RESPONSES:
+            body = render_responses(request, endings, int(time.time()))
         else:
             body = render_openai(request, endings, int(time.time()))
         times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])
@@ -171,8 +182,8 @@ class Warming:
 class Stream:
     """Writes one event stream.
 
-    /generate and /v1/messages send their status as soon as a request is in; the OpenAI routes wait
-    for the first chunk, so that a refusal can still be a plain error.
+    Most routes send their status as soon as a request is in; chat and completions wait for the
+    first chunk, so that a refusal can still be a plain error.
     """
 
     __slots__ = (
@@ -206,8 +217,11 @@ class Stream:
         self._ticket = ticket
         if self._state.streams is not None:
             self._state.streams(ticket)
-        if self._request.kind in (GENERATE, MESSAGES):
+        renderer = self._renderer
+        if not isinstance(renderer, OpenAiStream):
             self._begin(ticket)
+        if isinstance(renderer, ResponsesStream):
+            self._exchange.write(renderer.head())
 
     def _begin(self, ticket: Ticket) -> None:
         if not self._begun:
@@ -301,6 +315,8 @@ class Stream:
         """An error and the end of the stream."""
         if isinstance(self._renderer, MessagesStream):
             return self._renderer.error(error.message, error.status)
+        if isinstance(self._renderer, ResponsesStream):
+            return self._renderer.error(error.message)
         if self._request.kind == GENERATE:
             return stream_error_frame(error.message, error.status) + DONE
         name = _NAMES.get(error.status, str(error.status))
@@ -317,9 +333,14 @@ def _broken(state: ServerState, endings: Sequence[Ended]) -> SglangError | None:
     return None
 
 
-def _renderer(request: SglangRequest) -> GenerateStream | MessagesStream | OpenAiStream:
+Renderer = GenerateStream | MessagesStream | OpenAiStream | ResponsesStream
+
+
+def _renderer(request: SglangRequest) -> Renderer:
     if request.kind == GENERATE:
         return GenerateStream(request)
     if request.kind == MESSAGES:
         return MessagesStream(request)
+    if request.kind == RESPONSES:
+        return ResponsesStream(request, int(time.time()))
     return OpenAiStream(request, int(time.time()))

@@ -472,3 +472,24 @@ async def test_anthropics_messages_are_served_whole_and_streamed() -> None:
         refused = await client.post("/v1/messages", data="{}")
         assert refused.status == 400
         assert (await refused.json())["type"] == "error"
+
+
+async def test_responses_are_served_whole_and_streamed() -> None:
+    async with opened(sglang_spec(WARP)) as (_, client):
+        asked = {"model": "mock", "max_output_tokens": 7, "input": "hi"}
+        response = await client.post("/v1/responses", json=asked)
+        whole = await response.json()
+        assert (whole["status"], whole["usage"]["output_tokens"]) == ("incomplete", 5)
+        assert int(response.headers["x-frontier-finish-ns"]) > 0
+        response = await client.post("/v1/responses", json=asked | {"stream": True})
+        text = await response.text()
+        assert text.startswith("event: response.created\n")
+        assert text.count("event: response.created\n") == 1
+        assert "event: response.incomplete\n" in text
+        assert "[DONE]" not in text
+        kept = await client.get(f"/v1/responses/{whole['id']}")
+        assert kept.status == 400
+        assert (await kept.json())["error"]["param"] == "response_id"
+        refused = await client.post("/v1/responses", data="{}")
+        assert refused.status == 400
+        assert "Unsupported Media Type" in (await refused.json())["error"]["message"]

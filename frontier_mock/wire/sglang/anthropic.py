@@ -182,7 +182,7 @@ def parse_messages(body: bytes, headers: Headers, served: ServedModel) -> Sglang
         if stream and error.message.startswith(_TOO_LONG):
             name = str(fields["model"])
             frames = error_frames(served.new_id(), name, error.message, error.status)
-            raise LateError(error.message, True, frames) from None
+            raise LateError(error.message, True, lambda _: frames) from None
         raise anthropic_error(error.message, error.status) from None
 
 

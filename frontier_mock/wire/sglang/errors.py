@@ -71,8 +71,12 @@ def validation_error(error: ApiError) -> SglangError:
 
 def responses_error(message: str, status: int) -> SglangError:
     """The nested envelope of /v1/responses."""
-    kind = HTTPStatus(status).phrase
-    nested: Json = {"message": message, "type": kind, "param": None, "code": status}
+    return nested_error(message, HTTPStatus(status).phrase, status)
+
+
+def nested_error(message: str, kind: str, status: int, parameter: str | None = None) -> SglangError:
+    """The same, with a type and a parameter of its own, as the handler of the route makes it."""
+    nested: Json = {"message": message, "type": kind, "param": parameter, "code": status}
     return SglangError(status, message, {"error": nested})
 
 

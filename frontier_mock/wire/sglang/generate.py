@@ -7,7 +7,7 @@ SGLang: a 400, or in a stream, which has begun by then, an event.
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -153,10 +153,12 @@ class Prompts(NamedTuple):
 class LateError(Exception):
     """A fault that SGLang finds when a streamed answer has begun; `stream` says whether it has.
 
-    `frames` are then the whole stream, if it is not one of /generate.
+    `frames` then makes the whole stream, given unix time, if it is not one of /generate.
     """
 
-    def __init__(self, message: str, stream: bool, frames: bytes = b"") -> None:
+    def __init__(
+        self, message: str, stream: bool, frames: Callable[[int], bytes] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.stream = stream

@@ -1,7 +1,7 @@
 """What a request to SGLang became: sequences to submit, and what rendering them takes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from frontier_mock.wire.generation import Outcome, PromptText, SequencePlan
@@ -12,6 +12,7 @@ CHAT = "chat"
 COMPLETION = "completion"
 SCORE = "score"
 MESSAGES = "messages"
+RESPONSES = "responses"
 
 
 class Bootstrap(NamedTuple):
@@ -124,6 +125,8 @@ class SglangRequest:
     wishes: Wishes = Wishes()
     routing: Routing = Routing()
     scoring: Scoring | None = None
+    echo: Mapping[str, Json] = field(default_factory=dict)
+    """What an answer of /v1/responses repeats of its request."""
 
     @property
     def warms(self) -> bool:

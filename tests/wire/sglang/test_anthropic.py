@@ -182,7 +182,8 @@ def test_what_is_no_json_is_told_by_place(sglang: ServedModel) -> None:
 def test_a_stream_has_begun_before_its_prompt_is_found_too_long(sglang: ServedModel) -> None:
     with pytest.raises(LateError) as raised:
         parse(sglang, messages=[{"role": "user", "content": "x" * 5000}], stream=True)
-    told = events(raised.value.frames)
+    assert raised.value.frames is not None
+    told = events(raised.value.frames(0))
     assert [name for name, _ in told] == ["message_start", "error", "message_stop"]
     assert told[1][1]["error"]["type"] == "invalid_request_error"
 

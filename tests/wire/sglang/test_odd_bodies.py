@@ -15,6 +15,7 @@ from frontier_mock.wire.sglang.errors import SglangError
 from frontier_mock.wire.sglang.generate import FIELDS, LateError, parse_generate
 from frontier_mock.wire.sglang.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS
 from frontier_mock.wire.sglang.request import SglangRequest
+from frontier_mock.wire.sglang.responses import parse_responses
 from frontier_mock.wire.sglang.score import parse_score
 
 BODIES = 1500
@@ -42,6 +43,7 @@ MESSAGES = (
     "tool_choice",
     "stream",
 )
+RESPONSES = ("model", "input", "instructions", "max_output_tokens", "tools", "tool_choice", "text")
 SCORE = ("query", "items", "label_token_ids", "apply_softmax", "temperature", "item_first")
 
 Parse = Callable[[bytes, Mapping[str, str], ServedModel], SglangRequest]
@@ -50,6 +52,7 @@ ROUTES: tuple[tuple[Parse, dict[str, Any], tuple[str, ...]], ...] = (
     (parse_chat, {"messages": TURNS, "max_tokens": 3}, tuple(CHAT_FIELDS)),
     (parse_completion, {"prompt": "ab", "max_tokens": 3}, tuple(COMPLETION_FIELDS)),
     (parse_messages, {"model": "m", "messages": TURNS, "max_tokens": 3}, MESSAGES),
+    (parse_responses, {"model": "mock", "input": "hi", "max_output_tokens": 5}, RESPONSES),
     (parse_score, {"query": "q", "items": ["a"], "label_token_ids": [1]}, SCORE),
 )
 
@@ -81,5 +84,5 @@ def test_odd_values_are_answered_or_refused(sglang: ServedModel, seed: int) -> N
     for refusal in refused:
         assert refusal.message
         if isinstance(refusal, SglangError):
-            assert refusal.status == 400
+            assert refusal.status in (400, 404)
             assert json.loads(refusal.body())
