@@ -14,6 +14,7 @@ zmq_asyncio = pytest.importorskip("zmq.asyncio")
 
 from frontier_mock.config.errors import ConfigError  # noqa: E402
 from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed, read_also  # noqa: E402
+from frontier_mock.core.commands import Flush  # noqa: E402
 from frontier_mock.serve.kv_events import Told  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
 from frontier_mock.wire.kv_hashes import VllmHasher  # noqa: E402
@@ -179,6 +180,45 @@ async def test_subscriber_gets_every_batch_in_order() -> None:
         # What came before the subscription was known is lost, as with any PUB socket.
         assert len(seen) >= 3
         assert seen == list(range(seen[0], seen[0] + len(seen)))
+
+
+async def test_each_rank_has_a_publisher() -> None:
+    spec = spec_of(workers=2)
+    ranks = tuple(
+        replace(worker, name="w0", dp_rank=rank, dp_size=2)
+        for rank, worker in enumerate(spec.cluster.workers)
+    )
+    spec = replace(
+        spec,
+        cluster=replace(spec.cluster, workers=ranks),
+        served=[replace(spec.served[0], data_parallel_size=2)],
+        kv_sources={rank: replace(spec.kv_sources[0], rank=rank) for rank in range(2)},
+    )
+    async with live(spec) as server, aiohttp.ClientSession(server.urls[0]) as client:
+        sources = await (await client.get("/kv_event_sources")).json()
+        assert list(sources) == ["0", "1"]
+        body = {"model": "mock", "prompt": [5] * 64, "max_tokens": 20}
+        await client.post("/v1/completions", json=body, headers={"x-data-parallel-rank": "1"})
+        first, second = [await replayed(sources[rank]["replay_endpoint"]) for rank in sources]
+        assert first == []
+        assert [number for number, _ in second] == [0, 1]
+        assert msgspec.msgpack.decode(second[0][1], type=VllmBatch)[2] == 1
+
+
+async def test_a_flush_is_told_with_the_next_step() -> None:
+    """vLLM publishes when a step's output is taken in, which an idle engine does not."""
+    async with live(spec_of()) as server, aiohttp.ClientSession(server.urls[0]) as client:
+        await ask(client, [1] * 64)
+        publisher = server.kv_events.publishers[0]
+        before = publisher.num_batches
+        done = await server.driver.operate(Flush(0))
+        assert (done.result, publisher.num_batches) == (1, before)
+        await ask(client, [2] * 32, output=1)
+        batches = await replayed(publisher.config.replay_endpoint, before)
+        first = msgspec.msgpack.decode(batches[0][1], type=VllmBatch)[1]
+        assert [type(event) for event in first] == [VllmCleared, VllmStored]
+        truth = (await (await client.get("/sim/truth")).json())["workers"][0]
+        assert truth["cached_blocks"] == truth["kv_events"]["blocks"] == 2
 
 
 async def test_events_come_before_the_response_and_with_its_times() -> None:
