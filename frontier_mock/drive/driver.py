@@ -97,7 +97,7 @@ class Driver:
         self._wall_ns = wall_ns
         self._journal = journal
         self.delivery = Delivery(engine, folders, self, keep_events, on_drop)
-        self._agenda = Agenda()
+        self._agenda = Agenda(engine.ranks)
         self._inbox: list[tuple[SimTime, Item]] = []
         self._due: SimTime | None = None
         self._due_known = False

@@ -5,6 +5,7 @@ wait until the engine has followed it; then, maybe, a delay. `Agenda` knows what
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -72,11 +73,16 @@ class Operation:
 
 
 class Agenda:
-    """Operations that were asked for and are not over."""
+    """Operations that were asked for and are not over.
 
-    def __init__(self) -> None:
+    `ranks` names the engines of the server whose first one is given: what is asked of a server is
+    over when all of them have followed.
+    """
+
+    def __init__(self, ranks: Callable[[int], Sequence[int]]) -> None:
+        self._ranks = ranks
         self._timers: list[tuple[SimTime, int, Operation]] = []
-        self._waiting: list[tuple[int, str, Operation]] = []
+        self._waiting: list[tuple[set[int], str, Operation]] = []
         self._pending: dict[Operation, None] = {}
         self._serial = 0
 
@@ -95,17 +101,20 @@ class Agenda:
         if awaited is None:
             self._start_delay(operation, t_ns)
         else:
-            self._waiting.append((*awaited, operation))
+            worker, what = awaited
+            self._waiting.append((set(self._ranks(worker)), what, operation))
 
     def observe(self, event: Controlled) -> None:
         """The engine followed a command. A pause that was lifted before the rest is over too."""
         kept = []
         for entry in self._waiting:
-            worker, what, operation = entry
-            if worker == event.worker and event.what in (what, "resume"):
-                self._start_delay(operation, event.t_ns)
-            else:
+            missing, what, operation = entry
+            if event.what in (what, "resume"):
+                missing.discard(event.worker)
+            if missing:
                 kept.append(entry)
+            else:
+                self._start_delay(operation, event.t_ns)
         self._waiting = kept
 
     def pop_due(self, now_ns: SimTime) -> list[Operation]:

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec
 import httpx
 
 from frontier_mock.client.wrap import with_actor
+from frontier_mock.cluster.specs import ranks_of
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ClusterServer, ServeSpec
@@ -38,12 +39,20 @@ def rl_spec(
     dev_mode: bool = True,
     scale_out: bool = True,
     eos: EosModel | None = None,
-    workers: int = 1,
+    ranks: int = 1,
 ) -> ServeSpec:
+    """One server, of `ranks` data-parallel ranks."""
     http = HttpSettings(dev_mode=dev_mode, scale_out=scale_out)
-    spec = serve_spec(clock or ClockSpec(), workers=workers, http=http)
-    served = [replace(model, deployment=gpus, eos=eos) for model in spec.served]
-    return replace(spec, served=served)
+    spec = serve_spec(clock or ClockSpec(), http=http)
+    (model,) = spec.served
+    served = replace(model, deployment=gpus, eos=eos, data_parallel_size=ranks)
+    workers = ranks_of(replace(spec.cluster.workers[0], dp_size=ranks))
+    return replace(
+        spec,
+        served=[served],
+        cluster=replace(spec.cluster, workers=workers),
+        costs=[spec.costs[0] for _ in workers],
+    )
 
 
 def in_virtual_time(

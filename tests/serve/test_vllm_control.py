@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from tests.serve.live import live
-from tests.serve.rl import GENERATE, GIGABYTE, GPUS, client_of, generate, in_virtual_time, rl_spec
+from tests.serve.rl import (
+    GENERATE,
+    GIGABYTE,
+    GPUS,
+    PROMPT,
+    client_of,
+    generate,
+    in_virtual_time,
+    rl_spec,
+)
 
 
 @pytest.mark.parametrize("mode", ["abort", "wait"])
@@ -234,3 +243,27 @@ async def test_bad_control_requests_are_refused(
         assert answer.status_code == 400
         assert said in answer.json()["error"]["message"]
         assert (await generate(client))["choices"][0]["finish_reason"] == "length"
+
+
+@in_virtual_time
+async def test_a_server_with_ranks_is_paused_when_all_of_them_rest() -> None:
+    spec = rl_spec(ranks=2)
+    async with live(spec) as server, client_of(server) as client:
+        long = [asyncio.create_task(generate(client, 200, [*PROMPT, i])) for i in range(4)]
+        await asyncio.sleep(0.03)
+        await client.post("/pause", params={"mode": "wait"})
+        assert all(task.done() for task in long)
+        ranks = {event.worker for event in server.cluster.log.events if event.rid >= 0}
+        assert ranks == {0, 1}
+        refused = await client.post(GENERATE, json={"token_ids": [1], "sampling_params": {}})
+        assert refused.status_code == 503
+        assert (await client.post("/reset_prefix_cache")).json() == {"success": True}
+        await client.post("/resume")
+        pinned = {"x-data-parallel-rank": "1"}
+        asked = {"token_ids": PROMPT, "sampling_params": {"max_tokens": 3}}
+        assert (await client.post(GENERATE, json=asked, headers=pinned)).status_code == 200
+        assert server.cluster.log.events[-1].worker == 1
+        beyond = {"x-data-parallel-rank": "2"}
+        answer = await client.post(GENERATE, json=asked, headers=beyond)
+        assert answer.status_code == 400
+        assert "data_parallel_rank 2 is out of range [0, 2)." in answer.json()["error"]["message"]
