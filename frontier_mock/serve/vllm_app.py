@@ -106,7 +106,9 @@ class VllmApp:
         if settings.scale_out:
             self._generators[GENERATE_PATH] = parse_inference
         served = self._part.served
-        self.control = ControlRoutes(served, driver, settings, self._versions, self._created_s)
+        self.control = ControlRoutes(
+            served, driver, settings, self._versions, part.metrics, self._created_s
+        )
         scale_out = ScaleOutRoutes(served, settings.scale_out, _check_json)
         every: list[Routes] = [scale_out, self.control, *more]
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])

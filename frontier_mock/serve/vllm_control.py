@@ -31,6 +31,7 @@ from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import Stream, Whole, error_answer
 from frontier_mock.serve.weight_versions import WeightVersions
+from frontier_mock.serve.worker_metrics import ServerMetrics
 from frontier_mock.simtime import SimTime
 from frontier_mock.wire import control
 from frontier_mock.wire.deployment import Deployment
@@ -58,10 +59,12 @@ class ControlRoutes:
         driver: Driver,
         settings: HttpSettings,
         versions: WeightVersions,
+        engines: ServerMetrics,
         created_s: float,
     ) -> None:
-        """`created_s` is when its metrics begin, in unix time."""
+        """`created_s` is when its metrics begin, in unix time; `engines` show who sleeps."""
         self.metrics = OperationMetrics(created_s)
+        self._engines = engines
         self._served = served
         self._gpus: Deployment = served.deployment
         self._worker = max(served.worker, 0)
@@ -196,6 +199,7 @@ class ControlRoutes:
                 await self._lasts(actor, self._moving_ns(size, gpus.host_bytes_per_s))
                 self._asleep = {"weights", "kv_cache"}
                 self._level = level
+            self._engines.sleep(level)
         return json_answer({"status": "sleeping", "level": level})
 
     async def _wake(self, request: Request, actor: str | None) -> Answer:
@@ -205,6 +209,7 @@ class ControlRoutes:
             if not tags or wanted:
                 await self._back(set(wanted) or {"weights", "kv_cache"}, actor)
             if not self._asleep:
+                self._engines.sleep(None)
                 self._paused = False
                 await self._driver.operate(Resume(self._worker), 0, actor)
         status = "sleeping" if self._asleep else "awake"
@@ -235,6 +240,7 @@ class ControlRoutes:
                 return _failed(name, f"{name}() requires all executor memory to be resident")
             await self._driver.operate(Flush(self._worker), 0, actor)
             self._asleep = {"kv_cache"}
+            self._engines.sleep(0)
         return json_answer({"status": "kv_cache_released"})
 
     # Caches

@@ -51,6 +51,10 @@ class WorkerMetrics:
         """These sequences are the choices of one request."""
         self._metrics.request(rids)
 
+    def sleep(self, level: int | None) -> None:
+        """The engine sleeps at this level, or is awake (None)."""
+        self._metrics.sleep(level)
+
     def settle(self) -> None:
         """Look at the timeline now for everything that has finished: it may be trimmed."""
         self._fold_gaps()
@@ -84,6 +88,11 @@ class ServerMetrics:
         """`running_tokens[i]()` are the output tokens of the i-th engine's unfinished sequences."""
         self._engines = engines
         self._running_tokens = running_tokens
+
+    def sleep(self, level: int | None) -> None:
+        """All of them sleep at this level, or are awake (None)."""
+        for engine in self._engines:
+            engine.sleep(level)
 
     def render(self, now: SimTime) -> bytes:
         """The exposition at `now`."""

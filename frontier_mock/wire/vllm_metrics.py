@@ -118,6 +118,10 @@ class VllmMetrics:
 
     # What happens
 
+    def sleep(self, level: int | None) -> None:
+        """The engine sleeps at this level, or is awake (None)."""
+        self._sleep_state.values[:] = [level is None, level == 1, level == 2]
+
     def request(self, rids: Sequence[int]) -> None:
         """These sequences are the choices of one request; only needed where there are several."""
         shared = _Request(len(rids), len(rids))

@@ -134,6 +134,10 @@ async def test_sleep_moves_the_weights_and_comes_back_in_parts() -> None:
         assert said.json() == {"status": "sleeping", "level": 1}
         # 20 ms to settle, then 8 GB over 50 GB/s.
         assert server.driver.now_ns() - at_ns == 180_000_000
+        state = 'vllm:engine_sleep_state{engine="0",model_name="mock",sleep_state='
+        metrics = (await client.get("/metrics")).text
+        assert f'{state}"awake"}} 0.0' in metrics
+        assert f'{state}"weights_offloaded"}} 1.0' in metrics
         waiting = asyncio.create_task(generate(client))
         await asyncio.sleep(0.03)
         woken = await client.post("/wake_up", params={"tags": "weights"})
@@ -142,6 +146,7 @@ async def test_sleep_moves_the_weights_and_comes_back_in_parts() -> None:
         assert not waiting.done()
         woken = await client.post("/wake_up", params={"tags": ["kv_cache"]})
         assert woken.json() == {"status": "awake", "tags": ["kv_cache"]}
+        assert f'{state}"awake"}} 1.0' in (await client.get("/metrics")).text
         assert (await waiting)["choices"] == first["choices"]
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": False}
         # Level 2 forgets them: nothing has to move.
