@@ -26,7 +26,7 @@ from frontier_mock.config.vllm_flags import (
     SHAPE_KEYS,
     VllmArgs,
 )
-from frontier_mock.cost.afd.memory import FfnMemory, attention_only, plan_ffn
+from frontier_mock.cost.afd.memory import FfnMemory, attention_only, attention_precision, plan_ffn
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.afd.step import build_afd_cost
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
@@ -184,14 +184,16 @@ def resolve_worker(
     routing, lora = _routing(args, model, parallel), _lora(args)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, precision.weights)
 
-    held = (model, precision) if afd is None else attention_only(model, precision)
+    held, types = model, precision
+    if afd is not None:
+        held, types = attention_only(model), attention_precision(model, precision)
 
     def plan(longest: int) -> MemoryPlan:
         return plan_kv_cache(
             hardware,
-            held[0],
+            held,
             parallel,
-            held[1],
+            types,
             gpu_memory_utilization=utilization,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
