@@ -5,6 +5,7 @@ these (design.md section 1). Internal events due at t always precede a command s
 deliveries from front ends precede wake-ups of the same nanosecond.
 """
 
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
@@ -21,6 +22,7 @@ from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
     AUTO_WORKER,
     Abort,
+    Change,
     Command,
     Control,
     Flush,
@@ -29,7 +31,7 @@ from frontier_mock.core.commands import (
     Submit,
     Transfer,
 )
-from frontier_mock.core.events import EventLog, Rejected, Submitted, prefill_leg
+from frontier_mock.core.events import Controlled, EventLog, Rejected, Submitted, prefill_leg
 from frontier_mock.cost.protocol import LockstepCost, StepCost
 from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
@@ -58,16 +60,20 @@ class Cluster:
         for server in self.servers:
             self._join_ranks(server, costs[server.start])
         self.pairing = self._build_pairing()
-        self._prefill = [server for server in self.servers if self._role(server) == "prefill"]
-        self._decode = [server for server in self.servers if self._role(server) == "decode"]
-        self._pairs = bool(self._prefill and self._decode)
-        self._entrance = self._prefill if self._pairs else self.servers
+        self._roles = {server.start: spec.workers[server.start].role for server in self.servers}
+        self._away: dict[int, None] = {}
+        self._timeline = deque(spec.timeline)
+        self._pairs = {"prefill", "decode"} <= {*self._roles.values()}
+        self._entrance = self._pool("prefill") if self._pairs else self.servers
+        self._decode = self._pool("decode")
         self._router = self._build_router(spec.router_policy, self._entrance)
         self._decode_router = self._build_router(spec.decode_policy, self._decode)
         self._limited = [limited(worker.scheduler) for worker in spec.workers]
         self._live: dict[int, Sequence] = {}
         self._sweep_at = 1024
         self._next_rid = 0
+        if self._timeline:
+            self._calendar.exchange_at(self._timeline[0][0])
         self._frontend_ns = [
             (from_seconds(w.step.engine.frontend_s), w.step.engine.frontend_token_s * 1e9)
             for w in spec.workers
@@ -76,8 +82,10 @@ class Cluster:
     def _engines(self, server: range) -> list[Worker]:
         return self.workers[server.start : server.stop]
 
-    def _role(self, server: range) -> str:
-        return self.spec.workers[server.start].role
+    def _pool(self, role: str) -> list[range]:
+        """Servers of a role that the router may use: all of them if none has stayed."""
+        pool = [server for server in self.servers if self._roles[server.start] == role]
+        return [server for server in pool if server.start not in self._away] or pool
 
     def _build_router(self, policy: str, servers: SequenceABC[range]) -> Router:
         return Router(policy, self.spec.seed, [self._engines(server) for server in servers])
@@ -131,9 +139,7 @@ class Cluster:
                 worker.deliver(seq, at_ns, self._frontend_ns[seq.worker] == (0, 0))
                 waker = worker.waker
             elif rank == RANK_EXCHANGE:
-                assert self.pairing is not None
-                self.pairing.advance(at_ns)
-                self._look_at_pairing()
+                self._exchange(at_ns)
                 continue
             else:
                 waker = workers[key].waker
@@ -143,15 +149,26 @@ class Cluster:
                 self._look_at_pairing()
         self.now_ns = t_ns
 
+    def _exchange(self, t_ns: SimTime) -> None:
+        """What happens to servers, then what happens between them."""
+        while self._timeline and self._timeline[0][0] <= t_ns:
+            self._change(self._timeline.popleft()[1])
+        if self.pairing is not None:
+            self.pairing.advance(t_ns)
+        self._look_at_pairing()
+
     def _look_at_pairing(self) -> None:
         """Bring the calendar up to date with what the exchange has done, and wants."""
+        due = self._timeline[0][0] if self._timeline else None
         pairing = self.pairing
-        assert pairing is not None
-        for index in pairing.touched:
-            waker = self.workers[index].waker
-            self._calendar.wake_at(waker.index, waker.wake_ns)
-        pairing.touched.clear()
-        self._calendar.exchange_at(pairing.next_time())
+        if pairing is not None:
+            for index in pairing.touched:
+                waker = self.workers[index].waker
+                self._calendar.wake_at(waker.index, waker.wake_ns)
+            pairing.touched.clear()
+            moves = pairing.next_time()
+            due = moves if due is None or (moves is not None and moves < due) else due
+        self._calendar.exchange_at(due)
 
     def feed(self, t_ns: SimTime, command: Command) -> int:
         """Advance to `t_ns`, then apply `command`.
@@ -166,6 +183,8 @@ class Cluster:
             self._abort(command.rid)
             if self._pairs:
                 self._abort(prefill_leg(command.rid))
+        elif isinstance(command, Change):
+            self._change(command)
         else:
             result = self._control(command)
         if self.pairing is not None:
@@ -315,6 +334,49 @@ class Cluster:
             worker = self.workers[seq.worker]
             worker.abort(seq, self.now_ns)
             self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
+
+    def _change(self, change: Change) -> None:
+        """Something happens to a server."""
+        now, pairing, what = self.now_ns, self.pairing, change.what
+        for index in self.ranks(change.worker):
+            worker = self.workers[index]
+            self.log.append(Controlled(now, index, -1, what))
+            if what in ("fail", "recover"):
+                worker.refuses = what == "fail"
+            if what == "fail":
+                self._fail(index)
+            elif what == "link" and pairing is not None:
+                pairing.set_speed(index, change.factor, now)
+            elif what == "cut" and pairing is not None:
+                pairing.cut_worker(index, now)
+            self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
+        if what in ("fail", "leave"):
+            self._away[change.worker] = None
+        elif what in ("recover", "join"):
+            self._away.pop(change.worker, None)
+        elif what in ("prefill", "decode"):
+            self._roles[change.worker] = what
+        self._reroute()
+
+    def _fail(self, index: int) -> None:
+        """Everything on an engine is lost."""
+        if self.pairing is not None:
+            self.pairing.break_worker(index, self.now_ns)
+        for seq in list(self._live.values()):
+            if seq.worker == index and seq.state != DONE:
+                seq.verdict = "error"
+                self.workers[index].abort(seq, self.now_ns)
+
+    def _reroute(self) -> None:
+        """The router goes by what servers are now; the last of a role keeps it."""
+        if self._pairs:
+            self._entrance = self._pool("prefill") or self._entrance
+            self._decode = self._pool("decode") or self._decode
+        else:
+            here = [server for server in self.servers if server.start not in self._away]
+            self._entrance = here or self.servers
+        self._router.use([self._engines(server) for server in self._entrance])
+        self._decode_router.use([self._engines(server) for server in self._decode])
 
     def _control(self, command: Control) -> int:
         """What is asked of a server is asked of all its ranks; it is done if all have done it."""

@@ -318,7 +318,6 @@ class Pairing:
         sender = room.sender
         if sender is None or sender.state == DONE:
             return
-        room.deadline_ns = _NEVER
         self._workers[sender.worker].admit(sender, t_ns)
         self.touched.append(sender.worker)
 
@@ -372,9 +371,14 @@ class Pairing:
 
     def _expire(self, room: Room, t_ns: SimTime) -> None:
         """One side has waited long enough."""
-        if room.deadline_ns != t_ns or room.moving:
+        if room.deadline_ns != t_ns:
             return
         sender, receiver = room.sender, room.receiver
+        if room.moving:
+            waiting = receiver or sender
+            assert waiting is not None
+            self._await(room, _transfer(waiting), t_ns)
+            return
         if sender is not None and _transfer(sender).style == "pull" and receiver is not None:
             return
         self._end_both(room, "timeout" if room.computed_ns < 0 else "expired", t_ns)
@@ -408,6 +412,7 @@ class Pairing:
             else:
                 # It goes on, and its blocks will be of use to nobody.
                 sender.transfer = None
+                self.failed_leg(sender.rid, t_ns)
             self.touched.append(sender.worker)
 
     def _fail_receiver(self, room: Room, reason: str, t_ns: SimTime) -> None:
@@ -429,12 +434,32 @@ class Pairing:
         return fail
 
     def break_worker(self, worker: int, t_ns: SimTime) -> None:
-        """Every transfer under way to or from an engine breaks off, as when its NIC fails."""
-        for room in list(self._by_flow.values()):
-            ends = (room.sender, room.receiver)
-            if any(seq is not None and seq.worker == worker for seq in ends):
+        """Every transfer to or from an engine breaks off, as when it dies."""
+        for room in self._rooms_of(worker):
+            if room.moving:
                 self._stop(room, t_ns)
-                self._end_both(room, "broken", t_ns)
+            self._end_both(room, "broken", t_ns)
+
+    def cut_worker(self, worker: int, t_ns: SimTime) -> None:
+        """What moves to or from an engine is lost on the way, and sent again from its start."""
+        for room in self._rooms_of(worker):
+            if room.number in self._by_flow:
+                self._stop(room, t_ns)
+                room.sent_bytes = 0
+                self._move(room, t_ns)
+
+    def set_speed(self, worker: int, factor: float, t_ns: SimTime) -> None:
+        """An engine's links have `factor` of their speed from now on."""
+        for link in self.topology.links_of(worker):
+            rate = self.topology.links[link].bytes_per_s
+            self.fabric.set_capacity(t_ns, link, rate * factor)
+
+    def _rooms_of(self, worker: int) -> list[Room]:
+        return [
+            room
+            for room in self._rooms.values()
+            if any(seq is not None and seq.worker == worker for seq in (room.sender, room.receiver))
+        ]
 
     # Books ---------------------------------------------------------------------------------------
 

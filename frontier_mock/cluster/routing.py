@@ -28,6 +28,10 @@ class Router:
         self._servers = servers
         self._count = 0
 
+    def use(self, servers: Sequence[Sequence[Worker]]) -> None:
+        """From now on choose among these."""
+        self._servers = servers
+
     def choose(self, prompt: Prompt, now_ns: SimTime) -> int:
         """Number of the server that gets `prompt`, which arrives at `now_ns`."""
         count = self._count

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 
 from frontier_mock.cluster.links import FabricSpec
+from frontier_mock.core.commands import Change
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.specs import AnySchedulerSpec
+from frontier_mock.simtime import SimTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class ClusterSpec:
 
     With prefill and decode engines that router makes two legs of each request: `router_policy`
     chooses among the former and `decode_policy` among the latter, and KV moves over `fabric`.
+    `timeline` is what happens to servers, and when, in order of time.
     """
 
     workers: tuple[WorkerSpec, ...]
@@ -80,4 +83,5 @@ class ClusterSpec:
     seed: int
     single_step: bool = False
     decode_policy: str = "round_robin"
+    timeline: tuple[tuple[SimTime, Change], ...] = ()
     fabric: FabricSpec = field(default_factory=FabricSpec)

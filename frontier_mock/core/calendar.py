@@ -14,7 +14,7 @@ RANK_DELIVER = 0
 """A request leaves a worker's front end and reaches its scheduler."""
 
 RANK_EXCHANGE = 1
-"""KV moves, or somebody has waited long enough for it."""
+"""KV moves, somebody has waited long enough for it, or something happens to a server."""
 
 RANK_WAKE = 2
 """A worker reaches the step boundary it asked to be woken at."""

@@ -123,4 +123,22 @@ class Slow:
 Control = Pause | Resume | Flush | Slow
 """What is asked of a server, and so of every rank of it."""
 
-Command = Submit | Abort | Control
+CHANGES = ("fail", "recover", "leave", "join", "prefill", "decode", "link", "cut")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something happens to a server, the one whose first engine is `worker`.
+
+    "fail": what is on it ends with reason "error", transfers break off, and it refuses whatever
+    comes, until "recover". "leave": the cluster's own router sends it nothing more (it drains),
+    until "join". "prefill", "decode": from now on that router uses it as such. "link": its links
+    have `factor` of their speed. "cut": transfers to and from it begin again.
+    """
+
+    worker: int
+    what: str
+    factor: float = 1.0
+
+
+Command = Submit | Abort | Control | Change

@@ -95,7 +95,8 @@ class Controlled(NamedTuple):
     """The engine followed, or finished following, a command that is about no sequence (rid -1).
 
     `what`: "pause" when told to, "rest" when a paused engine executes nothing any more (at once,
-    if it did not), "resume", "flush" when the prefix cache has been forgotten, "slow".
+    if it did not), "resume", "flush" when the prefix cache has been forgotten, "slow",
+    or what a `Change` says.
     """
 
     t_ns: SimTime

@@ -9,9 +9,11 @@ import json
 from collections.abc import Iterable
 
 from frontier_mock.core.commands import (
+    CHANGES,
     PAUSE_MODES,
     TRANSFER_STYLES,
     Abort,
+    Change,
     Command,
     Control,
     Flush,
@@ -70,7 +72,9 @@ def _transfer_fields(transfer: Transfer | None) -> dict[str, object]:
     return {"transfer": [transfer.key, transfer.style, transfer.patience_ns, *flags]}
 
 
-def _control_fields(command: Abort | Control) -> dict[str, object]:
+def _control_fields(command: Abort | Control | Change) -> dict[str, object]:
+    if isinstance(command, Change):
+        return {"change": command.worker, "what": command.what, "factor": command.factor}
     if isinstance(command, Abort):
         return {"abort": command.rid}
     if isinstance(command, Pause):
@@ -140,6 +144,11 @@ def _control(fields: dict[str, object]) -> Command | None:
         return Pause(_int(fields["pause"]), mode, bool(fields["refuse"]))
     if "resume" in fields:
         return Resume(_int(fields["resume"]))
+    if "change" in fields:
+        what, factor = str(fields["what"]), fields["factor"]
+        if what not in CHANGES or not isinstance(factor, int | float):
+            raise ValueError(f"unknown change {what!r}")
+        return Change(_int(fields["change"]), what, float(factor))
     if "flush" in fields:
         return Flush(_int(fields["flush"]), bool(fields["retract"]))
     if "slow" in fields:

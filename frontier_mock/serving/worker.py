@@ -171,7 +171,7 @@ class Worker:
             return
         if seq.state == SENDING:
             self._tell_gone(seq, t_ns)
-            seq.verdict = "abort"
+            seq.verdict = seq.verdict or "abort"
             self.release(seq, t_ns, failed=True)
             return
         if seq.state == FRONTEND or self._executing is None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.specs import ConnectorSpec
-from frontier_mock.core.commands import Abort, Command, Submit, Transfer
+from frontier_mock.core.commands import CHANGES, Abort, Change, Command, Submit, Transfer
 from frontier_mock.core.events import Finished, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
@@ -59,10 +59,15 @@ def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> 
             timed.append(
                 (t_ns, replace(command, worker=-1) if isinstance(command, Submit) else command)
             )
+    workers = data.draw(st.integers(2, 4))
+    for _ in range(data.draw(st.sampled_from([0, 0, 1, 4]))):
+        t_ns = data.draw(st.sampled_from([0, 1_000_000, 5_000_123, 30_000_000, 210_000_000]))
+        what, factor = data.draw(st.sampled_from(CHANGES)), data.draw(st.sampled_from([0.1, 1.0]))
+        timed.append((t_ns, Change(data.draw(st.integers(0, workers - 1)), what, factor)))
     timed.sort(key=lambda entry: entry[0])
     shape = {
-        "prefill": data.draw(st.integers(1, 2)),
-        "decode": data.draw(st.integers(1, 2)),
+        "prefill": workers // 2,
+        "decode": workers - workers // 2,
         "frontend_s": data.draw(st.sampled_from([0.0, 0.0004])),
         "fabric": FabricSpec(
             gpus_per_node=1, nic_bytes_per_s=data.draw(st.sampled_from([1e10, 1e7, 1e6]))
