@@ -76,6 +76,12 @@ def test_each_side_has_its_own_memory() -> None:
     assert worker.memory.weights_bytes < 16 << 30
 
 
+def test_four_bit_experts_leave_attention_in_bf16() -> None:
+    made = cluster("{ffn: {gpus: 4}}", "openai/gpt-oss-120b").workers[0]
+    # 36 layers of 2880 x (5120 + 4096) in two bytes, and two tables of 201,088 words.
+    assert made.memory.weights_bytes > 2 * (36 * 2880 * 9216 + 2 * 201_088 * 2880)
+
+
 def test_experts_that_do_not_fit_are_refused_with_numbers() -> None:
     with pytest.raises(ConfigError) as caught:
         cluster("{ffn: {gpus: 2}}")
