@@ -25,7 +25,7 @@ from frontier_mock.wire.grpc_status import (
     invalid_argument,
 )
 from frontier_mock.wire.grpc_transfer import from_struct, to_struct, transferred
-from frontier_mock.wire.grpc_vllm import check_length
+from frontier_mock.wire.grpc_vllm import check_length, constraint_of
 from frontier_mock.wire.plan import (
     check_prompt_ids,
     effective_max_tokens,
@@ -33,6 +33,7 @@ from frontier_mock.wire.plan import (
 )
 from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.structured import writer_of
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _CARRIER = "fmock-"
@@ -136,8 +137,9 @@ def _read(
     check_sampling(fields, 1, cap, served)
     check_against_model(fields, plan.top, served)
     resumable = RESUMABLE_TOKENS if which == "token_ids" else 0
+    write = writer_of(fields, served.ring)
     (sequence,) = plan_sequences(
-        ids, 0, 1, cap, fields, request.priority, served, resumable=resumable
+        ids, 0, 1, cap, fields, request.priority, served, resumable=resumable, write=write
     )
     wishes = request.response
     request_id = request.request_id or served.new_id()
@@ -185,10 +187,13 @@ def _fields(request: pb.GenerateRequest) -> Fields:
     if which == "json":
         try:
             json.loads(decoding.json)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise invalid_argument(f"invalid json schema: {error}") from None
     elif which in ("grammar", "regex") and not getattr(decoding, which).strip():
         raise invalid_argument(f"{which} cannot be an empty string")
+    constraint = constraint_of(decoding, "structured_output")
+    if constraint:
+        fields["structured_outputs"] = constraint
     return fields
 
 

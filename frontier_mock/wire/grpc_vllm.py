@@ -8,6 +8,7 @@ count what is new, and the message that ends a streamed sequence repeats its las
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
@@ -27,6 +28,7 @@ from frontier_mock.wire.grpc_transfer import transferred
 from frontier_mock.wire.plan import check_prompt_ids, effective_max_tokens, plan_sequences
 from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.structured import writer_of
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _ADVICE = "Make sure that `max_model_len` is no smaller than the number of text tokens"
@@ -98,7 +100,8 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
     if request.HasField("data_parallel_rank") and not 0 <= rank < served.data_parallel_size:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
     resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
-    plans = plan_sequences(ids, 0, n, cap, fields, 0, served, resumable=resumable)
+    write = writer_of(fields, served.ring)
+    plans = plan_sequences(ids, 0, n, cap, fields, 0, served, resumable=resumable, write=write)
     moved = transferred(plans, params_of_transfer, request.request_id, len(ids), served)
     return VllmCall(
         request_id=request.request_id,
@@ -117,7 +120,7 @@ def _transfer_params(request: pb.GenerateRequest) -> dict[str, Json] | None:
     if request.HasField("kv_transfer_params_json"):
         try:
             given = json.loads(request.kv_transfer_params_json)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise invalid_argument(f"Invalid kv_transfer_params_json: {error}") from None
         if not isinstance(given, dict):
             raise invalid_argument("kv_transfer_params_json must be a JSON object")
@@ -178,7 +181,20 @@ def sampling_fields(params: pb.SamplingParams) -> Fields:
     if params.logit_bias:
         biases: dict[str, Json] = {str(key): value for key, value in params.logit_bias.items()}
         fields["logit_bias"] = biases
+    constraint = constraint_of(params, "constraint")
+    if constraint:
+        fields["structured_outputs"] = constraint
     return fields
+
+
+def constraint_of(params: Any, oneof: str) -> dict[str, Json]:
+    """What shapes the output, under the name that HTTP's `structured_outputs` has for it."""
+    which = params.WhichOneof(oneof)
+    if which is None:
+        return {}
+    value = getattr(params, which)
+    name = "json" if which == "json_schema" else which
+    return {name: list(value.choices) if which == "choice" else value}
 
 
 class VllmSpeech:

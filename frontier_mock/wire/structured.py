@@ -52,7 +52,7 @@ def _constrained(own: dict[str, Json], ring: TextRing) -> Write | None:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if schema is not None or own.get("json_object"):
         return json_writer(schema or {"type": "object"}, ring)

@@ -1,6 +1,7 @@
 """`vllm.Inference` and `vllm.Control`: a real channel and a server in the test's own loop."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -92,6 +93,17 @@ async def test_answer_has_what_was_asked_for(inference: Any) -> None:
     answer = await inference.Generate(request(response=chosen))
     asked = {token.id for one in answer.outputs.candidate_tokens for token in one.tokens}
     assert asked == {65}
+
+
+async def test_constraints_shape_the_output(inference: Any) -> None:
+    yes = pb.DecodingParameters.StringChoices(choices=["yes", "yes"])
+    decoding = pb.DecodingParameters(choice=yes)
+    answer = await inference.Generate(request(40, decoding=decoding))
+    assert answer.outputs.text == "yes"
+    assert answer.outputs.finish_info.finish_reason == pb.FinishInfo.STOP
+    decoding = pb.DecodingParameters(json='{"type": "array", "items": {"type": "integer"}}')
+    answer = await inference.Generate(request(40, decoding=decoding))
+    assert all(isinstance(item, int) for item in json.loads(answer.outputs.text))
 
 
 async def test_stop_reasons(inference: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,6 +27,12 @@ from frontier_mock.serve.grpc_settings import VLLM_ENGINE  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
 from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
 
 
 def spec(**changes: Any) -> ServeSpec:
@@ -250,6 +257,40 @@ async def test_full_queue_is_unavailable() -> None:
             )
         assert len(await first) == 1
         http.close()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "named"),
+    [
+        ({"json_schema": json.dumps(SCHEMA)}, {"json": SCHEMA}),
+        ({"json_object": True}, {"json_object": True}),
+        ({"choice": pb.ChoiceConstraint(choices=["yes", "no"])}, {"choice": ["yes", "no"]}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+    ],
+)
+async def test_constraints_shape_the_output_as_over_http(
+    server: ClusterServer, engine: Any, constraint: dict[str, Any], named: dict[str, Any]
+) -> None:
+    call = engine.Generate(request(sampling={"max_tokens": 200, "seed": 5, **constraint}))
+    (answer,) = await answers(call)
+    async with httpx.AsyncClient(base_url=server.urls[0]) as client:
+        asked = {"prompt": [1, 2, 3], "max_tokens": 200, "seed": 5, "ignore_eos": True}
+        body = {**asked, "structured_outputs": named, "return_token_ids": True}
+        (choice,) = (await client.post("/v1/completions", json=body)).json()["choices"]
+    assert list(answer.complete.output_ids) == choice["token_ids"]
+    assert answer.complete.finish_reason == choice["finish_reason"]
+    if "json" in named:
+        assert set(json.loads(choice["text"])) == {"name", "age"}
+
+
+async def test_bottomless_schema_shapes_nothing(engine: Any) -> None:
+    (answer,) = await answers(engine.Generate(request(sampling={"json_schema": "[" * 100_000})))
+    assert answer.complete.completion_tokens == 5
+    code, message = await refused(engine.Generate(request(kv_transfer_params_json="[" * 100_000)))
+    assert (code, message.split(":")[0]) == (
+        "INVALID_ARGUMENT",
+        "Invalid kv_transfer_params_json",
+    )
 
 
 async def test_ranks_are_chosen_and_told_apart() -> None:
