@@ -8,7 +8,12 @@ from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.streaming import error_answer
 from frontier_mock.wire.errors import scale_out_disabled
-from frontier_mock.wire.rendering import render_chat, render_completion
+from frontier_mock.wire.rendering import (
+    render_chat,
+    render_completion,
+    render_messages,
+    render_responses,
+)
 from frontier_mock.wire.served import ServedModel
 
 Render = Callable[[bytes, Mapping[str, str], ServedModel], bytes]
@@ -18,6 +23,8 @@ ABORT_PATH = "/inference/v1/abort_requests"
 _RENDERERS: Mapping[str, Render] = {
     "/v1/chat/completions/render": render_chat,
     "/v1/completions/render": render_completion,
+    "/v1/messages/render": render_messages,
+    "/v1/responses/render": render_responses,
 }
 _DERENDER = ("/v1/chat/completions/derender", "/v1/completions/derender")
 

@@ -127,8 +127,8 @@ _FIELDS: Mapping[str, Check] = {
 }
 
 
-def parse_messages(body: bytes, headers: Headers, served: ServedModel) -> Generation:
-    """The generation that an Anthropic request asks for. Raises ApiError as vLLM refuses it."""
+def messages_as_chat(body: bytes) -> bytes:
+    """The chat request that a messages request is. Raises ApiError where its schema refuses it."""
     raw = load_object(body)
     fields = check_fields(raw, _FIELDS, ("model", "messages", "max_tokens"))
     chat = _chat_request(fields)
@@ -144,8 +144,14 @@ def parse_messages(body: bytes, headers: Headers, served: ServedModel) -> Genera
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     _think(fields, chat)
+    return _bytes(chat)
+
+
+def parse_messages(body: bytes, headers: Headers, served: ServedModel) -> Generation:
+    """The generation that an Anthropic request asks for. Raises ApiError as vLLM refuses it."""
+    chat = messages_as_chat(body)
     try:
-        generation = parse_chat(_bytes(chat), headers, served)
+        generation = parse_chat(chat, headers, served)
     except ApiError as error:
         if error.stream_kind:
             error.stream_kind = MESSAGES

@@ -8,6 +8,7 @@ only what differs from the defaults is there, as msgspec writes them.
 from collections.abc import Callable
 
 from frontier_mock.wire import sampling
+from frontier_mock.wire.anthropic import messages_as_chat
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.completions import parse_completion
 from frontier_mock.wire.errors import ApiError
@@ -26,6 +27,7 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.generation import Generation, SequencePlan
 from frontier_mock.wire.plan import Headers, request_priority
 from frontier_mock.wire.render import dumps
+from frontier_mock.wire.responses import responses_as_chat
 from frontier_mock.wire.schema import CHAT_FIELDS, COMPLETION_FIELDS
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
@@ -56,6 +58,21 @@ def render_chat(body: bytes, headers: Headers, served: ServedModel) -> bytes:
     }
     request = _request(generation.id, _ids(generation, plan), params, fields, headers, context)
     return dumps(request).encode()
+
+
+def render_messages(body: bytes, headers: Headers, served: ServedModel) -> bytes:
+    """A messages request, likewise. Raises ApiError."""
+    return render_chat(messages_as_chat(body), headers, served)
+
+
+def render_responses(body: bytes, headers: Headers, served: ServedModel) -> bytes:
+    """A Responses request, likewise; its output is not for a chat parser. Raises ApiError."""
+    name, chat = responses_as_chat(body)
+    rendered = load_object(render_chat(chat, headers, served))
+    fresh = str(rendered["request_id"]).removeprefix("chatcmpl-")
+    rendered["request_id"] = f"resp_{fresh}" if name is None else name
+    rendered["parse_context"] = None
+    return dumps(rendered).encode()
 
 
 def render_completion(body: bytes, headers: Headers, served: ServedModel) -> bytes:

@@ -106,6 +106,19 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Gener
     )
 
 
+def responses_as_chat(body: bytes) -> tuple[str | None, bytes]:
+    """(own request id, the chat request that a Responses request is), for renderers.
+
+    Raises ApiError for what its schema refuses, and for conversations that a server would keep.
+    """
+    raw = load_object(body)
+    fields = check_fields(raw, _FIELDS, ("input",))
+    if fields.get("previous_response_id") is not None:
+        message = "previous_response_id is not supported by the stateless render endpoint."
+        raise ApiError(400, message, _REFUSED, "previous_response_id")
+    return text_field(fields, "request_id"), _bytes(_chat_request(raw, fields))
+
+
 def _bytes(chat: dict[str, Json]) -> bytes:
     return dumps(chat).encode("utf-8", "surrogatepass")
 

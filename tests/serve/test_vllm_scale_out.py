@@ -240,6 +240,25 @@ async def test_rendered_completions_are_one_for_each_prompt() -> None:
         assert unknown.status_code == 404
 
 
+async def test_messages_and_responses_are_rendered_as_the_chats_they_are() -> None:
+    async with live(rl_spec()) as server, client_of(server) as client:
+        turns = [{"role": "user", "content": "hello"}]
+        chat = {"messages": turns, "max_completion_tokens": 9}
+        expected = (await client.post("/v1/chat/completions/render", json=chat)).json()
+        message = {"model": "mock", "messages": turns, "max_tokens": 9}
+        rendered = (await client.post("/v1/messages/render", json=message)).json()
+        assert rendered["token_ids"] == expected["token_ids"]
+        assert rendered["sampling_params"] == expected["sampling_params"]
+        asked = {"input": "hello", "max_output_tokens": 9, "request_id": "resp_x"}
+        rendered = (await client.post("/v1/responses/render", json=asked)).json()
+        assert rendered["token_ids"] == expected["token_ids"]
+        assert rendered["request_id"] == "resp_x"
+        assert rendered["parse_context"] is None
+        previous = {**asked, "previous_response_id": "resp_y"}
+        refused = await client.post("/v1/responses/render", json=previous)
+        assert refused.status_code == 400
+
+
 async def test_half_a_surrogate_pair_is_what_starlette_makes_of_it() -> None:
     async with live(serve_spec()) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
         sent = b'{"model": "\\ud800", "prompt": "x"}'
