@@ -115,7 +115,7 @@ def resolve_scenario(
             worker = _resolve_group(group)
         except ConfigError as error:
             raise ConfigError(f"{group.where}: {error}") from None
-        worker = replace(worker, spec=_priced(worker.spec, scenario.prices))
+        worker = replace(worker, spec=_priced(_routed(worker.spec, group), scenario.prices))
         workers.extend(_expand(worker, group, next_port))
         last = _last_port(group, workers[-1])
         next_port = last + 1 if last else next_port
@@ -129,6 +129,17 @@ def resolve_scenario(
         scenario.fabric,
     )
     return cluster_of(workers, like)
+
+
+def _routed(spec: WorkerSpec, group: WorkerGroup) -> WorkerSpec:
+    """The same worker with experts as popular as the scenario says."""
+    if group.routing is None:
+        return spec
+    if spec.step.model.experts is None:
+        raise ConfigError(f"{group.where}: experts: {spec.step.model.name} has none")
+    redundant = spec.step.routing.redundant_experts
+    routing = replace(group.routing, redundant_experts=redundant)
+    return replace(spec, step=replace(spec.step, routing=routing))
 
 
 def _priced(spec: WorkerSpec, prices: Mapping[str, float]) -> WorkerSpec:

@@ -39,7 +39,7 @@ from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
-from frontier_mock.cost.specs import ParallelSpec
+from frontier_mock.cost.specs import ParallelSpec, RoutingSpec
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.workload.specs import WorkloadSpec
 
@@ -80,6 +80,7 @@ class WorkerGroup:
     where: str
     grpc_port: int | None = None
     sglang: SglangArgs | None = None
+    routing: RoutingSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ GRPC_PORT = Key(
 )
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
 AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
+EXPERTS = Key("experts", optional(mapping()), None, "how popular the model's experts are")
 WORKER_KEYS: tuple[Key[Any], ...] = (
     WORKER_NAME,
     WORKER_COUNT,
@@ -159,7 +161,16 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     PORT,
     GRPC_PORT,
     AFD,
+    EXPERTS,
 )
+
+POPULARITY = Key(
+    "popularity", one_of("model", "uniform", "zipf"), "model", "model: what is assumed of any"
+)
+EXPONENT = Key("exponent", number(0, 3), 1.0, "of zipf: 0 is even, 1 is steep")
+DRIFT = Key("drift", number(0, 1), 0.0, "share of popularity that moved since EPLB placed experts")
+EXPERT_SEED = Key("seed", integer(0, 2**63 - 1), 0, "decides which experts are popular")
+EXPERT_KEYS: tuple[Key[Any], ...] = (POPULARITY, EXPONENT, DRIFT, EXPERT_SEED)
 
 TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
 PP = Key("pp", integer(1, 64), 1, "pipeline stages; only 1 is simulated so far")
@@ -338,6 +349,17 @@ def _read_worker(value: Value) -> WorkerGroup:
         grpc_port=section.get(GRPC_PORT),
         where=f"{value.source}:{value.line}: {value.path}",
         sglang=sglang,
+        routing=_read_experts(section),
+    )
+
+
+def _read_experts(section: Section) -> RoutingSpec | None:
+    value = section.get(EXPERTS)
+    if value is None:
+        return None
+    keys = open_section(value, EXPERT_KEYS)
+    return RoutingSpec(
+        keys.get(POPULARITY), keys.get(EXPONENT), keys.get(EXPERT_SEED), drift=keys.get(DRIFT)
     )
 
 

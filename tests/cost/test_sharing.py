@@ -1,14 +1,17 @@
 """Shared context, adapters and replicas of experts: what they cost and what they save."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
-from frontier_mock.config.resolve import ResolvedWorker, resolve_worker
+from frontier_mock.config.resolve import ResolvedWorker, resolve_scenario, resolve_worker
+from frontier_mock.config.scenario import ScenarioSpec, parse_scenario
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args
+from frontier_mock.config.workloads import TraceSearch
 from frontier_mock.cost.experts import drifted, placed, popularity
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.cost.specs import (
@@ -133,3 +136,33 @@ def test_flags_that_change_nothing_leave_the_step_as_it_was() -> None:
     args = VllmArgs(model=LLAMA, max_model_len=8192)
     step = resolve_worker(args, "h800", "vllm-0.33", "w", 8000).spec.step
     assert (step.lora, step.routing, step.parallel) == (None, RoutingSpec(), ParallelSpec())
+
+
+SCENARIO = """
+name: moe
+cluster:
+  workers:
+    - model: {model}
+      parallel: {{tp: 8}}
+      engine_args: {{enable-expert-parallel: true, max-model-len: 8192}}
+      experts: {experts}
+"""
+
+
+def scenario_of(model: str, experts: str) -> ScenarioSpec:
+    text = SCENARIO.format(model=model, experts=experts)
+    return parse_scenario(text, "s.yaml", TraceSearch((Path(),)))
+
+
+def test_a_scenario_says_how_popular_experts_are() -> None:
+    experts = "{popularity: zipf, exponent: 0.9, drift: 0.25, seed: 3}"
+    scenario = scenario_of(QWEN, experts)
+    (cost,) = resolve_scenario(scenario).costs
+    assert isinstance(cost, TabledStepCost)
+    assert cost.spec.routing == RoutingSpec("zipf", 0.9, 3, 0, 0.25)
+    even = scenario_of(QWEN, "{popularity: uniform}")
+    (plain,) = resolve_scenario(even).costs
+    prompt = [Chunk(4096, 0)]
+    assert cost.mixed(0, 0, prompt) > plain.mixed(0, 0, prompt)
+    with pytest.raises(ConfigError, match=r"experts: meta-llama/Llama-3\.1-8B-Instruct has none"):
+        resolve_scenario(scenario_of(LLAMA, "{}"))

@@ -37,6 +37,7 @@ def test_a_real_trace_request_by_request() -> None:
     latencies = compare_trace(DATA)
     rows = {row["what"]: row["simulated_ms"] / row["measured_ms"] for row in trace_rows(latencies)}
     assert abs(rows["E2E mean"] - 1.0) < 0.03
+    assert abs(rows["whole run"] - 1.0) < 0.04
     assert all(abs(rows[f"{name} p50"] - 1.0) < 0.10 for name in ("TTFT", "TPOT", "E2E"))
     charts = trace_charts(latencies)
     assert set(charts) == {"ttft", "tpot", "e2e"}
