@@ -126,7 +126,7 @@ def resolve_scenario(
         scenario.seed,
         single_step,
         scenario.decode_policy,
-        scenario.fabric,
+        fabric=scenario.fabric,
     )
     return cluster_of(workers, like)
 
