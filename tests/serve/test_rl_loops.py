@@ -10,9 +10,10 @@ import httpx
 import openai
 import pytest
 
-from frontier_mock.client.wrap import with_actor
+from frontier_mock.client.actor import Actor
+from frontier_mock.client.wrap import current_actor, with_actor
 from frontier_mock.wire.eos import EosModel
-from tests.serve.live import live
+from tests.serve.live import WARP, live
 from tests.serve.rl import client_of, generate, in_virtual_time, rl_spec
 
 PROMPTS = [[*f"<|im_start|>user\nproblem {i}\n".encode()] for i in range(6)]
@@ -203,3 +204,41 @@ async def test_samples_of_one_prompt_resume_apart() -> None:
             figures = cut["logprobs"]["content"] + rest["logprobs"]["content"]
             assert figures == full["logprobs"]["content"]
             assert not any(math.isnan(entry["logprob"]) for entry in figures)
+
+
+async def test_over_sockets_a_trainer_with_a_lease_repeats_itself() -> None:
+    """Warp: trainer and rollouts are actors; two runs give the same log."""
+
+    async def run() -> tuple[str, list[list[int]]]:
+        async with live(rl_spec(WARP)) as server, Actor(server.urls[0], "driver") as driver:
+            http = with_actor(httpx.AsyncClient(base_url=server.urls[0], timeout=60))
+
+            async def rollout(number: int) -> list[int]:
+                tokens: list[int] = []
+                while len(tokens) < 200:
+                    prompt = PROMPTS[number] + tokens
+                    answer = await generate(http, 200 - len(tokens), prompt, seed=5)
+                    if "error" in answer:
+                        await driver.sleep(0.05, current_actor())
+                        continue
+                    tokens += answer["choices"][0]["token_ids"]
+                return tokens
+
+            async def train() -> list[int]:
+                for step in range(2):
+                    await driver.sleep(0.08, current_actor())
+                    await http.post("/pause", params={"mode": "abort"})
+                    await http.post("/start_weight_update")
+                    await http.post("/update_weights", json={"update_info": {}})
+                    version = {"weight_version": str(step)}
+                    await http.post("/finish_weight_update", json=version)
+                    await http.post("/resume")
+                return []
+
+            results = await driver.gather(train(), *(rollout(i) for i in range(4)))
+            await http.aclose()
+            return server.cluster.log.digest(), results
+
+    first, second = await run(), await run()
+    assert first == second
+    assert [len(tokens) for tokens in first[1]] == [0, 200, 200, 200, 200]
