@@ -83,5 +83,5 @@ class ClusterSpec:
     seed: int
     single_step: bool = False
     decode_policy: str = "round_robin"
-    timeline: tuple[tuple[SimTime, Change], ...] = ()
     fabric: FabricSpec = field(default_factory=FabricSpec)
+    timeline: tuple[tuple[SimTime, Change], ...] = ()
