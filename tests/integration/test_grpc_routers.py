@@ -134,6 +134,29 @@ def test_smg_streams_the_tokens_that_http_gives(engine: str, tmp_path: Path) -> 
             assert whole["choices"][0]["text"] == direct["choices"][0]["text"]
 
 
+def test_smg_asks_for_outputs_of_a_shape(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
+    turn = [{"role": "user", "content": "Who are you?"}]
+    body: dict[str, object] = {"model": MODEL, "max_tokens": 200, "messages": turn}
+    with fleet(plain(tmp_path, "vllm-0.33"), tmp_path) as served:
+        log = tmp_path / "smg.log"
+        with router("smg", "round_robin", served.grpc_urls, log) as url:
+            asked = {**body, "response_format": shape}
+            direct = json.loads(post(f"{served.urls[0]}/v1/chat/completions", asked))
+            whole = json.loads(post(f"{url}/v1/chat/completions", asked))
+            written = whole["choices"][0]["message"]["content"]
+            assert written == direct["choices"][0]["message"]["content"]
+            assert set(json.loads(written)) == {"age"}
+            asked = {**body, "tools": [tool], "tool_choice": "required"}
+            whole = json.loads(post(f"{url}/v1/chat/completions", asked))
+            (choice,) = whole["choices"]
+            (call,) = choice["message"]["tool_calls"]
+            assert call["function"]["name"] == "look_up"
+            assert set(json.loads(call["function"]["arguments"])) == {"age"}
+
+
 def played(served: Fleet, directory: Path) -> tuple[str, str, str]:
     """Digests of the agents' run through smg: all events, by role, and what its journal gives."""
     log = directory / "smg.log"
