@@ -4,7 +4,7 @@ A role's utilisation is the share of the simulated time in which its GPUs work. 
 everything themselves work while they execute steps. Where attention and FFN are apart, each side
 works for as long as its station of the pipeline is occupied, averaged over ranks, and the rest of
 the steps' time is its bubble: filling and draining, waiting for the other side, for transfers or
-for the slowest rank.
+for the slowest rank. A server counts for the whole run, in the role it begins with.
 """
 
 from collections.abc import Sequence
