@@ -54,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
     )
     if options.clock is not None:
         check_clock(options.clock, options.clock_url or options.url)
+    if options.oracle:
+        check_oracle(options.clock_url or options.url)
     try:
         with progress_bar(source.num_requests) as watcher:
             report = run_replay(source, spec, watcher)
@@ -73,6 +75,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--url", required=True, help="server or router, http://HOST:PORT")
     parser.add_argument("--clock-url", metavar="URL", help="a mock worker behind the router")
     parser.add_argument("--clock", help="refuse to run on any other: real, scaled:N or warp")
+    parser.add_argument(
+        "--oracle", action="store_true", help="refuse to run without the cache oracle of `up`"
+    )
     parser.add_argument("--model", help="model to ask for; the scenario's own if absent")
     parser.add_argument("--api", choices=["completions", "chat"], default="completions")
     parser.add_argument("--stream", action="store_true", help="ask for streams")
@@ -113,6 +118,18 @@ def check_clock(asked: str, url: str) -> None:
     if found != (mode, scale):
         runs = f"scaled:{found[1]:g}" if found[0] == "scaled" else found[0]
         raise ConfigError(f"clock: {shown(asked)} was asked for, but {url} runs on {runs}")
+
+
+def check_oracle(url: str) -> None:
+    """Make sure that the mock at `url` scores routing. Raises ConfigError."""
+    where = url.rstrip("/") + "/sim/report"
+    try:
+        with urllib.request.urlopen(where, timeout=CLOCK_LIMIT_S) as reply:
+            found = "cache_oracle" in json.load(reply)
+    except (OSError, ValueError, TypeError, HTTPException):
+        raise ConfigError(f"oracle: {where} does not answer; --clock-url names a worker") from None
+    if not found:
+        raise ConfigError(f"oracle: {url} has none; start it with frontier-mock up --oracle")
 
 
 @contextmanager

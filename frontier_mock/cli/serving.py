@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
-from frontier_mock.config.kv_sources import kv_sources
+from frontier_mock.config.kv_sources import check_oracle, kv_sources
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.served import served_models, tokenizer_source
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
@@ -36,6 +36,8 @@ def serve(
     if clock_server is not None and parse_clock(sim.clock)[0] != "warp":
         raise ConfigError(f"clock: {shown(sim.clock)} cannot be shared; with clock-server: warp")
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
+    if sim.oracle:
+        check_oracle(cluster)
     http, host = front_end(cluster, os.environ)
     for line in capacity_lines(cluster):
         print(line, file=sys.stderr)

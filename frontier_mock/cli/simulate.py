@@ -16,6 +16,7 @@ from frontier_mock.cli.outcome import add_outcome_options, publish
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines
+from frontier_mock.config.kv_sources import check_oracle
 from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.config.traces import load_trace
@@ -38,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
     cluster = resolve_scenario(scenario, single_step=options.single_step)
+    if options.oracle:
+        check_oracle(cluster)
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     blocks = {worker.spec.scheduler.block_size for worker in cluster.workers}
     source, rows = scenario_source(

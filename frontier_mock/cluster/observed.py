@@ -57,10 +57,11 @@ class ObservedCluster(Cluster):
             ]
         self.oracle: CacheOracle | None = None
         if with_oracle:
+            # Where prompts are computed: decode workers get theirs from somebody else.
             servers = [
                 [self.workers[i] for i in self.ranks(index)]
                 for index, worker in enumerate(spec.workers)
-                if worker.dp_rank == 0
+                if worker.dp_rank == 0 and worker.role != "decode"
             ]
             self.oracle = CacheOracle(servers)
 
@@ -107,9 +108,10 @@ class ObservedCluster(Cluster):
             hits = oracle.look(command, t_ns)
             before = len(self.log.events)
             result = super().feed(t_ns, command)
-            submitted = self.log.events[before]
-            assert isinstance(submitted, Submitted)
-            oracle.note(result, command, hits, submitted.worker)
+            for event in self.log.events[before:]:
+                if isinstance(event, Submitted):
+                    oracle.note(event.rid, command, hits, event.worker)
+                    break
         for recorded in self._recorded:
             recorded.forget()
             recorded.rest(t_ns)

@@ -31,6 +31,7 @@ class CacheOracle:
 
     `rids`, `prompts` (length), `best`, `taken` (where it went), `round_robin` and `unlimited`.
     `common_tokens` is the prefix that all requests so far share, which says nothing about routing.
+    All servers must cut prompts into blocks of one size.
     """
 
     def __init__(self, servers: Sequence[Sequence[Worker]]) -> None:
@@ -61,7 +62,12 @@ class CacheOracle:
         ]
 
     def note(self, rid: int, submit: Submit, hits: Sequence[int], worker: int) -> None:
-        """`submit` went to engine `worker` as `rid`, when `hits` was what `look` found."""
+        """`submit` went to engine `worker` as `rid`, when `hits` was what `look` found.
+
+        One that computes no prompts is none of the oracle's business.
+        """
+        if worker not in self._server_of:
+            return
         turn = len(self.rids) % len(self._servers)
         self.rids.append(rid)
         self.prompts.append(submit.prompt.num_tokens)

@@ -48,6 +48,14 @@ def kv_sources(
     return sources
 
 
+def check_oracle(cluster: ResolvedCluster) -> None:
+    """Raise ConfigError unless one prompt can be looked up on every worker."""
+    sizes = {worker.spec.scheduler.block_size: worker.spec.name for worker in cluster.workers}
+    if len(sizes) > 1:
+        words = ", ".join(f"{name} {size}" for size, name in sizes.items())
+        raise ConfigError(f"oracle: workers differ in block size ({words}); allowed: one for all")
+
+
 def _source(
     worker: ResolvedWorker, rank: int, environment: Mapping[str, str], dialect: str | None
 ) -> KvSource | None:

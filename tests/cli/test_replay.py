@@ -108,3 +108,12 @@ def test_replays_that_cannot_be(
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_oracle_is_the_servers(
+    scenario: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", scenario, "--url", url, "--oracle"]) == 2
+    assert "has none; start it with frontier-mock up --oracle" in capsys.readouterr().err
+    assert main(["replay", scenario, "--url", "http://127.0.0.1:9", "--oracle"]) == 2
+    assert "/sim/report does not answer" in capsys.readouterr().err

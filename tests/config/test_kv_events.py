@@ -6,7 +6,7 @@ import pytest
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import KvSource
-from frontier_mock.config.kv_sources import kv_sources
+from frontier_mock.config.kv_sources import check_oracle, kv_sources
 from frontier_mock.config.resolve import resolve_scenario, resolve_single
 from frontier_mock.config.scenario import load_scenario
 from frontier_mock.config.vllm_flags import parse_serve
@@ -141,3 +141,11 @@ def test_sglang(tmp_path: Path) -> None:
         ("tcp://*:5559", "tcp://*:5560"),
     ]
     assert all(source.max_running_requests > 0 for source in found)
+
+
+def test_the_oracle_wants_one_block_size(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.yaml"
+    text = SCENARIO.format(count=1, engine="vllm-0.33", args="{block-size: 32}")
+    path.write_text(text + "    - {name: x, model: meta-llama/Llama-3.1-8B-Instruct}\n")
+    with pytest.raises(ConfigError, match=r"oracle: workers differ in block size \(w 32, x 16\)"):
+        check_oracle(resolve_scenario(load_scenario(str(path))))

@@ -142,7 +142,7 @@ def replay(scenario: Path, url: str, served: Fleet) -> dict[str, Any]:
     """The result of the whole workload, sent to `url` by the command line."""
     result = scenario.with_suffix(".json")
     argv = [sys.executable, "-m", "frontier_mock", "replay", str(scenario), "--url", url]
-    argv += ["--clock-url", served.clock_url, "--json", str(result)]
+    argv += ["--clock-url", served.clock_url, "--json", str(result), "--oracle"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(result.read_text())
