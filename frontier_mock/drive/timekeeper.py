@@ -116,6 +116,8 @@ class Timekeeper(Generic[TokenT, ItemT]):
         A `once` child is released, not resumed, when its response is complete.
         """
         actor = self._known(parent)
+        if actor.lost:
+            raise ActorError(f"actor {parent} cannot fork: it is lost")
         self._check_new(children)
         for name in children:
             self._create(name, actor.session, once=once, state=State.HELD, last="fork")
@@ -200,6 +202,8 @@ class Timekeeper(Generic[TokenT, ItemT]):
         tokens: list[TokenT] = []
         for actor in [a for a in self.actors.values() if a.session == session]:
             self._gone[actor.name] = None
+            if actor.name not in self.actors:
+                continue  # A child that never began has gone with its parent.
             if actor.outstanding and actor.state is not State.READY:
                 tokens += self._stop_waiting(actor)
                 actor.lost = True
@@ -246,8 +250,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
             return
         actor.outstanding += 1
         self._leg_arrived(actor, legs, room)
-        if actor.state is State.HELD and not actor.legs_due:
-            self._park(actor, State.PARKED, "request")
+        self._park_if_delivered(actor)
 
     def post(self, name: str | None, item: ItemT) -> None:
         """Put a command in the present instant's inbox."""
@@ -264,8 +267,7 @@ class Timekeeper(Generic[TokenT, ItemT]):
             return
         self._leg_arrived(actor, legs, room)
         if actor.outstanding:
-            if actor.state is State.HELD and not actor.legs_due:
-                self._park(actor, State.PARKED, "request")
+            self._park_if_delivered(actor)
         elif actor.once and not actor.legs_due:
             self._forget(actor.name)
 
@@ -449,6 +451,10 @@ class Timekeeper(Generic[TokenT, ItemT]):
             actor.legs_due[room] = due
             actor.last = f"{legs - due} of {legs} requests"
 
+    def _park_if_delivered(self, actor: Actor) -> None:
+        if actor.state is State.HELD and not actor.legs_due and not actor.lost:
+            self._park(actor, State.PARKED, "request")
+
     def _rename(self, actor: Actor, name: str) -> None:
         if actor.outstanding:
             raise ActorError(f"actor {actor.name} cannot be renamed: its request is in the engine")
@@ -531,8 +537,9 @@ class Timekeeper(Generic[TokenT, ItemT]):
     def _outside(self, name: str, verb: str) -> Actor:
         """The actor, if it can call a verb that parks: one that already waits cannot."""
         actor = self._known(name)
-        if actor.state not in (State.HELD, State.PARKED):
-            raise ActorError(f"actor {name} cannot {verb}: it is {actor.state.value}")
+        if actor.state not in (State.HELD, State.PARKED) or actor.lost:
+            state = "lost" if actor.lost else actor.state.value
+            raise ActorError(f"actor {name} cannot {verb}: it is {state}")
         return actor
 
     def _check_new(self, names: Sequence[str]) -> None:
