@@ -240,8 +240,10 @@ def _as_chat(fields: Mapping[str, Json], served: ServedModel) -> dict[str, Json]
             )
         chat["chat_template_kwargs"] = {"thinking": enabled, "enable_thinking": enabled}
     output = fields.get("output_config")
-    if isinstance(output, dict) and isinstance(output.get("format"), dict):
-        chat["response_format"] = {"type": "json_object"}
+    shape = output.get("format") if isinstance(output, dict) else None
+    if isinstance(shape, dict):
+        described: Json = {"name": "response", "schema": shape.get("schema") or {}}
+        chat["response_format"] = {"type": "json_schema", "json_schema": described}
     tools = _tools(fields.get("tools"))
     if tools:
         chat["tools"] = tools

@@ -4,9 +4,12 @@ SGLang 0.5.23 (`entrypoints/anthropic/serving.py`) makes them from those of its 
 matched as a stop sequence is not told, and cached tokens show only under --enable-cache-report.
 """
 
+import json
 from collections.abc import Sequence
 
+from frontier_mock.wire.generation import ToolCall
 from frontier_mock.wire.render import dumps, frontier_json
+from frontier_mock.wire.sglang.calls import Progress, arguments_of, progress
 from frontier_mock.wire.sglang.errors import anthropic_kind
 from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest, finish_reason
 from frontier_mock.wire.tokenizer import Json
@@ -21,7 +24,11 @@ def render_messages(request: SglangRequest, endings: Sequence[Ended]) -> bytes:
     (ended,) = endings
     (sequence,) = request.sequences
     shown = sequence.shown(ended.output_tokens)
-    block: Json = {"type": "text", "text": sequence.plan.text.piece(0, shown, final=True)}
+    text = sequence.plan.text.piece(0, shown, final=True)
+    block: Json = {"type": "text", "text": text}
+    arguments = arguments_of(sequence.plan, text)
+    if sequence.plan.call is not None and arguments is not None:
+        block = _tool_use(sequence.plan.call, json.loads(arguments))
     body: dict[str, Json] = _message(sequence.rid, request.model, [block])
     body["stop_reason"] = _reason(request, ended)
     body["usage"] = _usage(request, ended.cached_tokens, shown)
@@ -82,6 +89,8 @@ class MessagesStream:
         if not self._begun:
             self._begun = True
             opening = _start(sequence.rid, request.model, _usage(request, cached, 0))
+        if sequence.plan.call is not None:
+            return opening + self._called(sequence.plan.call, progress(sequence.plan, first, last))
         if not text:
             return opening
         if not self._open:
@@ -95,6 +104,22 @@ class MessagesStream:
             f'"delta":{{"type":"text_delta","text":{dumps(text)}}}}}\n\n'
         )
         return opening + frame.encode("utf-8", "surrogatepass")
+
+    def _called(self, call: ToolCall, step: Progress) -> bytes:
+        frames = ""
+        if step.begins:
+            self._open = True
+            start: Json = {
+                "type": "content_block_start",
+                "index": 0,
+                "content_block": _tool_use(call, {}),
+            }
+            frames = f"event: content_block_start\ndata: {dumps(start)}\n\n"
+        if step.arguments:
+            delta: Json = {"type": "input_json_delta", "partial_json": step.arguments}
+            more: Json = {"type": "content_block_delta", "index": 0, "delta": delta}
+            frames += f"event: content_block_delta\ndata: {dumps(more)}\n\n"
+        return frames.encode("utf-8", "surrogatepass")
 
     def _close(self) -> bytes:
         if not self._open:
@@ -124,8 +149,15 @@ def _error(message: str, status: int) -> bytes:
     return f"event: error\ndata: {dumps(told)}\n\n".encode("utf-8", "surrogatepass") + _STOP
 
 
+def _tool_use(call: ToolCall, value: Json) -> Json:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
+
+
 def _reason(request: SglangRequest, ended: Ended) -> str:
-    finish = finish_reason(request.sequences[0], ended)
+    (sequence,) = request.sequences
+    finish = finish_reason(sequence, ended)
+    if sequence.plan.call is not None and finish["type"] == "stop":
+        return "tool_use"
     return _REASONS.get(str(finish["type"]), "end_turn")
 
 

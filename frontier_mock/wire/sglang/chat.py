@@ -16,6 +16,7 @@ from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.calls import forced_call, named_tools
 from frontier_mock.wire.sglang.errors import openai_error, validation_error
 from frontier_mock.wire.sglang.generate import (
     make_rids,
@@ -186,8 +187,11 @@ def _prompt(fields: Fields, headers: Headers, served: ServedModel) -> TokenIds:
     for name in ("tools", "chat_template_kwargs"):
         if fields.get(name) is not None:
             asked[name] = fields[name]
-    if fields.get("tool_choice") == "none":
+    choice = fields.get("tool_choice")
+    if choice == "none":
         asked.pop("tools", None)
+    elif isinstance(choice, dict):
+        asked["tools"] = named_tools(fields)
     if flag_field(fields, "continue_final_message"):
         asked |= {"continue_final_message": True, "add_generation_prompt": False}
     _, text = render_prompt(asked, served.tokenizer)
@@ -209,6 +213,7 @@ def _plan(
     ids = check_length(ids, served)
     namespace = namespace_of(fields, 0)
     priority = int_field(fields, "priority", 0)
+    forced = forced_call(fields)
     plans, cap = plan_prompt(
         ids,
         0,
@@ -218,8 +223,11 @@ def _plan(
         namespace=namespace,
         priority=priority,
         rank=rank,
+        write=None if forced is None else forced.writer(served),
         resumable="input_ids" in fields or flag_field(fields, "continue_final_message"),
     )
+    if forced is not None and front.tool_call_parser:
+        plans = [replace(plan, call=forced.call(served)) for plan in plans]
     wish = None
     if flag_field(fields, "logprobs"):
         wish = LogprobWish(-1, int_field(fields, "top_logprobs", 0), (), True)

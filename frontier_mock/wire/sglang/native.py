@@ -12,6 +12,7 @@ from frontier_mock.wire.sglang.request import (
     in_order,
 )
 from frontier_mock.wire.sse import DONE
+from frontier_mock.wire.text import FixedText
 
 
 def render_generate(request: SglangRequest, endings: Sequence[Ended]) -> bytes:
@@ -120,9 +121,11 @@ class GenerateStream:
             if fresh:
                 ids += (("," if ids else "") + fresh).encode()
             spoken = text.piece(0, last, final)
-        # The ring's text needs no escapes in JSON.
+        if isinstance(text, FixedText):
+            # The ring's text needs no escapes in JSON.
+            spoken = dumps(spoken)[1:-1]
         return (
-            f'data: {{"text":"{spoken}","output_ids":['.encode()
+            f'data: {{"text":"{spoken}","output_ids":['.encode("utf-8", "surrogatepass")
             + ids
             + f'],"meta_info":{meta}{self._tails[index]}}}\n\n'.encode("utf-8", "surrogatepass")
         )

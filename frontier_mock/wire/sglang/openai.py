@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from frontier_mock.wire.generation import LogprobsPlan
 from frontier_mock.wire.logprobs import candidates
 from frontier_mock.wire.render import dumps, frontier_json
+from frontier_mock.wire.sglang.calls import arguments_of, call_deltas, call_json, progress
 from frontier_mock.wire.sglang.meta import Triples, ended_meta, weight_metadata
 from frontier_mock.wire.sglang.request import (
     CHAT,
@@ -20,6 +21,7 @@ from frontier_mock.wire.sglang.request import (
     in_order,
 )
 from frontier_mock.wire.sse import DONE
+from frontier_mock.wire.text import FixedText
 from frontier_mock.wire.tokenizer import Json
 
 _PLAIN = LogprobsPlan()
@@ -108,9 +110,16 @@ def _chat_choice(request: SglangRequest, ended: Ended) -> str:
         more += f',"response_token_ids":{dumps(_output_ids(request, ended))}'
     if wishes.return_meta_info:
         more += f',"meta_info":{_meta(request, sequence, ended, shown)}'
+    calls = ""
+    arguments = arguments_of(sequence.plan, text)
+    if sequence.plan.call is not None and arguments is not None:
+        calls = f',"tool_calls":[{dumps(call_json(sequence.plan.call, arguments))}]'
+        text = ""
+        if finish["type"] == "stop":
+            finish = {"type": "tool_calls"}
     return (
         f'{{"index":{ended.index},"message":{{"role":"assistant","content":{dumps(text)},'
-        f'"reasoning_content":null}},"logprobs":{logprobs},'
+        f'"reasoning_content":null{calls}}},"logprobs":{logprobs},'
         f'"finish_reason":{dumps(finish["type"])},'
         f'"matched_stop":{dumps(finish.get("matched"))}{more}}}'
     )
@@ -242,6 +251,7 @@ class OpenAiStream:
             wishes.continuous_usage
             or wishes.return_token_ids
             or any(sequence.logprobs for sequence in sequences)
+            or any(isinstance(sequence.plan.text, FixedText) for sequence in sequences)
         )
         self._opened = [False] * len(sequences)
         self._finished: list[Ended] = []
@@ -304,7 +314,10 @@ class OpenAiStream:
         return "".join(frames).encode("utf-8", "surrogatepass") + DONE
 
     def _reason(self, ended: Ended) -> str:
-        finish = finish_reason(self._request.sequences[ended.index], ended)
+        sequence = self._request.sequences[ended.index]
+        finish = finish_reason(sequence, ended)
+        if sequence.plan.call is not None and finish["type"] == "stop":
+            finish["type"] = "tool_calls"
         return (
             f'{self._chunk_head(self._id)}{{"index":{ended.index},'
             f'"delta":{{"reasoning_content":null}},"logprobs":null,'
@@ -348,6 +361,15 @@ class OpenAiStream:
             opening = (
                 f'{head}{{"index":{index},"delta":{{"reasoning_content":null,"role":"assistant",'
                 '"content":""},"logprobs":null,"finish_reason":null,"matched_stop":null}]}\n\n'
+            )
+        if sequence.plan.call is not None:
+            usage = self._usage_field(sequence, last, cached)
+            deltas = call_deltas(sequence.plan.call, progress(sequence.plan, first, last))
+            return opening + "".join(
+                f'{head}{{"index":{index},"delta":{{"role":null,"content":null,'
+                f'"reasoning_content":null,"tool_calls":[{dumps(delta)}]}},"logprobs":null,'
+                f'"finish_reason":null,"matched_stop":null}}]{usage}}}\n\n'
+                for delta in deltas
             )
         spoken = sequence.plan.text.piece(first, last, final=ended is not None)
         logprobs = "null"

@@ -3,6 +3,7 @@
 Unlike vLLM's these are few validators and many fields that pass; unknown keys are ignored.
 """
 
+import json
 from collections.abc import Mapping
 
 from frontier_mock.wire.errors import Loc, Problem
@@ -182,8 +183,10 @@ def sampling_dict(fields: Fields, front: SglangFront, cap: int | None) -> dict[s
     params["sampling_seed"] = fields.get("seed")
     wanted = fields.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "json_schema":
-        params["json_schema"] = "{}"
+    if isinstance(wanted, dict) and kind == "json_schema":
+        inner = wanted.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        params["json_schema"] = json.dumps({} if schema is None else schema)
     elif kind == "json_object":
         params["json_schema"] = '{"type": "object"}'
     elif kind == "structural_tag":

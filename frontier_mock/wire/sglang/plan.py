@@ -8,6 +8,7 @@ from frontier_mock.wire.plan import plan_sequences
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.sampling import Sampling
 from frontier_mock.wire.sglang.served import SglangFront
+from frontier_mock.wire.structured import Write, writer_of
 from frontier_mock.wire.text import SyntheticText
 from frontier_mock.wire.tokenizer import TokenIds
 
@@ -65,12 +66,14 @@ def plan_prompt(
     priority: int = 0,
     rank: int | None = None,
     resumable: int = 0,
+    write: Write | None = None,
 ) -> tuple[list[SequencePlan], int]:
     """The n sequences of one prompt, and the clipped cap of each.
 
     `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter. `rank` is the
     data-parallel rank they are for, None if the server may choose. A prompt that ends with at
     least `resumable` tokens of output, if that is not 0, goes on with it (`wire.continuation`).
+    `write` prescribes the text, as does a shape that `sampling` asks for.
     """
     cap = clipped(sampling.max_new_tokens, len(ids), front_of(served))
     wishes: Fields = {}
@@ -89,10 +92,20 @@ def plan_prompt(
         wishes["stop"] = list(sampling.stop)
     if sampling.no_stop_trim:
         wishes["include_stop_str_in_output"] = True
+    if write is None and sampling.shape is not None:
+        write = writer_of({"structured_outputs": dict(sampling.shape)}, served.ring)
     plans = plan_sequences(
-        ids, prompt_index, n, max(1, cap), wishes, priority, served, resumable=resumable
+        ids,
+        prompt_index,
+        n,
+        max(1, cap),
+        wishes,
+        priority,
+        served,
+        resumable=resumable,
+        write=write,
     )
-    if sampling.stop:
+    if sampling.stop and write is None:
         plans = [_unheld(plan) for plan in plans]
     if rank is not None:
         plans = [replace(plan, submit=replace(plan.submit, rank=rank)) for plan in plans]

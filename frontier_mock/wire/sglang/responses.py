@@ -236,6 +236,12 @@ def _sampling(fields: Fields, served: ServedModel) -> dict[str, Json]:
     params |= {name: fields[name] for name in _SAMPLING if fields.get(name) is not None}
     cap = optional_int_field(fields, "max_output_tokens")
     params["max_new_tokens"] = None if cap is None else cap - _HEADROOM_TOKENS
+    text = fields.get("text")
+    shape = text.get("format") if isinstance(text, dict) else None
+    if isinstance(shape, dict) and shape.get("type") == "json_schema":
+        params["json_schema"] = json.dumps(shape.get("schema") or {})
+    elif isinstance(shape, dict) and shape.get("type") == "json_object":
+        params["json_schema"] = '{"type": "object"}'
     return params
 
 

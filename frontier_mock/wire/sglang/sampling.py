@@ -4,6 +4,7 @@ Keys, order and wording are those of SGLang 0.5.23: the gate is the schema `sgla
 texts are serde's; the checks are `SamplingParams.verify` and `normalize`.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -190,10 +191,28 @@ class Sampling:
     n: int = 1
     seed: int | None = None
     stream_interval: int = 0
-    structured: bool = False
+    shape: Mapping[str, Json] | None = None
+    """What the output must look like, as `wire.structured` takes it."""
 
 
 DEFAULT_SAMPLING = Sampling()
+
+
+_ANY_JSON = "$$ANY$$"
+
+
+def _shape(given: Mapping[str, Json]) -> Mapping[str, Json] | None:
+    """A schema or choices; other grammars do not shape the text. Raises ValueError for no JSON."""
+    schema = given.get("json_schema")
+    if isinstance(schema, str) and schema:
+        if schema == _ANY_JSON:
+            return {"json": {"type": "object"}}
+        try:
+            return {"json": json.loads(schema)}
+        except ValueError as error:
+            raise ValueError(f"json_schema is not valid JSON: {error}") from None
+    choices = given.get("choice")
+    return {"choice": choices} if isinstance(choices, list) and choices else None
 
 
 def read_sampling(given: Mapping[str, Json], vocab_size: int) -> Sampling:
@@ -235,7 +254,7 @@ def read_sampling(given: Mapping[str, Json], vocab_size: int) -> Sampling:
         n=_whole(given, "n", 1),
         seed=seed if isinstance(seed, int) else None,
         stream_interval=max(0, _whole(given, "stream_interval", 0)),
-        structured=constraints > 0,
+        shape=_shape(given),
     )
 
 
