@@ -156,6 +156,7 @@ def _deployment(worker: ResolvedWorker) -> Deployment:
         else worker.spec.scheduler.max_running_requests,
         sleep_mode=args.enable_sleep_mode,
         tokens_only=args.tokens_only,
+        trace_replay=args.enable_trace_replay,
         weight_transfer=args.weight_transfer_backend,
         enable_prefix_caching=worker.spec.scheduler.enable_prefix_caching,
     )

@@ -34,7 +34,7 @@ ENGINE_FLAGS = """
 --max-logprobs | int>=-1 | 20 | cap on logprobs a request may ask for
 --logprobs-mode | choice:raw_logits,raw_logprobs,processed_logits,processed_logprobs | - |
 --use-fp64-gumbel | switch | False |
---enable-trace-replay | switch | False |
+--enable-trace-replay | switch | False | let requests dictate their output, token by token
 --disable-sliding-window | switch | False |
 --disable-cascade-attn | switch | - |
 --skip-tokenizer-init | switch | False |

@@ -137,6 +137,7 @@ class VllmArgs:
     enable_scale_out: bool = False
     tokens_only: bool = False
     enable_sleep_mode: bool = False
+    enable_trace_replay: bool = False
     weight_transfer_backend: str = ""
     fingerprint_mode: str = "full"
     fingerprint_value: str | None = None

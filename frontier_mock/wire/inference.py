@@ -85,6 +85,7 @@ _SAMPLING: Mapping[str, Check] = {
     "allowed_token_ids": nullable(list_of(_INT)),
     "extra_args": nullable(mapping),
     "bad_words": nullable(list_of(string)),
+    "trace_decode_token_ids": nullable(list_of(integer(None, _MAX_ID))),
 }
 
 
@@ -139,12 +140,30 @@ def parse_inference(body: bytes, headers: Headers, served: ServedModel) -> Gener
     check_model(fields, served)
     _check_support(mode, n, fields, wishes, served)
     ids = _ids(fields["token_ids"])
+    _check_trace(wishes, n)
     try:
         return _plan(raw, fields, wishes, ids, headers, served)
     except ApiError as error:
         if error.late and flag_field(fields, "stream"):
             error.stream_kind = INFERENCE
         raise
+
+
+def _check_trace(wishes: Fields, n: int) -> None:
+    """A dictated output stands alone (`SamplingParams.verify`)."""
+    dictated = wishes.get("trace_decode_token_ids")
+    if dictated is None:
+        return
+    ids = ints_field(wishes, "trace_decode_token_ids")
+    if not ids:
+        raise ApiError(400, "trace_decode_token_ids must be a non-empty list.")
+    if n != 1:
+        raise ApiError(400, "trace_decode_token_ids requires n=1.")
+    if min(ids) < 0:
+        raise ApiError(400, "trace_decode_token_ids must contain non-negative integers.")
+    for name in ("prompt_logprobs", "structured_outputs"):
+        if wishes.get(name) is not None:
+            raise ApiError(400, f"trace_decode_token_ids is not supported with {name}.")
 
 
 def _check_mode(mode: str, fields: Fields, wishes: Fields) -> None:
@@ -161,6 +180,12 @@ def _check_support(mode: str, n: int, fields: Fields, wishes: Fields, served: Se
         raise ApiError(
             400,
             f"sampling_params.n must be at most the server's max_num_seqs ({most}), got {n}.",
+        )
+    if wishes.get("trace_decode_token_ids") and not served.deployment.trace_replay:
+        raise invalid(
+            "trace_decode_token_ids is set but trace replay is not enabled. Start the engine with "
+            "--enable-trace-replay to use it.",
+            late=True,
         )
     if served.deployment.tokens_only:
         if wishes.get("stop"):
@@ -226,6 +251,14 @@ def _plan(
     priority = int_field(fields, "priority", 0)
     n = int_field(wishes, "n", 1)
     write = writer_of(wishes, served.ring) if wishes.get("structured_outputs") else None
+    dictated = ints_field(wishes, "trace_decode_token_ids")
+    if dictated:
+        check_prompt_ids(np.array(dictated, np.uint32), served, encoded=False)
+        max_tokens = min(max_tokens, len(dictated))
+
+        def write(seed: int, key: int, choice: int) -> tuple[int, ...]:
+            return dictated
+
     plans = plan_sequences(
         ids, 0, n, max_tokens, wishes, priority, served, resumable=True, write=write
     )

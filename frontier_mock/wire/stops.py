@@ -5,6 +5,7 @@ rules are vLLM 0.33's: none but the cap applies to the first `min_tokens` tokens
 counts once its last character has appeared, and among equals tokens come before strings.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,12 +69,18 @@ def find_ending(ring: TextRing, start: int, rules: StopRules) -> Ending:
     return Ending(SyntheticText(ring, start, tokens, -1, cut, hold), "stop", matched)
 
 
-def fixed_ending(ring: TextRing, tokenizer: Tokenizer, written: str, max_tokens: int) -> Ending:
+def fixed_ending(
+    ring: TextRing, tokenizer: Tokenizer, written: str | Sequence[int], max_tokens: int
+) -> Ending:
     """How a prescribed text ends: with an end token after it, or at the cap.
 
     As a grammar that has come to its end allows nothing but the end token, it ends there even
-    where the client ignores ends.
+    where the client ignores ends. Prescribed token ids end with the last of them, as by a cap.
     """
+    if not isinstance(written, str):
+        pieces = [tokenizer.decode([token_id]) for token_id in written]
+        length = min(len(written), max_tokens)
+        return Ending(FixedText(ring, written, pieces, length), "length", None)
     ids: list[int] = tokenizer.encode(written).tolist()
     pieces = [tokenizer.token_text(token_id) for token_id in ids]
     if "".join(pieces) != written:

@@ -7,15 +7,15 @@ and `format` are not looked at, and regex, grammar and structural_tag do not sha
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from frontier_mock import rng
 from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Json
 
-Write = Callable[[int, int, int], str]
-"""The text for (seed, content key of the prompt, choice)."""
+Write = Callable[[int, int, int], str | Sequence[int]]
+"""The text, or the token ids, for (seed, content key of the prompt, choice)."""
 
 _MAX_DEPTH = 12
 _STRING_CHARS = (6, 40)

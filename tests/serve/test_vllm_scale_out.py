@@ -152,6 +152,35 @@ async def test_bad_requests_are_refused_in_vllms_words(
         assert said in answer.json()["error"]["message"]
 
 
+async def test_a_dictated_output_is_spoken_token_by_token() -> None:
+    gpus = Deployment(trace_replay=True)
+    async with live(rl_spec(gpus=gpus)) as server, client_of(server) as client:
+        told = [*b'{"any": "thing"} at all', 256]
+        params = {"trace_decode_token_ids": told, "logprobs": 0, "max_tokens": 500}
+        asked = body(output_mode="text", sampling_params=params)
+        (choice,) = (await client.post(GENERATE, json=asked)).json()["choices"]
+        assert choice["token_ids"] == told
+        assert choice["text"] == '{"any": "thing"} at all'
+        assert choice["finish_reason"] == "length"
+        cut = body(sampling_params={**params, "max_tokens": 5})
+        (choice,) = (await client.post(GENERATE, json=cut)).json()["choices"]
+        assert choice["token_ids"] == told[:5]
+        for change, said in (
+            ({"n": 2}, "requires n=1"),
+            ({"prompt_logprobs": 1}, "not supported with prompt_logprobs"),
+            ({"trace_decode_token_ids": []}, "non-empty list"),
+            ({"trace_decode_token_ids": [-1]}, "non-negative"),
+            ({"trace_decode_token_ids": [99_999]}, "out of vocabulary"),
+        ):
+            answer = await client.post(GENERATE, json=body(sampling_params={**params, **change}))
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
+    async with live(rl_spec()) as server, client_of(server) as client:
+        answer = await client.post(GENERATE, json=body(sampling_params=params))
+        assert answer.status_code == 400
+        assert "--enable-trace-replay" in answer.json()["error"]["message"]
+
+
 async def test_without_a_cap_the_room_in_the_context_is_used() -> None:
     async with live(rl_spec()) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
         asked = {"token_ids": [65] * 4000, "sampling_params": {}}
