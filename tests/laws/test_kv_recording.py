@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.observed import KvBatch, ObservedCluster
+from frontier_mock.cluster.specs import ConnectorSpec
 from frontier_mock.core.commands import Command
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_cache import KvCache
@@ -20,7 +22,9 @@ from frontier_mock.serving.kv_recording import (
 )
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec, SglangSchedulerSpec
+from tests.cluster.test_pairing import pools
 from tests.engine import LinearRankCost, ranked_cluster, toy_cluster
+from tests.laws.test_disaggregation import STYLES
 from tests.laws.test_macro_steps import commands, play, schedulers
 from tests.laws.test_sglang_macro_steps import schedulers as sglang_schedulers
 
@@ -124,6 +128,18 @@ def test_vllm_batches(spec: SchedulerSpec, data: st.DataObject) -> None:
 def test_sglang_batches(spec: SglangSchedulerSpec, data: st.DataObject) -> None:
     journal = data.draw(commands(spec.block_size, controls=True))
     check(toy(spec), journal)
+
+
+@SETTINGS
+@given(data=st.data())
+def test_batches_of_prefill_and_decode_engines(data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from(["vllm", "sglang"]))
+    spec = data.draw(schedulers() if family == "vllm" else sglang_schedulers())
+    style = data.draw(st.sampled_from(STYLES[family]))
+    journal = data.draw(commands(spec.block_size))
+    connector = ConnectorSpec("any", style, 0.05, data.draw(st.booleans()), style == "room")
+    fabric = FabricSpec(gpus_per_node=1, nic_bytes_per_s=data.draw(st.sampled_from([1e10, 1e6])))
+    check(pools(spec, connector, prefill=1, decode=2, fabric=fabric), journal)
 
 
 def test_nobody_listens() -> None:
