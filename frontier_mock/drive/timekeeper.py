@@ -59,6 +59,9 @@ from frontier_mock.simtime import SimTime
 _STALLS_KEPT = 100
 """How many stalls `stalls` remembers; `stall_count` counts them all."""
 
+_STALLED_KEPT = 1000
+"""How many actors `stalled_by` counts by name."""
+
 _GONE_KEPT = 100
 """How many actors whose connection was lost are remembered by name."""
 
@@ -516,6 +519,8 @@ class Timekeeper(Generic[TokenT, ItemT]):
         self._stalled = True
         self.stall_count += 1
         for name, _ in stall.holders:
+            if len(self.stalled_by) >= _STALLED_KEPT and name not in self.stalled_by:
+                name = "(others)"
             self.stalled_by[name] = self.stalled_by.get(name, 0) + 1
         self.stalls.append(stall)
         del self.stalls[:-_STALLS_KEPT]

@@ -351,6 +351,19 @@ def test_patience_turns_silence_into_a_stall_with_names() -> None:
     assert k.decide(300, 22 * MS) == Wait(42 * MS, "leases held")
 
 
+def test_stalls_of_ever_new_actors_do_not_pile_up() -> None:
+    k = keeper()
+    for turn in range(1100):
+        k.register(turn, [f"{turn:04d}"])
+        k.decide(None, 5000 * MS * turn)
+        k.decide(None, 5000 * MS * turn + 1000 * MS)
+        k.release([f"{turn:04d}"])
+    assert k.stall_count == 1100
+    assert len(k.stalls) == 100
+    assert len(k.stalled_by) == 1001
+    assert k.stalled_by["(others)"] == 100
+
+
 def test_strict_raises_at_the_first_stall() -> None:
     k = keeper(patience_ns=1, strict=True)
     k.register(1, ["slow"])
