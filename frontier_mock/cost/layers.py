@@ -14,6 +14,7 @@ import numpy as np
 from frontier_mock.cost.attention import Heads
 from frontier_mock.cost.collectives import curve_us, straggling
 from frontier_mock.cost.gemm import PACKED, gemm_us, packed_table
+from frontier_mock.cost.sampling import sampled_us
 from frontier_mock.cost.specs import ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables
 
@@ -23,11 +24,6 @@ _QUANT_BYTES: Final = 3
 """Bytes moved to turn one bf16 activation into fp8. Only attention's output needs a kernel of its
 own for that; the other three are fused by the compiler into the norm or activation before. Tables
 of block-fp8 layers include theirs."""
-
-_SAMPLER_US: Final = 60.0
-"""Fixed GPU time of the sampler (cost_model.md section 1.6)."""
-
-_SAMPLER_BYTES_PER_LOGIT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +219,7 @@ def head_us(spec: StepSpec, tables: KernelTables, shard: Shard, rows: Floats) ->
     if spec.parallel.tp > 1:
         curve = tables.all_gather[spec.parallel.tp]
         total = total + curve_us(curve, rows * (model.vocab_size * ACTIVATION_BYTES))
-    logits = rows * (model.vocab_size * _SAMPLER_BYTES_PER_LOGIT)
-    sampled: Floats = total + (_SAMPLER_US + logits / hw.hbm_bytes_per_s * 1e6)
+    sampled: Floats = total + sampled_us(hw, model.vocab_size, spec.sampling, rows)
     return sampled
 
 

@@ -152,6 +152,16 @@ class LoraSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """Shares of the requests, 0 to 1, that sample with top-p or top-k, with penalties, and under
+    a grammar."""
+
+    top_p: float = 0.0
+    penalties: float = 0.0
+    grammar: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PrecisionSpec:
     """Bytes and kernels: `weights` as `ModelSpec.checkpoint_weights`, `kv` is "bf16" or "fp8".
 
@@ -212,3 +222,4 @@ class StepSpec:
     cudagraph_sizes: tuple[int, ...]
     routing: RoutingSpec = RoutingSpec()
     lora: LoraSpec | None = None
+    sampling: SamplingSpec = SamplingSpec()

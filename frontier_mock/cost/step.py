@@ -49,6 +49,7 @@ from frontier_mock.cost.lora import lora_us
 from frontier_mock.cost.moe import ExpertPrice, expert_layer_us, expert_table
 from frontier_mock.cost.polylines import lines_of, raised_to
 from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
+from frontier_mock.cost.sampling import GRAMMAR_S
 from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables, RaggedFit
@@ -161,7 +162,8 @@ class TabledStepCost:
             self._latent = LatentPrice(model.latent, hw, decode_heads)
         self._experts = ExpertPrice(spec, tables, self._shard) if model.experts else None
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
-        self._cpu_request_ns = spec.engine.cpu_request_s * 1e9
+        masks_s = spec.sampling.grammar * GRAMMAR_S
+        self._cpu_request_ns = (spec.engine.cpu_request_s + masks_s) * 1e9
         self._eager_ns = eager_launch_us(spec) * 1e3
         self._token_ns: list[float] = []
         self._moved_ns: list[float] = []

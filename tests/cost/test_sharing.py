@@ -20,6 +20,7 @@ from frontier_mock.cost.specs import (
     ParallelSpec,
     PrecisionSpec,
     RoutingSpec,
+    SamplingSpec,
     StepSpec,
 )
 from frontier_mock.cost.step import TabledStepCost, build_step_cost
@@ -166,3 +167,23 @@ def test_a_scenario_says_how_popular_experts_are() -> None:
     assert cost.mixed(0, 0, prompt) > plain.mixed(0, 0, prompt)
     with pytest.raises(ConfigError, match=r"experts: meta-llama/Llama-3\.1-8B-Instruct has none"):
         resolve_scenario(scenario_of(LLAMA, "{}"))
+
+
+def test_sorting_and_penalties_cost_the_gpu_and_grammars_the_cpu() -> None:
+    plain = make(LLAMA, ParallelSpec())
+    kinds = {
+        name: build_step_cost(replace(plain.spec, sampling=sampling), load_kernels("h800"))
+        for name, sampling in (
+            ("sorted", SamplingSpec(top_p=1.0)),
+            ("half", SamplingSpec(top_p=0.5)),
+            ("penalised", SamplingSpec(penalties=0.1)),
+            ("masked", SamplingSpec(grammar=1.0)),
+        )
+    }
+    base = decode_ns(plain, 64, 64_000)
+    more = {name: decode_ns(cost, 64, 64_000) - base for name, cost in kinds.items()}
+    assert more["sorted"] == pytest.approx(2 * more["half"], rel=0.01)
+    assert more["penalised"] == pytest.approx(30_000, rel=0.01)
+    assert 0 < more["masked"] < more["sorted"]  # the CPU still hides behind the GPU
+    crowd = decode_ns(kinds["masked"], 512, 512 * 100) - decode_ns(plain, 512, 512 * 100)
+    assert crowd > 10e6
