@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,9 +41,11 @@ from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import InFlight
 from frontier_mock.serve.sglang_streaming import ended as conclude
 from frontier_mock.serve.sglang_streaming import refusal as refusal_over_http
+from frontier_mock.serve.streaming import ERROR
 from frontier_mock.wire.grpc_sglang import SglangSpeech, aggregate, load_message, read_generate
 from frontier_mock.wire.grpc_status import GrpcError, code_of_http, invalid_argument
 from frontier_mock.wire.render import dumps
+from frontier_mock.wire.sglang.disaggregation import failure
 from frontier_mock.wire.sglang.errors import SglangError
 from frontier_mock.wire.sglang.info import rank_load, read_include, server_info
 from frontier_mock.wire.sglang.plan import front_of
@@ -91,7 +94,12 @@ class SglangScheduler:
             return
 
         def ended(ticket: Ticket, flight: Flight, reason: str) -> Any:
-            return conclude(state, entry, ticket, flight, reason)
+            result = conclude(state, entry, ticket, flight, reason)
+            if reason != ERROR:
+                return result
+            # A prompt's KV has not come: an abort with a status.
+            why = failure(state.disaggregation_mode, result.scheduled_ns >= 0)
+            return replace(result, reason="abort", status=500, message=why)
 
         def left() -> None:
             state.leave(entry)

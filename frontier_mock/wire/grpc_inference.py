@@ -19,6 +19,7 @@ from frontier_mock.wire.generation import HandedOver, LogprobsPlan, Outcome, Seq
 from frontier_mock.wire.grpc_logprobs import Position, positions
 from frontier_mock.wire.grpc_status import (
     FAILED_PRECONDITION,
+    INTERNAL,
     NOT_FOUND,
     GrpcError,
     code_of_http,
@@ -275,7 +276,10 @@ class InferenceSpeech:
     def _end(self, output: pb.SequenceOutput, ended: Outcome) -> None:
         info = output.finish_info
         info.num_output_tokens = ended.output_tokens
-        info.finish_reason = _REASONS[ended.finish_reason]
+        reason = _REASONS.get(ended.finish_reason)
+        if reason is None:
+            raise GrpcError(INTERNAL, "Internal server error")
+        info.finish_reason = reason
         handed_over = self._call.handed_over
         told = None if handed_over is None else handed_over.params(ended)
         if told is not None:
