@@ -272,6 +272,20 @@ megamoe,deepep_v2,pplx,ascend_tp | - |
 --speculative-ngram-external-corpus-path | text | - |
 --speculative-ngram-external-sam-budget | int | 0 |
 --speculative-ngram-external-corpus-max-tokens | int | 10000000 |
+--reasoning-parser | choice:auto,apertus2509,beam,deepseek-r1,deepseek-v3,deepseek-v4,\
+deepseek-v41,dots,glm45,ling3,hunyuan,gpt-oss,k2_horizon,kimi,kimi_k2,kimi_k3,mimo,muse,\
+poolside_v1,qwen3,qwen3-thinking,minimax,minimax-append-think,minimax-m3,nanbeige,step3,step3p5,\
+mistral,nemotron_3,granite_thinking_parser,interns1,gemma4,inkling,iquest_q1,cohere_command4,\
+gigachat35,response_template | - | Anthropic's thinking may be asked for
+--tool-call-parser | choice:auto,apertus2509,beam,cohere_command4,deepseekv3,deepseekv31,\
+deepseekv32,deepseekv4,deepseekv41,dots,glm,glm45,glm47,gpt-oss,k2_horizon,kimi_k2,kimi_k3,lfm2,\
+ling3,llama3,mimo,minicpm5,mistral,muse,poolside_v1,pythonic,qwen,qwen25,qwen3_coder,spark25,\
+step3,step3p5,minimax-m2,minimax-m3,nanbeige,trinity,interns1,hermes,hunyuan,gigachat3,gigachat35,\
+gemma4,inkling,iquest_q1,response_template | - | forced calls are told apart as tool_calls
+--sampling-backend | choice:flashinfer,pytorch,ascend,intel_xpu | - |
+--kv-canary-real-data | choice:none,partial,all | none |
+--monokernel-backend | choice:amd | - |
+--enable-flashinfer-allreduce-fusion | flag | False |
 --disable-cuda-graph | flag | False | no CUDA graphs
 --enable-dp-attention | flag | False | the data-parallel size is that of attention
 """

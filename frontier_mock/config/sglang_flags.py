@@ -6,7 +6,7 @@ from typing import Any
 
 from frontier_mock.config.afd import AfdArgs, afd_of_sglang, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
-from frontier_mock.config.flags import Flag, parse, read_table
+from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
 from frontier_mock.config.vllm_flags import SimulatorArgs, simulator_flags
@@ -116,7 +116,8 @@ def parse_sglang_serve(argv: Sequence[str]) -> SglangServeArgs:
 
     Raises ConfigError on an unknown flag, a bad value, or one that is not simulated.
     """
-    given = parse(sglang_flags() + simulator_flags(), argv, positional="model_tag")
+    flags = sglang_flags() + simulator_flags()
+    given = parse(flags, expand_config_file(flags, argv), positional="model_tag")
     model_tag = given.pop("model_tag", None)
     if model_tag is not None:
         given["model_path"] = model_tag

@@ -9,7 +9,12 @@ from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines, read_recording
 from frontier_mock.config.resolve import resolve_scenario, resolve_single_sglang
 from frontier_mock.config.scenario import parse_scenario
-from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
+from frontier_mock.config.sglang_flags import (
+    SglangArgs,
+    parse_sglang_args,
+    parse_sglang_serve,
+    sglang_flags,
+)
 from frontier_mock.config.workloads import TraceSearch
 from frontier_mock.core.journal import Journal
 from frontier_mock.serving.specs import SglangSchedulerSpec
@@ -31,14 +36,33 @@ def test_every_flag_of_the_release_is_accepted_under_its_own_name() -> None:
     if not FACTS.exists():
         pytest.skip(f"{FACTS} is not here; it comes with the project's shared data")
     known = {flag.name for flag in sglang_flags()}
-    hidden = {"disable_cuda_graph", "enable_dp_attention"}
+    # Fields without a generated flag, for which `add_cli_args` spells one out.
+    spelled = {"disable_cuda_graph", "enable_dp_attention", "sampling_backend"}
+    spelled |= {"kv_canary_real_data", "reasoning_parser", "tool_call_parser"}
     for line in FACTS.read_text().splitlines():
         if line.startswith("##") or ":" not in line:
             continue
         name = line.split(":")[0]
-        if "nocli" in line.lower() and name not in hidden:
+        if "nocli" in line.lower() and name not in spelled:
             continue
         assert name in known, name
+
+
+def test_parsers_of_output_have_names() -> None:
+    args, _ = parse_sglang_args(
+        ["--model", MODEL, "--tool-call-parser", "qwen25", "--reasoning-parser", "auto"]
+    )
+    assert dict(args.given)["tool_call_parser"] == "qwen25"
+    with pytest.raises(ConfigError, match="--tool-call-parser"):
+        parse_sglang_args(["--model", MODEL, "--tool-call-parser", "qwen26"])
+
+
+def test_a_file_may_hold_flags(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(f"model-path: {MODEL}\npage-size: 16\nenable-metrics: true\n")
+    args = parse_sglang_serve(["--config", str(file), "--page-size", "32"]).sglang
+    given = dict(args.given)
+    assert (args.model_path, given["page_size"], given["enable_metrics"]) == (MODEL, 32, True)
 
 
 def test_flags_without_effect_are_named() -> None:
