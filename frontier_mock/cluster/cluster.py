@@ -70,6 +70,7 @@ class Cluster:
         self._decode_router = self._build_router(spec.decode_policy, self._decode)
         self._limited = [limited(worker.scheduler) for worker in spec.workers]
         self._live: dict[int, Sequence] = {}
+        self._expected: dict[int, Sequence] = {}
         self._sweep_at = 1024
         self._next_rid = 0
         if self._timeline:
@@ -313,18 +314,28 @@ class Cluster:
             self._deliver(sender)
             if transfer.style != "pull":
                 self._deliver(receiver)
+            else:
+                self.workers[second].expected += 1
+                self._expected[rid] = receiver
 
     def _hand_on(self, leg: int, t_ns: SimTime) -> None:
         """A prefill leg has finished: its decode leg is sent on."""
-        if leg < -1:
-            seq = self._live[prefill_leg(leg)]
-            if seq.state == FRONTEND:
-                self._deliver(seq, t_ns + 1)
+        seq = self._no_longer_expected(leg)
+        if seq is not None:
+            self._deliver(seq, t_ns + 1)
+
+    def _no_longer_expected(self, leg: int) -> Sequence | None:
+        """The decode leg that waited for a prefill leg, if it still does."""
+        seq = self._expected.pop(prefill_leg(leg), None)
+        if seq is None:
+            return None
+        self.workers[seq.worker].expected -= 1
+        return seq if seq.state == FRONTEND else None
 
     def _fail_leg(self, leg: int, t_ns: SimTime) -> None:
         """A prefill leg has ended otherwise: so does its decode leg, if that is still to come."""
-        seq = self._live.get(prefill_leg(leg)) if leg < -1 else None
-        if seq is not None and seq.state == FRONTEND:
+        seq = self._no_longer_expected(leg)
+        if seq is not None:
             seq.verdict = "error"
             self.workers[seq.worker].abort(seq, t_ns)
 

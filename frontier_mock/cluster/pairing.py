@@ -231,6 +231,8 @@ class Pairing:
     def gone(self, seq: Seq, t_ns: SimTime) -> None:
         """A side has ended; the other will hear of it."""
         transfer = _transfer(seq)
+        if transfer.sends:
+            self.failed_leg(seq.rid, t_ns)
         room = self._rooms.get(transfer.key)
         side = None if room is None else room.sender if transfer.sends else room.receiver
         # A receiver may be gone before its engine had it; its sender need not wait for it.
@@ -240,7 +242,6 @@ class Pairing:
             self._stop(room, t_ns)
         if transfer.sends:
             room.sender = None
-            self.failed_leg(seq.rid, t_ns)
             if room.receiver is None:
                 self._close(room)
             else:

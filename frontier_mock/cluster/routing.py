@@ -52,7 +52,10 @@ class Router:
         return self._prefix_aware(prompt, now_ns)
 
     def _load(self, index: int) -> int:
-        return sum(rank.in_frontend + rank.scheduler.num_live for rank in self._servers[index])
+        return sum(
+            rank.in_frontend + rank.expected + rank.scheduler.num_live
+            for rank in self._servers[index]
+        )
 
     def _prefix_aware(self, prompt: Prompt, now_ns: SimTime) -> int:
         """Longest cached prefix first, least loaded where the gap is large or nothing is cached."""

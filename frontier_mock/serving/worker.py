@@ -103,6 +103,8 @@ class Worker:
         self.step_log: list[StepRun] | None = None
         """Give it a list before the first step, and it gets every run of steps."""
         self.in_frontend = 0
+        self.expected = 0
+        """Sequences whose prompt is being computed elsewhere, and that will come then."""
         self.on_output: Callable[[SimTime], None] | None = None
         self._true_cost = self._cost = cost
         self._log = log

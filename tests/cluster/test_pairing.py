@@ -82,6 +82,7 @@ def check_rest(cluster: Cluster) -> None:
     assert cluster.pairing.num_open == 0
     assert len(cluster.pairing.fabric) == 0
     for worker in cluster.workers:
+        assert worker.in_frontend == worker.expected == 0
         worker.kv.check()
         assert worker.kv.num_free == worker.kv.num_blocks
         assert worker.scheduler.num_live == 0
