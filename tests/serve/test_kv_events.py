@@ -15,6 +15,7 @@ zmq_asyncio = pytest.importorskip("zmq.asyncio")
 from frontier_mock.config.errors import ConfigError  # noqa: E402
 from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed, read_also  # noqa: E402
 from frontier_mock.core.commands import Flush  # noqa: E402
+from frontier_mock.serve import kv_events  # noqa: E402
 from frontier_mock.serve.kv_events import Told  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
 from frontier_mock.wire.kv_hashes import VllmHasher  # noqa: E402
@@ -180,6 +181,31 @@ async def test_subscriber_gets_every_batch_in_order() -> None:
         # What came before the subscription was known is lost, as with any PUB socket.
         assert len(seen) >= 3
         assert seen == list(range(seen[0], seen[0] + len(seen)))
+
+
+async def test_an_end_waits_until_subscribers_had_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per instant that ends a response, and only if something was published just before."""
+    now_s = [100.0]
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now_s[0] += seconds
+
+    monkeypatch.setattr(kv_events.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(kv_events.time, "sleep", sleep)
+    async with (
+        live(replace(spec_of(), kv_settle_s=0.25)) as server,
+        aiohttp.ClientSession(server.urls[0]) as client,
+    ):
+        # Two choices end at the same instant, which stores their blocks: one wait for both.
+        body = {"model": "mock", "prompt": [1] * 64, "max_tokens": 40, "n": 2, "ignore_eos": True}
+        assert (await client.post("/v1/completions", json=body)).status == 200
+        assert waits == [0.25]
+        # Nothing new is stored by the same prompt with one token of output.
+        now_s[0] += 10.0
+        await ask(client, [1] * 64, output=1)
+        assert waits == [0.25]
 
 
 async def test_each_rank_has_a_publisher() -> None:
