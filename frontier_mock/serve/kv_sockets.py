@@ -33,7 +33,9 @@ class Outlet:
 
     def __init__(self, config: KvEventsConfig, host: str | None, context: Context) -> None:
         self._topic = config.topic.encode()
-        self._buffer: deque[tuple[int, bytes]] = deque(maxlen=config.buffer_steps)
+        # Without a socket to ask at, what is kept could never be told.
+        kept = 0 if config.replay_endpoint is None else config.buffer_steps
+        self._buffer: deque[tuple[int, bytes]] = deque(maxlen=kept)
         self._pub = context.socket(zmq.PUB)
         self._replay: zmq.Socket[bytes] | None = None
         self._pub.set_hwm(config.hwm)
