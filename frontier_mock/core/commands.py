@@ -49,7 +49,8 @@ class Submit:
     full block, once output tokens fill them; empty if generated text can never be a prefix.
     `worker` is an engine; of a server with data-parallel ranks it is the first one, and `rank`
     says which of them is meant, -1 if the server may choose. `transfer` is set if the prompt is
-    computed on one engine and the output on another.
+    computed on one engine and the output on another. Without `reads_cache` all of the prompt is
+    computed, whatever is cached (vLLM's `skip_reading_prefix_cache`).
     """
 
     prompt: Prompt
@@ -62,6 +63,7 @@ class Submit:
     tag: str = ""
     rank: int = -1
     transfer: Transfer | None = None
+    reads_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
     if not isinstance(command, Submit):
         return json.dumps({"t": stamp_ns, **_control_fields(command)})
     keys = command.prompt.block_keys(block_tokens)
-    pinned = {} if command.rank < 0 else {"rank": command.rank}
+    rare: dict[str, object] = {} if command.rank < 0 else {"rank": command.rank}
+    if not command.reads_cache:
+        rare["reads_cache"] = False
     return json.dumps(
         {
             "t": stamp_ns,
@@ -59,7 +61,7 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
             "output_keys": _pack(command.output_keys),
             "priority": command.priority,
             "tag": command.tag,
-            **pinned,
+            **rare,
             **_transfer_fields(command.transfer),
         }
     )
@@ -118,6 +120,7 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         tag=str(fields["tag"]),
         rank=_int(fields.get("rank", -1)),
         transfer=_transfer(fields.get("transfer")),
+        reads_cache=fields.get("reads_cache") is not False,
     )
 
 

@@ -290,7 +290,16 @@ def _plan(
         )
         write = json_writer(forced.parameters, served.ring, frame)
     plans = plan_sequences(
-        ids, 0, n, max_tokens, fields, priority, served, resumable=resumable, write=write
+        ids,
+        0,
+        n,
+        max_tokens,
+        fields,
+        priority,
+        served,
+        resumable=resumable,
+        write=write,
+        reads_cache=logprobs is None or logprobs.prompt is None,
     )
     if forced is not None:
         plans = [replace(plan, call=forced.call(served)) for plan in plans]

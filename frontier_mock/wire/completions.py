@@ -224,7 +224,16 @@ def _plan(
         check_prompt_ids(ids, served, encoded=isinstance(prompt, str))
         resumable = not isinstance(prompt, str)
         plans += plan_sequences(
-            ids, i, n, max_tokens, fields, priority, served, resumable=resumable, write=write
+            ids,
+            i,
+            n,
+            max_tokens,
+            fields,
+            priority,
+            served,
+            resumable=resumable,
+            write=write,
+            reads_cache=logprobs is None or logprobs.prompt is None,
         )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = extras.return_ids

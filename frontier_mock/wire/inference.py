@@ -85,6 +85,7 @@ _SAMPLING: Mapping[str, Check] = {
     "allowed_token_ids": nullable(list_of(_INT)),
     "extra_args": nullable(mapping),
     "bad_words": nullable(list_of(string)),
+    "skip_reading_prefix_cache": nullable(boolean),
     "trace_decode_token_ids": nullable(list_of(integer(None, _MAX_ID))),
 }
 
@@ -260,7 +261,18 @@ def _plan(
             return dictated
 
     plans = plan_sequences(
-        ids, 0, n, max_tokens, wishes, priority, served, resumable=True, write=write
+        ids,
+        0,
+        n,
+        max_tokens,
+        wishes,
+        priority,
+        served,
+        resumable=True,
+        write=write,
+        reads_cache=not flag_field(
+            wishes, "skip_reading_prefix_cache", bool(logprobs and logprobs.prompt is not None)
+        ),
     )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = flag_field(fields, "return_token_ids")

@@ -213,11 +213,14 @@ def plan_sequences(
     *,
     resumable: int = 0,
     write: Write | None = None,
+    reads_cache: bool = True,
 ) -> list[SequencePlan]:
     """The n choices of one prompt: their text, their end, and the command that submits each.
 
     A prompt that ends with at least `resumable` tokens of output is taken for one, and its first
-    choice goes on with that output (`wire.continuation`); 0 takes none.
+    choice goes on with that output (`wire.continuation`); 0 takes none. `write` says what the text
+    is where the request prescribes its shape (`wire.structured`). A prompt whose own logprobs are
+    wanted must be computed whole, and so does not read the cache.
     """
     ring = served.ring
     size = ring.block_tokens
@@ -256,6 +259,7 @@ def plan_sequences(
             served.worker,
             priority,
             after,
+            reads_cache=reads_cache,
         )
         index = prompt_index * n + choice
         plans.append(SequencePlan(index, prompt_index, submit, text, ending.stop_reason))

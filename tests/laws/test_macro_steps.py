@@ -80,6 +80,7 @@ def commands(draw: st.DrawFn, block: int, *, controls: bool = False) -> list[tup
                     max_tokens=output + draw(st.sampled_from([0, 5])),
                     finish_reason=draw(st.sampled_from(["length", "stop"])),
                     priority=draw(st.integers(0, 2)),
+                    reads_cache=draw(st.integers(0, 5)) > 0,
                 ),
             )
         )

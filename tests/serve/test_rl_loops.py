@@ -82,6 +82,7 @@ async def test_a_loop_of_trl_generates_scores_and_updates() -> None:
                 assert ids == choice["token_ids"]
                 assert all(-20 < figure < 0 for figure in figures)
             assert {choice["finish_reason"] for choice in choices} == {"stop", "length"}
+            queried = server.cluster.workers[0].scheduler.query_tokens
             # The teacher's view of the same sequences: one token is generated and thrown away.
             sequences = [choice["prompt_token_ids"] + choice["token_ids"] for choice in choices[:3]]
             scored = await post(
@@ -89,6 +90,7 @@ async def test_a_loop_of_trl_generates_scores_and_updates() -> None:
                 {"prompt": sequences, "max_tokens": 1, "prompt_logprobs": 2, "temperature": 1.0},
             )
             tokens += len(sequences)
+            assert server.cluster.workers[0].scheduler.query_tokens == queried
             for choice, score in zip(choices, scored["choices"], strict=False):
                 start = len(choice["prompt_token_ids"])
                 entries = score["prompt_logprobs"][start:]

@@ -578,7 +578,8 @@ class VllmScheduler:
                 seq.keys = seq.submit.prompt.block_keys(block)
             goal = seq.goal
             keys = self._content_keys(seq, goal // block) if seq.base else seq.keys
-            match = kv.lookup(keys, (goal - 1) // block)
+            reads = seq.submit.reads_cache
+            match = kv.lookup(keys, (goal - 1) // block if reads else 0)
             hit = match.num_blocks * block
             # A prompt with but one token left to compute is no prefill to this rule.
             remote = seq.transfer is not None and not seq.transfer.sends
@@ -611,7 +612,7 @@ class VllmScheduler:
             resumed = seq.preemptions > 0
             if seq.cached_tokens < 0:
                 seq.cached_tokens = hit
-                self.query_tokens += goal
+                self.query_tokens += goal if reads else 0
                 self.hit_tokens += hit
             self._join_running(seq)
             self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
