@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
 grpc = pytest.importorskip("grpc")
@@ -59,6 +60,24 @@ def request(prompt: list[int] | None = None, **changes: Any) -> pb.GenerateReque
             **changes,
         }
     )
+
+
+async def test_schema_shapes_the_output_as_over_http(server: ClusterServer, scheduler: Any) -> None:
+    schema = json.dumps({"type": "object", "properties": {"age": {"type": "integer"}}})
+    sampling = {"max_new_tokens": 100, "json_schema": schema}
+    (answer,) = await answers(scheduler.Generate(request(sampling=sampling)))
+    async with httpx.AsyncClient(base_url=server.urls[0]) as client:
+        asked = {"input_ids": [1, 2, 3], "sampling_params": {**sampling, "ignore_eos": True}}
+        whole = (await client.post("/generate", json=asked)).json()
+    assert list(answer.complete.output_ids) == whole["output_ids"]
+    assert set(json.loads(whole["text"])) == {"age"}
+    for wrong in ("{", "[" * 100_000):
+        call = scheduler.Generate(request(sampling={"json_schema": wrong}))
+        code, message = await refused(call)
+        assert (code, message.split(":")[0]) == (
+            "INVALID_ARGUMENT",
+            "json_schema is not valid JSON",
+        )
 
 
 async def test_stream_has_new_tokens_and_all_counts(scheduler: Any) -> None:

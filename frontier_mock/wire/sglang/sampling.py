@@ -209,7 +209,7 @@ def _shape(given: Mapping[str, Json]) -> Mapping[str, Json] | None:
             return {"json": {"type": "object"}}
         try:
             return {"json": json.loads(schema)}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"json_schema is not valid JSON: {error}") from None
     choices = given.get("choice")
     return {"choice": choices} if isinstance(choices, list) and choices else None
