@@ -6,7 +6,7 @@ scenarios, command lines and config files have been read. Keys that clients must
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from frontier_mock.config.resolve import (
 )
 from frontier_mock.config.sglang_flags import SglangArgs
 from frontier_mock.config.vllm_flags import VllmArgs
-from frontier_mock.core.commands import AUTO_WORKER, Command, Submit
+from frontier_mock.core.commands import AUTO_WORKER, Change, Command, Submit
 from frontier_mock.core.journal import Journal, JournalError, from_lines, to_line
 from frontier_mock.simtime import SimTime
 
@@ -58,6 +58,7 @@ def journal_head(cluster: ResolvedCluster) -> str:
     head = {MARK: VERSION, "seed": seed, "router": router, "workers": workers}
     head["decode_router"] = cluster.spec.decode_policy
     head["fabric"] = asdict(cluster.spec.fabric)
+    head["timeline"] = [[t_ns, *astuple(change)] for t_ns, change in cluster.spec.timeline]
     return json.dumps(head)
 
 
@@ -124,6 +125,7 @@ def _cluster(head: dict[str, Any]) -> ResolvedCluster:
         int(head["seed"]),
         decode_policy=str(head.get("decode_router", "round_robin")),
         fabric=FabricSpec(**head.get("fabric", {})),
+        timeline=tuple((t_ns, Change(*change)) for t_ns, *change in head.get("timeline", [])),
     )
     return cluster_of(workers, like)
 

@@ -19,6 +19,7 @@ from frontier_mock.config.profiles import load_engine, load_hardware, load_kerne
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
 from frontier_mock.config.sglang_flags import SglangArgs
+from frontier_mock.config.timeline import changes
 from frontier_mock.config.vllm_flags import (
     DISPATCH_BACKENDS,
     FP8_KV_TYPES,
@@ -128,11 +129,24 @@ def resolve_scenario(
         scenario.decode_policy,
         fabric=scenario.fabric,
     )
-    return cluster_of(workers, like)
+    resolved = cluster_of(workers, like)
+    timeline = changes(scenario.timeline, _servers(resolved))
+    return replace(resolved, spec=replace(resolved.spec, timeline=timeline))
+
+
+def _servers(resolved: ResolvedCluster) -> list[tuple[str, int, float]]:
+    """Name, first engine and seconds to load of each server."""
+    servers, first = [], 0
+    for worker in resolved.workers:
+        load_s = worker.memory.weights_bytes / worker.spec.step.hardware.pcie_bytes_per_s
+        servers.append((worker.spec.name, first, load_s))
+        first += worker.spec.dp_size
+    return servers
 
 
 def _routed(spec: WorkerSpec, group: WorkerGroup) -> WorkerSpec:
-    """The same worker with experts as popular as the scenario says."""
+    """The same worker with requests that sample, and experts as popular, as the scenario says."""
+    spec = replace(spec, step=replace(spec.step, sampling=group.sampling))
     if group.routing is None:
         return spec
     if spec.step.model.experts is None:

@@ -37,9 +37,10 @@ from frontier_mock.config.kv_transfer import (
 )
 from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
+from frontier_mock.config.timeline import Happening, read_timeline
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
-from frontier_mock.cost.specs import ParallelSpec, RoutingSpec
+from frontier_mock.cost.specs import ParallelSpec, RoutingSpec, SamplingSpec
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.workload.specs import WorkloadSpec
 
@@ -81,6 +82,7 @@ class WorkerGroup:
     grpc_port: int | None = None
     sglang: SglangArgs | None = None
     routing: RoutingSpec | None = None
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class ScenarioSpec:
     source: str
     decode_policy: str = "round_robin"
     fabric: FabricSpec = field(default_factory=FabricSpec)
+    timeline: tuple[Happening, ...] = ()
     prices: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -120,7 +123,8 @@ PRICES = Key(
     "USD per GPU and hour by hardware; those of the profiles are placeholders",
 )
 FABRIC = Key("fabric", optional(mapping()), None, "what moves KV between prefill and decode")
-CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER, PRICES, FABRIC)
+TIMELINE = Key("timeline", listing("a list of changes"), (), "what happens to workers, and when")
+CLUSTER_KEYS: tuple[Key[Any], ...] = (WORKERS, ROUTER, PRICES, FABRIC, TIMELINE)
 
 POLICY = Key("policy", one_of(*POLICIES), "round_robin", "how requests are spread")
 DECODE_POLICY = Key(
@@ -147,6 +151,7 @@ GRPC_PORT = Key(
 )
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
 AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
+SAMPLING = Key("sampling", optional(mapping()), None, "how requests sample, as far as it costs")
 EXPERTS = Key("experts", optional(mapping()), None, "how popular the model's experts are")
 WORKER_KEYS: tuple[Key[Any], ...] = (
     WORKER_NAME,
@@ -162,7 +167,13 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     GRPC_PORT,
     AFD,
     EXPERTS,
+    SAMPLING,
 )
+
+TOP_P = Key("top_p", number(0, 1), 0.0, "share of requests with top-p or top-k")
+PENALTIES = Key("penalties", number(0, 1), 0.0, "share with penalties")
+GRAMMAR = Key("grammar", number(0, 1), 0.0, "share with structured output")
+SAMPLING_KEYS: tuple[Key[Any], ...] = (TOP_P, PENALTIES, GRAMMAR)
 
 POPULARITY = Key(
     "popularity", one_of("model", "uniform", "zipf"), "model", "model: what is assumed of any"
@@ -246,6 +257,7 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         source=source,
         decode_policy=decode_policy,
         fabric=fabric,
+        timeline=() if cluster is None else _read_changes(cluster),
         prices={} if cluster is None else _read_prices(cluster),
     )
 
@@ -296,6 +308,10 @@ def _read_pools(cluster: Value | None, groups: tuple[WorkerGroup, ...]) -> tuple
     if router is not None:
         policy = open_section(router, ROUTER_KEYS).get(DECODE_POLICY)
     return policy, read_fabric(section.get(FABRIC))
+
+
+def _read_changes(cluster: Value) -> tuple[Happening, ...]:
+    return read_timeline(open_section(cluster, CLUSTER_KEYS).get(TIMELINE))
 
 
 def _read_prices(cluster: Value) -> dict[str, float]:
@@ -350,7 +366,16 @@ def _read_worker(value: Value) -> WorkerGroup:
         where=f"{value.source}:{value.line}: {value.path}",
         sglang=sglang,
         routing=_read_experts(section),
+        sampling=_read_sampling(section),
     )
+
+
+def _read_sampling(section: Section) -> SamplingSpec:
+    value = section.get(SAMPLING)
+    if value is None:
+        return SamplingSpec()
+    keys = open_section(value, SAMPLING_KEYS)
+    return SamplingSpec(keys.get(TOP_P), keys.get(PENALTIES), keys.get(GRAMMAR))
 
 
 def _read_experts(section: Section) -> RoutingSpec | None:
