@@ -178,6 +178,7 @@ def test_a_trace_orders_the_routers(tmp_path: Path) -> None:
     for name, policy in (
         ("vllm-router", "kv_aware"),
         ("smg", "cache_aware"),
+        ("sglang-router", "cache_aware"),
         ("vllm-router", "round_robin"),
     ):
         log = tmp_path / f"{name}-{policy}.log"
@@ -192,9 +193,9 @@ def test_a_trace_orders_the_routers(tmp_path: Path) -> None:
         rates = stats["beyond_common_prefix"]
         assert rates["unlimited"] >= rates["oracle"] >= rates["taken"]
         assert rates["unlimited"] >= rates["hit"]
-        hits[policy] = rates["hit"]
-    assert hits["kv_aware"] > hits["round_robin"]
-    assert hits["cache_aware"] > hits["round_robin"]
+        hits[name, policy] = rates["hit"]
+    worst = hits.pop(("vllm-router", "round_robin"))
+    assert min(hits.values()) > worst
 
 
 def test_smg_believes_in_the_loads_there_are(tmp_path: Path) -> None:
