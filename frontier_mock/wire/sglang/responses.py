@@ -7,6 +7,7 @@ background and looking up a response are refused as on a server without it
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from frontier_mock.wire.errors import ApiError
@@ -34,6 +35,7 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.plan import Headers, actor_of
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.calls import forced_call
 from frontier_mock.wire.sglang.chat import chat_prompt
 from frontier_mock.wire.sglang.errors import SglangError, nested_error, responses_error
 from frontier_mock.wire.sglang.generate import (
@@ -129,7 +131,8 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
         raise responses_error(error.message, 400) from None
     _refuse(fields, served)
     try:
-        prompt = chat_prompt(_as_chat(fields), served)
+        chat = _as_chat(fields)
+        prompt = chat_prompt(chat, served)
     except ValueError as error:
         # The handler shows an exception's cause, of which there is none.
         raise nested_error(f"{error} None", "invalid_request_error", 400) from None
@@ -147,6 +150,7 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
             frames = partial(failed_frames, echo, str(error))
             raise LateError(str(error), True, frames) from None
         raise nested_error(str(error), "invalid_request_error", 400) from None
+    forced = forced_call(chat)
     plans, cap = plan_prompt(
         ids,
         0,
@@ -156,12 +160,14 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
         namespace=namespace_of(fields, 0),
         priority=int_field(fields, "priority", 0),
         rank=rank,
+        write=None if forced is None else forced.writer(served),
     )
+    plan = plans[0] if forced is None else replace(plans[0], call=forced.call(served))
     front = front_of(served)
     bootstrap = read_bootstrap(fields, 0, False)
     return SglangRequest(
         kind=RESPONSES,
-        sequences=(SglangSequence(name, plans[0], cap, len(ids), bootstrap=bootstrap),),
+        sequences=(SglangSequence(name, plan, cap, len(ids), bootstrap=bootstrap),),
         prompts=(PromptText(len(ids), None, None),),
         tokenizer=served.tokenizer,
         stream=stream,
@@ -272,7 +278,13 @@ def _as_chat(fields: Fields) -> dict[str, Json]:
     chat: dict[str, Json] = {"messages": messages}
     if fields.get("chat_template_kwargs") is not None:
         chat["chat_template_kwargs"] = fields["chat_template_kwargs"]
-    if fields.get("tool_choice") != "none":
+    choice = fields.get("tool_choice")
+    named = _named(choice)
+    if named is not None:
+        chat["tool_choice"] = {"type": "function", "function": {"name": named}}
+    elif isinstance(choice, str):
+        chat["tool_choice"] = choice
+    if choice != "none":
         chat["tools"] = [
             {
                 "type": "function",

@@ -6,7 +6,9 @@ Keys and order are those of SGLang 0.5.23 (`openai/protocol.py`, `serving_respon
 import json
 from collections.abc import Mapping, Sequence
 
+from frontier_mock.wire.generation import ToolCall
 from frontier_mock.wire.render import dumps, frontier_json
+from frontier_mock.wire.sglang.calls import Progress, arguments_of, progress
 from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest, finish_reason
 from frontier_mock.wire.tokenizer import Json
 
@@ -70,7 +72,10 @@ class ResponsesStream:
         return _failure(echo, message, self._created_s, self._number)
 
     def _said(self, first: int, last: int, *, final: bool) -> bytes:
-        text = self._request.sequences[0].plan.text.piece(first, last, final=final)
+        plan = self._request.sequences[0].plan
+        if plan.call is not None:
+            return self._called(plan.call, progress(plan, first, last))
+        text = plan.text.piece(first, last, final=final)
         if not text:
             return b""
         opening = b""
@@ -84,8 +89,30 @@ class ResponsesStream:
         said = {**self._place(), "delta": text, "logprobs": []}
         return opening + self._event("response.output_text.delta", said)
 
+    def _called(self, call: ToolCall, step: Progress) -> bytes:
+        data = b""
+        if step.begins:
+            self._open = True
+            item = _call_item(self._request, call, "", "in_progress")
+            data = self._event("response.output_item.added", {"item": item, "output_index": 0})
+        if step.arguments:
+            more: dict[str, Json] = {"delta": step.arguments, "item_id": _call_id(self._request)}
+            name = "response.function_call_arguments.delta"
+            data += self._event(name, more | {"output_index": 0})
+        return data
+
     def _close(self, item: Json) -> bytes:
         assert isinstance(item, dict)
+        if item["type"] == "function_call":
+            done: dict[str, Json] = {
+                "arguments": item["arguments"],
+                "item_id": item["id"],
+                "name": item["name"],
+                "output_index": 0,
+            }
+            return self._event("response.function_call_arguments.done", done) + self._event(
+                "response.output_item.done", {"item": item, "output_index": 0}
+            )
         content = item["content"]
         assert isinstance(content, list)
         (part,) = content
@@ -133,6 +160,16 @@ def _finished(request: SglangRequest, endings: Sequence[Ended], created_s: int) 
     finish = finish_reason(sequence, ended)
     status = _STATUSES.get(str(finish["type"]), "completed")
     output = [_item(request, text, "completed")] if text else []
+    call = sequence.plan.call
+    if call is not None and text:
+        # A list that was cut short is text in a whole answer, and an unfinished call in a stream.
+        arguments = arguments_of(sequence.plan, text)
+        if arguments is not None:
+            output = [_call_item(request, call, arguments, "completed")]
+        elif request.stream:
+            begun = progress(sequence.plan, 0, shown).begins
+            item = _call_item(request, call, call.arguments(text), "incomplete")
+            output = [item] if begun else []
     response = _response(request.echo, created_s, status, output)
     cached = ended.cached_tokens if request.cache_report else 0
     response["usage"] = {
@@ -154,7 +191,7 @@ def _response(
     echo: Mapping[str, Json], created_s: int, status: str, output: list[Json]
 ) -> dict[str, Json]:
     text = echo["text"]
-    if text is None and output:
+    if text is None and output and _is_message(output[0]):
         text = {"format": {"type": "text"}}
     cut: Json = {"reason": "max_output_tokens"} if status == "incomplete" else None
     return {
@@ -185,6 +222,26 @@ def _item(request: SglangRequest, text: str, status: str) -> Json:
         "type": "message",
         "phase": "final_answer",
     }
+
+
+def _is_message(item: Json) -> bool:
+    return isinstance(item, dict) and item["type"] == "message"
+
+
+def _call_item(request: SglangRequest, call: ToolCall, arguments: str, status: str) -> Json:
+    return {
+        "arguments": arguments,
+        "call_id": call.id,
+        "name": call.name,
+        "type": "function_call",
+        "id": _call_id(request),
+        "namespace": None,
+        "status": status,
+    }
+
+
+def _call_id(request: SglangRequest) -> str:
+    return f"fc_{request.sequences[0].rid.removeprefix('resp_')[:8]}"
 
 
 def _item_id(request: SglangRequest) -> str:

@@ -14,6 +14,7 @@ from frontier_mock.wire.sglang.native import GenerateStream, render_generate
 from frontier_mock.wire.sglang.request import Live, SglangRequest
 from frontier_mock.wire.sglang.served import SglangFront
 from tests.wire.sglang import test_anthropic as anthropic
+from tests.wire.sglang import test_responses as responses
 from tests.wire.sglang.test_generate import ends, events
 from tests.wire.sglang.test_openai import streamed, whole
 
@@ -144,3 +145,30 @@ def test_anthropics_clients_see_a_tool_used(sglang: ServedModel) -> None:
     parts = [payload["delta"] for name, payload in told if name == "content_block_delta"]
     assert json.loads("".join(part["partial_json"] for part in parts)) == block["input"]
     assert told[-2][1]["delta"] == {"stop_reason": "tool_use"}
+
+
+def test_a_response_can_be_a_call(sglang: ServedModel) -> None:
+    tools = [{"type": "function", "name": "look", "parameters": SCHEMA}]
+    asked = {"tools": tools, "tool_choice": "required", "max_output_tokens": 500}
+    request = responses.parse(sglang, **asked)
+    body = responses.whole(request)
+    assert (body["status"], body["text"]) == ("completed", None)
+    (item,) = body["output"]
+    assert (item["type"], item["name"], item["status"]) == ("function_call", "look", "completed")
+    assert fits(json.loads(item["arguments"]))
+    told = responses.streamed(request)
+    names = [name.removeprefix("response.") for name, _ in told]
+    assert names[2] == "output_item.added"
+    ending = ["function_call_arguments.done", "output_item.done", "completed"]
+    assert names[-3:] == ending
+    deltas = [payload["delta"] for name, payload in told if name.endswith("arguments.delta")]
+    assert json.loads("".join(deltas)) == json.loads(item["arguments"])
+    assert told[-1][1]["response"]["output"] == [item]
+
+    short = responses.parse(sglang, **{**asked, "max_output_tokens": 16})
+    (item,) = responses.whole(short)["output"]
+    assert item["content"][0]["text"] == '[{"name": "loo'
+    cut = responses.parse(sglang, **{**asked, "max_output_tokens": 45}, stream=True)
+    assert responses.streamed(cut)[-1][1]["response"]["output"][0]["status"] == "incomplete"
+    hardly = responses.parse(sglang, **{**asked, "max_output_tokens": 16}, stream=True)
+    assert [name for name, _ in responses.streamed(hardly)][2:] == ["response.incomplete"]
