@@ -140,7 +140,16 @@ def _read(
     resumable = RESUMABLE_TOKENS if which == "token_ids" else 0
     write = writer_of(fields, served.ring)
     (sequence,) = plan_sequences(
-        ids, 0, 1, cap, fields, request.priority, served, resumable=resumable, write=write
+        ids,
+        0,
+        1,
+        cap,
+        fields,
+        request.priority,
+        served,
+        resumable=resumable,
+        write=write,
+        reads_cache=plan.prompt is None and not request.kv.bypass_prefix_cache,
     )
     wishes = request.response
     request_id = request.request_id or served.new_id()

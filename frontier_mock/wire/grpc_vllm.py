@@ -101,7 +101,18 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
     resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
     write = writer_of(fields, served.ring)
-    plans = plan_sequences(ids, 0, n, cap, fields, 0, served, resumable=resumable, write=write)
+    plans = plan_sequences(
+        ids,
+        0,
+        n,
+        cap,
+        fields,
+        0,
+        served,
+        resumable=resumable,
+        write=write,
+        reads_cache=prompt_top is None,
+    )
     moved = transferred(plans, params_of_transfer, request.request_id, len(ids), served)
     return VllmCall(
         request_id=request.request_id,

@@ -257,6 +257,24 @@ async def test_abort(server: ClusterServer, inference: Any, control: Any) -> Non
     http.close()
 
 
+@pytest.mark.parametrize(
+    ("changes", "cached"),
+    [
+        ({}, 64),
+        ({"kv": pb.KVCacheParameters(bypass_prefix_cache=True)}, 0),
+        ({"response": pb.ResponseOptions(prompt_logprobs=True)}, 0),
+    ],
+)
+async def test_some_requests_do_not_read_the_cache(
+    inference: Any, changes: dict[str, Any], cached: int
+) -> None:
+    prompt = pb.TokenIds(ids=range(70))
+    await inference.Generate(request(token_ids=prompt))
+    call = inference.Generate(request(token_ids=prompt, **changes))
+    await call
+    assert dict(await call.trailing_metadata())["x-frontier-cached-tokens"] == str(cached)
+
+
 async def test_salt_that_carries_a_lease_is_the_salt_behind_it(inference: Any) -> None:
     def salted(salt: str) -> pb.GenerateRequest:
         wishes = pb.ResponseOptions(output_token_ids=True)

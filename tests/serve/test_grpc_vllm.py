@@ -283,6 +283,14 @@ async def test_constraints_shape_the_output_as_over_http(
         assert set(json.loads(choice["text"])) == {"name", "age"}
 
 
+async def test_prompts_with_logprobs_of_their_own_do_not_read_the_cache(engine: Any) -> None:
+    cached = []
+    for sampling in ({}, {}, {"prompt_logprobs": 1}):
+        (answer,) = await answers(engine.Generate(request(list(range(70)), sampling=sampling)))
+        cached.append(answer.complete.cached_tokens)
+    assert cached == [0, 64, 0]
+
+
 async def test_bottomless_schema_shapes_nothing(engine: Any) -> None:
     (answer,) = await answers(engine.Generate(request(sampling={"json_schema": "[" * 100_000})))
     assert answer.complete.completion_tokens == 5
