@@ -72,6 +72,10 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
             "media_refs sent but --mm-processor (SMG_VLLM_MM_PROCESSOR) is off on this worker; "
             "check the router's --mm-processing and this worker's mm_processor label"
         )
+    media = request.mm_inputs
+    pixels = media.HasField("pixel_values") or media.model_specific_tensors
+    if pixels or request.extra_mm_inputs:
+        raise invalid("mm_inputs are given, but the model served here takes text only.")
     which = request.WhichOneof("input")
     params = request.sampling_params
     if which == "tokenized":

@@ -221,6 +221,9 @@ async def test_refusals_are_statuses_with_the_engines_words(engine: Any) -> None
     assert message.startswith("temperature must be non-negative, got -1.0.")
     code, message = await refused(ask(kv_transfer_params_json="[]"))
     assert (code, message) == ("INVALID_ARGUMENT", "kv_transfer_params_json must be a JSON object")
+    pixels = pb.MultimodalInputs(pixel_values=pb.TensorData(dtype="float32"))
+    code, message = await refused(ask(mm_inputs=pixels))
+    assert (code, message.split(",")[0]) == ("INVALID_ARGUMENT", "mm_inputs are given")
     code, message = await refused(ask(data_parallel_rank=3))
     assert (code, message) == (
         "INVALID_ARGUMENT",
