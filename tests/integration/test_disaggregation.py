@@ -48,7 +48,7 @@ def test_a_router_pairs_prefill_and_decode_workers(
             replay += ["--url", url, "--clock-url", served.clock_url, "--json", str(result)]
             replay += ["--legs", str(legs)]
             done = subprocess.run(replay, capture_output=True, text=True, timeout=60, check=False)
-            report = _report(served.clock_url)
+            report = _get(f"{served.clock_url}/sim/report")
             router.kill()
     assert done.returncode == 0, done.stderr
     replayed = json.loads(result.read_text())
@@ -62,7 +62,76 @@ def test_a_router_pairs_prefill_and_decode_workers(
     assert {link["name"][:2] for link in transfers["links"]} == {"p0", "p1", "d0", "d1"}
 
 
-def _report(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}/sim/report", timeout=10) as answer:
-        report: dict[str, Any] = json.loads(answer.read())
-    return report
+FAILURES = """\
+name: failures
+cluster:
+  workers:
+    - {{name: p, count: 2, engine: {engine}, model: {model}, role: prefill, port: 0}}
+    - {{name: d, count: 2, engine: {engine}, model: {model}, role: decode, port: 0}}
+  fabric: {{gpus_per_node: 1}}
+  timeline:
+    - {{at_s: 0.5, worker: p0, do: link, factor: 0.02}}
+    - {{at_s: 0.9, worker: d1, do: fail}}
+    - {{at_s: 1.6, worker: d1, do: recover}}
+    - {{at_s: 2.2, worker: p1, do: fail}}
+    - {{at_s: 2.8, worker: p1, do: recover}}
+workload:
+  kind: closed_loop
+  concurrency: 8
+  num_requests: 100
+  input_tokens: {{uniform: [200, 2000]}}
+  output_tokens: {{uniform: [20, 100]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "words", "legs"),
+    [("vllm_router", "vllm-0.33", ["nixl"], 1), ("sglang_router", "sglang-0.5.23", [], 2)],
+)
+def test_every_request_ends_whatever_happens_to_workers(
+    name: str, engine: str, words: list[str], legs: int, tmp_path: Path
+) -> None:
+    need(name)
+    path = tmp_path / "failures.yaml"
+    path.write_text(FAILURES.format(engine=engine, model="meta-llama/Llama-3.1-8B-Instruct"))
+    scenario = load_scenario(str(path))
+    port, metrics = free_ports(2)
+    url, log, result = f"http://127.0.0.1:{port}", tmp_path / "router.log", tmp_path / "result.json"
+    with fleet(scenario, tmp_path) as served:
+        ready = json.loads((tmp_path / "ready.json").read_text())["workers"]
+        sources = [
+            f"{one['url']}={one['bootstrap_port']}" if "bootstrap_port" in one else one["url"]
+            for one in ready[:2]
+        ]
+        decode = [worker["url"] for worker in ready[2:]]
+        launch = [str(ADAPTERS / name / "launch-pd"), str(port), str(metrics)]
+        launch += [*words, *sources, "--", *decode]
+        with process(name, ["-c", EXEC, *launch], log) as router:
+            wait_until(lambda: answers(f"{url}/v1/models"), router, name, log)
+            replay = [sys.executable, "-m", "frontier_mock", "replay", str(path), "--url", url]
+            replay += ["--clock-url", served.clock_url, "--json", str(result), "--legs", str(legs)]
+            subprocess.run(replay, capture_output=True, text=True, timeout=90, check=False)
+            router.kill()
+        now_ns = _get(f"{served.clock_url}/sim/clock")["now_ns"]
+        # Whatever is still held for somebody who will not come is free after its patience.
+        _post(f"{served.clock_url}/sim/clock/advance", {"until_ns": now_ns + 700 * 10**9})
+        truth = _get(f"{served.clock_url}/sim/truth")
+    requests = json.loads(result.read_text())["requests"]
+    assert requests["completed"] + requests["rejected"] == 100
+    assert requests["completed"] >= 60
+    for worker in truth["workers"]:
+        assert (worker["running"], worker["waiting"], worker["in_frontend"]) == (0, 0, 0)
+        assert worker["free_blocks"] == worker["num_blocks"]
+
+
+def _get(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        told: dict[str, Any] = json.loads(answer.read())
+    return told
+
+
+def _post(url: str, body: dict[str, Any]) -> None:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=30).close()
