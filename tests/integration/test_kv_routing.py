@@ -66,8 +66,9 @@ SGLANG = """\
 
 
 def agents(directory: Path, engine: str) -> ScenarioSpec:
-    """The adapter's scenario on ports that nobody else has, with workers of either engine."""
+    """A part of the adapter's scenario, on ports that nobody has, with workers of either engine."""
     text = (ADAPTER / "scenario-kv.yaml").read_text().replace("port: 8000", "port: 0")
+    text = text.replace("num_sessions: 16", "num_sessions: 6")
     text = text.replace("5557", "0").replace("6557", "0")
     if engine == "sglang":
         text = re.sub(r" +engine_args:\n.*(?=workload:)", SGLANG, text, flags=re.DOTALL)
@@ -123,7 +124,7 @@ def test_vllm_router_credits_what_the_engine_has(engine: str, tmp_path: Path) ->
     pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
     scenario = agents(tmp_path, engine)
     log = tmp_path / "router.log"
-    flags = ("--oracle", "--kv-event-settle-ms", "50", "--kv-event-dialect", "vllm-map")
+    flags = ("--oracle", "--kv-event-settle-ms", "150", "--kv-event-dialect", "vllm-map")
     with fleet(scenario, tmp_path, *flags) as served, kv_aware(served, log) as url:
         played = asyncio.run(play(scenario, [url], served.clock_url, baton=True))
         report = read_json(f"{served.clock_url}/sim/report")
@@ -133,7 +134,7 @@ def test_vllm_router_credits_what_the_engine_has(engine: str, tmp_path: Path) ->
     by_arrival = sorted(played.exchanges, key=lambda one: one.answer.arrival_ns)
     credited = credited_tokens(log)
     assert credited == [one.answer.cached_tokens for one in by_arrival]
-    assert sum(credited) > 10_000
+    assert sum(credited) > 4_000
     rates = report["cache_oracle"]["rates"]
     assert rates["oracle"] >= rates["taken"] == rates["hit"] > rates["round_robin"]
 
