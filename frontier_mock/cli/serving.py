@@ -193,6 +193,8 @@ def http_settings(args: VllmArgs, version: str, environment: Mapping[str, str]) 
         dev_mode=environment.get("VLLM_SERVER_DEV_MODE", "0") == "1",
         scale_out=args.enable_scale_out or args.tokens_only,
         tokens_only=args.tokens_only,
+        lora_updating=environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").lower()
+        in ("1", "true"),
         shutdown_timeout_s=float(args.shutdown_timeout),
         version=version,
     )

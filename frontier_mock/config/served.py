@@ -136,7 +136,25 @@ def _served(
         enable_auto_tool_choice=args.enable_auto_tool_choice,
         tool_call_parser=args.tool_call_parser,
         deployment=_deployment(worker),
+        adapters=dict(_adapter(text) for text in args.lora_modules),
     )
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    """(name, path) of one entry of --lora-modules. Raises ConfigError."""
+    name, found, path = text.partition("=")
+    if text.lstrip().startswith("{"):
+        try:
+            described = json.loads(text)
+        except ValueError:
+            described = {}
+        name, path = str(described.get("name", "")), str(described.get("path", ""))
+        found = "=" if name and path else ""
+    if not found or not name:
+        raise ConfigError(
+            f"argument --lora-modules: {text!r} is neither name=path nor JSON with name and path"
+        )
+    return name, path
 
 
 def _deployment(worker: ResolvedWorker) -> Deployment:

@@ -271,7 +271,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 """
 
 FRONTEND_FLAGS = """
---lora-modules | texts | - |
+--lora-modules | texts | - | adapters served by name: name=path, or JSON with both
 --chat-template | text | - |
 --chat-template-content-format | choice:auto,string,openai | auto |
 --trust-request-chat-template | switch | False | requests may bring their chat template

@@ -86,6 +86,7 @@ class VllmArgs:
     enable_eplb: bool = False
     num_redundant_experts: int = 0
     enable_lora: bool = False
+    lora_modules: tuple[str, ...] = ()
     max_loras: int = 1
     max_lora_rank: int = 16
     block_size: int = 16

@@ -24,6 +24,7 @@ from frontier_mock.serve.routing import Handler as Handler
 from frontier_mock.serve.routing import Routes, RouteTable
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
+from frontier_mock.serve.vllm_adapters import AdapterRoutes
 from frontier_mock.serve.vllm_control import ControlRoutes
 from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
 from frontier_mock.serve.weight_versions import WeightVersions
@@ -109,9 +110,18 @@ class VllmApp:
         self.control = ControlRoutes(
             served, driver, settings, self._versions, part.metrics, self._created_s
         )
-        scale_out = ScaleOutRoutes(served, settings.scale_out, _check_json)
+        scale_out = ScaleOutRoutes(lambda: self._part.served, settings.scale_out, _check_json)
         every: list[Routes] = [scale_out, self.control, *more]
+        if settings.lora_updating:
+            every.append(AdapterRoutes(self._adapters, _check_json))
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
+
+    def _adapters(self, adapters: Mapping[str, str] | None) -> ServedModel:
+        """What is served, with these adapters from now on if any are given."""
+        if adapters is not None:
+            served = replace(self._part.served, adapters=adapters)
+            self._part = self._part._replace(served=served)
+        return self._part.served
 
     def _own_routes(self) -> dict[tuple[str, str], Handler]:
         table: dict[tuple[str, str], Handler] = {

@@ -33,7 +33,10 @@ class ScaleOutRoutes:
     """One per port; `check_json` refuses bodies that do not say that they are JSON."""
 
     def __init__(
-        self, served: ServedModel, enabled: bool, check_json: Callable[[Request], None]
+        self,
+        served: Callable[[], ServedModel],
+        enabled: bool,
+        check_json: Callable[[Request], None],
     ) -> None:
         self._served = served
         self._enabled = enabled
@@ -50,7 +53,7 @@ class ScaleOutRoutes:
         def handle(exchange: Exchange) -> Answer:
             request = exchange.request
             self._check_json(request)
-            return Answer(200, render(request.body, request.headers, self._served))
+            return Answer(200, render(request.body, request.headers, self._served()))
 
         return handle
 

@@ -29,6 +29,7 @@ from frontier_mock.wire.plan import (
     data_parallel_rank,
     effective_max_tokens,
     encode_prompt,
+    model_name,
     plan_sequences,
     prompt_limits,
     request_priority,
@@ -241,7 +242,7 @@ def _plan(
     generation = Generation(
         id=f"cmpl-{base_request_id(fields, headers, served)}",
         kind=COMPLETION,
-        model=served.names[0],
+        model=model_name(fields, served),
         stream=flag_field(fields, "stream"),
         include_usage=include_usage,
         continuous_usage=continuous,

@@ -119,6 +119,16 @@ def unknown_model(model: str, served_names: tuple[str, ...]) -> ApiError:
     return ApiError(404, message, "NotFoundError", "model")
 
 
+def bad_adapter(message: str) -> ApiError:
+    """400 for an adapter that cannot be loaded, or unloaded, as asked."""
+    return ApiError(400, message, "InvalidUserInput")
+
+
+def unknown_adapter(name: str) -> ApiError:
+    """404 for an adapter that is not loaded."""
+    return ApiError(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+
+
 def prompt_too_long(max_model_len: int, prompt_tokens: int) -> ApiError:
     """400 for a prompt of more tokens than the context has.
 

@@ -44,6 +44,7 @@ from frontier_mock.wire.plan import (
     check_prompt_ids,
     data_parallel_rank,
     effective_max_tokens,
+    model_name,
     plan_sequences,
     stream_interval,
 )
@@ -247,8 +248,9 @@ def _plan(
     rank = data_parallel_rank(headers, served)
     sampling.check_against_model(wishes, logprobs.top if logprobs else None, served)
     check_prompt_ids(ids, served, encoded=False)
-    if "cache_salt" in fields:
-        wishes["cache_salt"] = fields["cache_salt"]
+    for name in ("cache_salt", "model"):
+        if name in fields:
+            wishes[name] = fields[name]
     priority = int_field(fields, "priority", 0)
     n = int_field(wishes, "n", 1)
     write = writer_of(wishes, served.ring) if wishes.get("structured_outputs") else None
@@ -280,7 +282,7 @@ def _plan(
     generation = Generation(
         id=f"generate-tokens-{base_request_id(fields, headers, served)}",
         kind=INFERENCE,
-        model=served.names[0],
+        model=model_name(fields, served),
         stream=flag_field(fields, "stream"),
         include_usage=include_usage,
         continuous_usage=continuous,

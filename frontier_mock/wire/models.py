@@ -6,12 +6,18 @@ from frontier_mock.wire.tokenizer import Json
 
 
 def models_body(served: ServedModel, created_s: int) -> bytes:
-    """One card per served name; `created_s` is now, as vLLM stamps each answer anew."""
+    """One card per served name, then one per adapter.
+
+    `created_s` is now, as vLLM stamps each answer anew.
+    """
     cards: list[Json] = [_card(name, served, created_s) for name in served.names]
+    for name, path in served.adapters.items():
+        own = {"root": path, "parent": served.names[0], "max_model_len": None}
+        cards.append({**_card(name, served, created_s), **own})
     return dumps({"object": "list", "data": cards}).encode()
 
 
-def _card(name: str, served: ServedModel, created_s: int) -> Json:
+def _card(name: str, served: ServedModel, created_s: int) -> dict[str, Json]:
     permission: Json = {
         "id": f"modelperm-{served.new_id()}",
         "object": "model_permission",

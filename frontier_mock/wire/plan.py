@@ -76,8 +76,14 @@ _NO_WISHES = _Wishes()
 def check_model(fields: Fields, served: ServedModel) -> None:
     """Raise ApiError 404 unless the request names a served model, or none."""
     name = text_field(fields, "model")
-    if name and name not in served.names:
+    if name and name not in served.names and name not in served.adapters:
         raise unknown_model(name, served.names)
+
+
+def model_name(fields: Fields, served: ServedModel) -> str:
+    """What the response calls the model: the adapter asked for, else the first served name."""
+    name = text_field(fields, "model")
+    return name if name and name in served.adapters else served.names[0]
 
 
 def prompt_limits(
@@ -228,6 +234,9 @@ def plan_sequences(
     tail = ids[len(keys) * size :]
     wishes = _NO_WISHES if _WISHES.isdisjoint(fields) else _wishes(fields)
     salt = wishes.salt
+    if served.adapters and (adapter := model_name(fields, served)) in served.adapters:
+        # An adapter's keys and values are its own, and so is what it says.
+        salt = salt_hash(text_field(fields, "cache_salt"), adapter)
     if salt and len(keys):
         keys[0] ^= np.uint64(salt)
     identity = content_key(keys, tail, salt)

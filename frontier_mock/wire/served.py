@@ -1,6 +1,6 @@
 """What the HTTP layer knows of the worker behind it: names, limits, tokenizer and server flags."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from frontier_mock.core.commands import AUTO_WORKER
@@ -32,11 +32,11 @@ class ServedModel:
     client used. `root` is the model path. `vocab_size` is the model's, which may exceed the
     tokenizer's; ids below either are valid in prompts. `new_id` makes the base of a request id when
     the client brings none; servers pass `lambda: uuid4().hex`. `eos` is None for a model that
-    never stops by itself. `keeps_tokens` has prompts remember their ids, for
-    KV events. `worker` is the one requests are submitted to, by its number. `deployment` is what
-    weight updates and sleep take their time from. `old_metric_names` adds families that vLLM gave
-    up to /metrics. `sglang` has SGLang's own settings if that is the engine, `kv`
-    what its connector tells other engines, if it has one.
+    never stops by itself. `keeps_tokens` has prompts remember their ids, for KV events. `worker` is
+    the one requests are submitted to, by its number. `adapters` are the paths of LoRA adapters by
+    their names. `deployment` is what weight updates and sleep take their time from.
+    `old_metric_names` adds families that vLLM gave up to /metrics. `sglang` has SGLang's own
+    settings if that is the engine, `kv` what its connector tells other engines, if it has one.
     """
 
     names: tuple[str, ...]
@@ -66,6 +66,7 @@ class ServedModel:
     worker: int = AUTO_WORKER
     keeps_tokens: bool = False
     deployment: Deployment = field(default_factory=Deployment)
+    adapters: Mapping[str, str] = field(default_factory=dict)
     sglang: SglangFront | None = None
     kv: KvPort | None = None
 
