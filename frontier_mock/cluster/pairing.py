@@ -6,7 +6,7 @@ in the order in which their engines tell of them, and moves KV as its style allo
 1. pull: when the receiver has its blocks, from a sender that has finished. A sender nobody asks for
    within its patience is released ("expired"); a receiver that has arrived keeps it alive, as D's
    heartbeats do. A receiver whose sender is not there fails at once.
-2. push: when both are ready, in either order. With `streams` from the first chunk on.
+2. push: when both are ready, in either order. With `streams` layer by layer from the first on.
 3. room: the sender is not admitted before the receiver has its blocks. It moves chunk by chunk, and
    the sender is over when all has moved.
 4. Either side that waits longer than its patience fails; a side that is aborted tells the other,
@@ -31,7 +31,7 @@ from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.sequence import DONE
 from frontier_mock.serving.sequence import Sequence as Seq
 from frontier_mock.serving.worker import Worker
-from frontier_mock.simtime import SimTime, from_seconds
+from frontier_mock.simtime import NS_PER_S, SimTime, from_seconds
 
 _NEVER = -1
 
@@ -39,8 +39,8 @@ _NEVER = -1
 class Room:
     """One transfer. Times are -1 until they are known.
 
-    `sent_bytes` have moved or are moving, of which `computed_bytes` exist; `moving` while a flow is
-    under way or about to be.
+    `computed_tokens` exist, or do when the step has ended that computes them in `pace_ns`;
+    `sent_bytes` have moved or are moving; `moving` while a flow is under way or about to be.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class Room:
         "key",
         "moving",
         "number",
+        "pace_ns",
         "receiver",
         "released",
         "scheduled_ns",
@@ -73,6 +74,7 @@ class Room:
         self.computed_tokens = 0
         self.cached_tokens = 0
         self.sent_bytes = 0
+        self.pace_ns: SimTime = 0
         self.moving = False
         self.released = False
         self.closed = False
@@ -206,10 +208,26 @@ class Pairing:
         if room is not None and room.scheduled_ns < 0:
             room.scheduled_ns = t_ns
 
+    def computing(self, seq: Seq, tokens: int, t_ns: SimTime, until_ns: SimTime) -> None:
+        """Part of a sender's prompt will exist, and leaves layer by layer until then."""
+        room = self._room_of(seq)
+        if room is None or room.moving or room.receiver is None or room.allocated_ns < 0:
+            return
+        if tokens > room.computed_tokens:
+            room.computed_tokens = tokens
+            room.pace_ns = until_ns - t_ns
+            self._move(room, t_ns)
+
     def computed(self, seq: Seq, tokens: int, t_ns: SimTime) -> None:
         """Part of a sender's prompt exists."""
         room = self._room_of(seq)
-        if room is not None and tokens > room.computed_tokens and _transfer(seq).streams:
+        if room is None or not _transfer(seq).streams:
+            return
+        if room.pace_ns:
+            room.pace_ns = 0
+            if room.number in self._by_flow:
+                self.fabric.uncap(t_ns, room.number)
+        if tokens > room.computed_tokens:
             room.computed_tokens = tokens
             self._move(room, t_ns)
 
@@ -280,7 +298,10 @@ class Pairing:
             path = self.topology.way_in(receiver.worker)
         else:
             path = self.topology.path(sender.worker, receiver.worker)
-        self.fabric.start(t_ns, room.number, path, total - room.sent_bytes)
+        size = total - room.sent_bytes
+        # No faster than layers are computed, while they are.
+        cap = size / room.pace_ns * NS_PER_S if room.pace_ns else None
+        self.fabric.start(t_ns, room.number, path, size, cap)
         room.sent_bytes = total
 
     def _moved(self, room: Room, t_ns: SimTime) -> None:

@@ -7,8 +7,8 @@ the *receiver* produces the output. Each belongs to its own engine; what lies be
 1. `arrives`: handed over by the front end. It says whether the engine may have the sequence yet
    (SGLang's prefill engine waits until the receiver has allocated).
 2. `allocated`: the receiver has blocks for its whole prompt, some of them cached already.
-3. `computed`: so much of the sender's prompt exists. `finished`: all of it, and the sender has
-   ended; its blocks are pinned.
+3. `computing`, `computed`: so much of the sender's prompt is being made, or exists. `finished`:
+   all of it, and the sender has ended; its blocks are pinned.
 4. `gone`: aborted, or otherwise ended before its part was done.
 
 The exchange answers later, never at the same nanosecond: `Worker.admit`, `received`, `lost`,
@@ -35,6 +35,13 @@ class Exchange(Protocol):
 
     def scheduled(self, seq: Sequence, t_ns: SimTime) -> None:
         """A sender's prompt begins to be computed."""
+        ...
+
+    def computing(self, seq: Sequence, tokens: int, t_ns: SimTime, until_ns: SimTime) -> None:
+        """From `t_ns` to `until_ns` a step brings a sender's prompt to `tokens` tokens.
+
+        Said of those that send each layer as it is done.
+        """
         ...
 
     def computed(self, seq: Sequence, tokens: int, t_ns: SimTime) -> None:

@@ -514,6 +514,9 @@ class Worker:
             self._segment = (0, 0, 0)
             self.open(t_ns, self._mixed_ns(current, step), 0.0)
             self.run(1)
+            if self.exchange is not None and self.wake_ns is not None:
+                for seq, tokens in self.scheduler.layerwise(step):
+                    self.exchange.computing(seq, tokens, t_ns, self.wake_ns)
             return
         segment_n, segment_offset, last = self._segment
         if segment_n != n or segment_offset != current.kv_offset or step > last:

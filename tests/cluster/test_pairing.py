@@ -277,6 +277,24 @@ def test_transfers_that_share_a_link_take_longer() -> None:
     assert last_ms(1) - last_ms(2) == pytest.approx(alone_ms, rel=0.1)
 
 
+def test_layers_leave_while_the_others_are_computed() -> None:
+    def tail_ns(streams: bool) -> int:
+        slow = FabricSpec(gpus_per_node=1, nic_bytes_per_s=2e7)
+        connector = ConnectorSpec("MoRIIOConnector", "push", 480.0, streams=streams)
+        cluster = pools(VLLM, connector, fabric=slow)
+        cluster.feed(0, Submit(prompt(150, 1, 16), 5, 5))
+        finish(cluster)
+        check_rest(cluster)
+        assert cluster.pairing is not None
+        (received,) = [e for e in cluster.log.events if isinstance(e, KvReceived)]
+        assert sum(use.num_bytes for use in cluster.pairing.use(cluster.now_ns)) == 2 * 150 * 256
+        return received.t_ns - received.computed_ns
+
+    whole_ns = 150 * 256 / 14.4e6 * 1e9
+    assert tail_ns(False) == pytest.approx(400_000 + whole_ns, rel=0.01)
+    assert tail_ns(True) < 0.3 * whole_ns
+
+
 def test_a_request_refused_by_one_side_is_refused() -> None:
     short = replace(VLLM, max_model_len=64)
     cluster = pools(decode_scheduler=short)

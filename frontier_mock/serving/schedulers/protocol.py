@@ -126,6 +126,10 @@ class Scheduler(Protocol):
         """Free what `seq`, which has ended, kept for another engine."""
         ...
 
+    def layerwise(self, step: int) -> list[tuple[Sequence, int]]:
+        """Senders that `step` computes and that send layer by layer, with tokens computed then."""
+        ...
+
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide the next step, tick `step` if it has decodes; None if there is nothing to do."""
         ...

@@ -296,6 +296,10 @@ class SglangScheduler:
         seq.transfer = None
         self._queue(seq)
 
+    def layerwise(self, step: int) -> list[tuple[Sequence, int]]:
+        """None: chunks are sent when they are computed."""
+        return []
+
     def _tell_computed(self, number: int, t_ns: SimTime) -> None:
         """A chunk of a prompt that another engine waits for is computed."""
         seq, tokens = self._sending.pop(number)

@@ -78,6 +78,7 @@ class VllmScheduler:
         self.exchange: Exchange | None = None
         self.running: dict[int, Sequence] = {}
         self._receiving: dict[int, Sequence] = {}
+        self._streamed: dict[int, list[tuple[Sequence, int]]] = {}
         self._arrived: list[Sequence] = []
         self._ready: deque[Sequence] = deque()
         self._fcfs: deque[Sequence] = deque()
@@ -201,6 +202,9 @@ class VllmScheduler:
 
     def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
         """Log the first tokens of `executed`, free and return what ended with `step`."""
+        if self._streamed and self.exchange is not None:
+            for seq, tokens in self._streamed.pop(step, ()):
+                self.exchange.computed(seq, tokens, t_ns)
         for seq in executed.firsts:
             if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == step:
                 self._log.append(FirstToken(t_ns, self._worker, seq.rid))
@@ -316,6 +320,10 @@ class VllmScheduler:
                 tail += first.to_bytes(8, "little") + bytes(8 * (missing - have - 1))
             return keys + tail
         return keys
+
+    def layerwise(self, step: int) -> list[tuple[Sequence, int]]:
+        """Senders computed in `step` that send layer by layer, with tokens computed then."""
+        return self._streamed.get(step, [])
 
     # Prompts from elsewhere ------------------------------------------------------------------
 
@@ -557,6 +565,8 @@ class VllmScheduler:
             self.kv.writer = seq.submit
             self.kv.commit(table, self._content_keys(seq, full), full)
         self._grants.append((seq, Chunk(new, past)))
+        if self.exchange is not None and seq.transfer is not None and seq.transfer.streams:
+            self._streamed.setdefault(step, []).append((seq, computed))
         if computed == seq.goal:
             self._prefilling.remove(seq)
             self._start_output(seq, step)
