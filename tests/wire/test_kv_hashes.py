@@ -1,7 +1,7 @@
-"""Block hashes against digests computed with vLLM 0.33's own `utils/hashing.py` and cbor2."""
+"""Block hashes against digests computed with the engines' own code.
 
-import hashlib
-import struct
+vLLM's are from vLLM 0.33's `utils/hashing.py` with cbor2 and xxhash.
+"""
 
 import pytest
 
@@ -97,17 +97,39 @@ def test_every_algorithm_is_covered() -> None:
         VllmHasher("md5")
 
 
-def test_sglang_chain() -> None:
-    """Its own C++ (`mem_cache/cpp_utils/hash_binding.cpp`): SHA-256 over what is packed here."""
+# From SGLang 0.5.23's own `mem_cache/cpp_utils/hash_binding.cpp`, compiled: two pages of 16 tokens,
+# three of one token, and two pages under the digest of a cache salt.
+SGLANG_PAGES = [
+    "77d735ce838418aa151bd96b5b1e78ee63860892e0a95c00fe34178442be9b07",
+    "ccf2eec4321a12d02904dba2ce9c6c57d39806c197bf3d173bf76b4d0a4c5b65",
+]
+SGLANG_TOKENS = [
+    "67abdd721024f0ff4e0b3f4c2fc13bc5bad42d0b7851d456d88d203d15aaa450",
+    "e95092c4b38d42d1363b9e9b06bc5d6377af1cd06651a9fedac8b36dc9e56114",
+    "65a83b157c6cfe60e7f2b2dbc81912f32c87b62f180abb0b8b40bf4b5259ae86",
+]
+SGLANG_SALTED = [
+    "2a343177c0d83b669ec3a1b9805ee05b9bed7015628321fbbb07a94ea53d523f",
+    "bc6e18cfd83603305a47e75752a0771f90d1e437aba4fa338e100a2c5bf5a40b",
+]
+
+
+@pytest.mark.parametrize(
+    ("pages", "salt", "digests"),
+    [
+        ([FIRST, SECOND], None, SGLANG_PAGES),
+        ([[1], [2], [3]], None, SGLANG_TOKENS),
+        ([FIRST, SECOND], SALT, SGLANG_SALTED),
+    ],
+)
+def test_equal_to_sglang(pages: list[list[int]], salt: str | None, digests: list[str]) -> None:
     hasher = SglangHasher()
-    first = hashlib.sha256(struct.pack("<16I", *FIRST)).digest()
-    second = hashlib.sha256(first + struct.pack("<16I", *SECOND)).digest()
-    assert hasher.next(hasher.root(None), FIRST, None) == first
-    assert hasher.next(first, SECOND, None) == second
-    assert first.hex() == "77d735ce838418aa151bd96b5b1e78ee63860892e0a95c00fe34178442be9b07"
-    assert as_signed(hasher.event_hash(second)) == struct.unpack(">q", second[:8])[0]
-    salted = hashlib.sha256(b"sglang-cache-salt-v1\x00" + SALT.encode()).digest()
-    assert hasher.root(SALT) == salted
+    digest = hasher.root(salt)
+    for page, expected in zip(pages, digests, strict=True):
+        digest = hasher.next(digest, page, None)
+        assert digest.hex() == expected
+        assert hasher.event_hash(digest) == int(expected[:16], 16)
+    assert as_signed(hasher.event_hash(digest)) == int.from_bytes(digest[:8], "big", signed=True)
 
 
 def test_cbor_is_canonical() -> None:
