@@ -274,6 +274,7 @@ class Cluster:
             self.log.append(Rejected(now, index, rid, reason))
             return None
         seq = Sequence(rid, command, index)
+        seq.arrived_ns = now
         self._live[rid] = seq
         if len(self._live) >= self._sweep_at:
             self._sweep()

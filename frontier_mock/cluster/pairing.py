@@ -163,7 +163,7 @@ class Pairing:
             return transfer.style != "room" or not transfer.sends
         if transfer.sends:
             room.sender = seq
-            room.arrived_ns = t_ns
+            room.arrived_ns = seq.arrived_ns
             if transfer.style == "room":
                 self._await(room, transfer, t_ns)
                 if room.allocated_ns >= 0:
@@ -186,7 +186,8 @@ class Pairing:
         sender = room.sender
         if transfer.far:
             # It is there, wherever that is: only this side's links are in sight.
-            room.arrived_ns = room.scheduled_ns = room.computed_ns = t_ns
+            room.arrived_ns = seq.arrived_ns
+            room.scheduled_ns = room.computed_ns = t_ns
             room.computed_tokens = seq.prompt_tokens
             room.moving = True
             self._after(self._latency_ns, room, self._begin, t_ns)

@@ -156,7 +156,7 @@ class Delivery:
             elif isinstance(event, KvReceived):
                 flight = flights.get(event.rid)
                 if flight is not None:
-                    self._received(flight)
+                    self._received(flight, event)
             elif isinstance(event, Rejected):
                 self._refuse(event.rid, event.reason)
             elif isinstance(event, Controlled):
@@ -166,9 +166,14 @@ class Delivery:
             self._digest(end)
 
     @staticmethod
-    def _received(flight: Flight) -> None:
-        """The KV of a prompt came from elsewhere: vLLM calls all but its last token cached."""
-        submit = flight.ticket.submits[flight.position]
+    def _received(flight: Flight, event: KvReceived) -> None:
+        """The KV of a prompt came from elsewhere: vLLM calls all but its last token cached.
+
+        What the router behind which that happened had to do began when the prompt arrived there.
+        """
+        ticket = flight.ticket
+        ticket.arrival_ns = min(ticket.arrival_ns, event.arrived_ns)
+        submit = ticket.submits[flight.position]
         if submit.transfer is not None and submit.transfer.style != "room":
             flight.cached_tokens = submit.prompt.num_tokens - 1
 

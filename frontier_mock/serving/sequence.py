@@ -3,6 +3,7 @@
 from frontier_mock.core.commands import Submit
 from frontier_mock.serving.kv_cache import BlockTable
 from frontier_mock.serving.radix_cache import RadixNode
+from frontier_mock.simtime import SimTime
 
 FRONTEND = 0
 WAITING = 1
@@ -34,11 +35,13 @@ class Sequence:
     `transfer` is how its prompt's KV gets elsewhere, or here; None if it does not, or no more.
     `pinned` is the context, in tokens, of a sequence that has ended and still has its blocks, 0
     else; `known_at` the step in whose decision the engine knows that the KV has come; `verdict` why
-    it ends, if it is to end for another reason than its own.
+    it ends, if it is to end for another reason than its own. `arrived_ns` is when its front end got
+    it.
     """
 
     __slots__ = (
         "aborted",
+        "arrived_ns",
         "base",
         "cached_tokens",
         "computed",
@@ -111,6 +114,7 @@ class Sequence:
         self.transfer = submit.transfer
         self.pinned = 0
         self.known_at = 0
+        self.arrived_ns: SimTime = 0
         self.verdict = ""
 
     def produced_by(self, step: int) -> int:
