@@ -187,3 +187,10 @@ def test_sorting_and_penalties_cost_the_gpu_and_grammars_the_cpu() -> None:
     assert 0 < more["masked"] < more["sorted"]  # the CPU still hides behind the GPU
     crowd = decode_ns(kinds["masked"], 512, 512 * 100) - decode_ns(plain, 512, 512 * 100)
     assert crowd > 10e6
+
+
+def test_a_scenario_says_how_requests_sample() -> None:
+    text = SCENARIO.format(model=QWEN, experts="{}\n      sampling: {top_p: 0.5, grammar: 0.2}")
+    (cost,) = resolve_scenario(parse_scenario(text, "s.yaml", TraceSearch((Path(),)))).costs
+    assert isinstance(cost, TabledStepCost)
+    assert cost.spec.sampling == SamplingSpec(0.5, 0.0, 0.2)
