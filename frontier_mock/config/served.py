@@ -176,6 +176,7 @@ def _deployment(worker: ResolvedWorker) -> Deployment:
         tokens_only=args.tokens_only,
         trace_replay=args.enable_trace_replay,
         weight_transfer=args.weight_transfer_backend,
+        max_loras=args.max_loras if args.enable_lora else 0,
         enable_prefix_caching=worker.spec.scheduler.enable_prefix_caching,
     )
 

@@ -32,6 +32,7 @@ from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.generation import Outcome
 from frontier_mock.wire.grpc_inference import (
+    NO_LORA,
     InferenceCall,
     InferenceSpeech,
     carried_by,
@@ -49,7 +50,6 @@ _RANK_KEY = "x-data-parallel-rank"
 _API_VERSION = "vllm"
 _NO_WEIGHT_TRANSFER = "weight transfer is not configured; start vLLM with --weight-transfer-config"
 _NO_SLEEP = "sleep mode is not configured; start vLLM with --enable-sleep-mode"
-_NO_LORA = "engine was not started with LoRA enabled"
 _PAUSE_MODES = {0: "abort", 1: "abort", 2: "wait", 3: "keep"}
 """vLLM's pause modes by number."""
 
@@ -130,6 +130,8 @@ class Control:
             raise TypeError(f"{part.spec.name} does not simulate vLLM")
         self._part = part
         self._routes = app.control
+        self._adapters = app.adapters
+        self._lora_ids: dict[str, int] = {}
         self._instance = uuid.uuid4().hex
 
     async def GetServerInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
@@ -154,6 +156,7 @@ class Control:
             kv_block_size=engine.spec.block_size,
             total_kv_blocks=sum(one.spec.num_blocks for one in part.engines),
             max_running_requests=max_running(engine),
+            max_loras=self._gpus.max_loras,
             max_batched_tokens=part.max_batched_tokens,
             rl_capabilities=control_pb.RlCapabilities(
                 weight_transfer_enabled=bool(self._gpus.weight_transfer),
@@ -172,6 +175,7 @@ class Control:
             served_model_aliases=served.names[1:],
             supports_text_input=True,
             supports_token_ids_input=True,
+            supports_lora=self._gpus.max_loras > 0,
             tool_call_parser=served.tool_call_parser or "",
         )
 
@@ -185,18 +189,43 @@ class Control:
         return control_pb.AbortResponse()
 
     async def LoadLora(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_LORA)
+        """Serve an adapter; there are no files to read."""
+        name = await self._lora_name(request, context)
+        if not request.source_path.strip():
+            await refuse(context, invalid_argument("source_path is required"))
+        try:
+            self._adapters.load(name, request.source_path, in_place=False)
+        except ApiError as error:
+            await refuse(context, GrpcError(code_of_http(error.status), error.message))
+        return control_pb.LoadLoraResponse(adapter=self._lora(name, request.source_path))
 
     async def UnloadLora(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        if not request.lora_name.strip():
-            await refuse(context, invalid_argument("lora_name is required"))
-        await self._refuse(context, _NO_LORA)
+        """Serve it no more."""
+        name = await self._lora_name(request, context)
+        try:
+            path = self._adapters.unload(name)
+        except ApiError as error:
+            await refuse(context, GrpcError(code_of_http(error.status), error.message))
+            raise
+        return control_pb.UnloadLoraResponse(adapter=self._lora(name, path))
 
     async def ListLoras(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused."""
-        await self._refuse(context, _NO_LORA)
+        """Which are served."""
+        await self._need(context, self._gpus.max_loras > 0, NO_LORA)
+        adapters = self._part.served.adapters.items()
+        return control_pb.ListLorasResponse(adapters=[self._lora(*one) for one in adapters])
+
+    async def _lora_name(self, request: Any, context: Context) -> str:
+        """The adapter a request is about; ends the call if there can be none."""
+        name: str = request.lora_name
+        if not name.strip():
+            await refuse(context, invalid_argument("lora_name is required"))
+        await self._need(context, self._gpus.max_loras > 0, NO_LORA)
+        return name
+
+    def _lora(self, name: str, path: str) -> control_pb.LoraAdapter:
+        number = self._lora_ids.setdefault(name, len(self._lora_ids) + 1)
+        return control_pb.LoraAdapter(lora_id=number, lora_name=name, source_path=path)
 
     async def GetKvEventSources(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Where each rank publishes what its cache stores and forgets; none if it does not."""

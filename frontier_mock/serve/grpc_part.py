@@ -109,7 +109,7 @@ class GrpcPart:
         self.driver = driver
         self.spec = spec
         self.engines = engines
-        self.served = served
+        self._served = served
         self.app = app
         self.metrics = metrics
         self.publishers = publishers
@@ -117,6 +117,11 @@ class GrpcPart:
         self.books = Books()
         self.started_s = time.time()
         self._archive: asyncio.Task[bytes] | None = None
+
+    @property
+    def served(self) -> ServedModel:
+        """What is served now: vLLM's adapters come and go."""
+        return self.app.served if isinstance(self.app, VllmApp) else self._served
 
     @property
     def version(self) -> str:

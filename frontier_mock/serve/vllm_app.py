@@ -112,9 +112,15 @@ class VllmApp:
         )
         scale_out = ScaleOutRoutes(lambda: self._part.served, settings.scale_out, _check_json)
         every: list[Routes] = [scale_out, self.control, *more]
+        self.adapters = AdapterRoutes(self._adapters, _check_json)
         if settings.lora_updating:
-            every.append(AdapterRoutes(self._adapters, _check_json))
+            every.append(self.adapters)
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
+
+    @property
+    def served(self) -> ServedModel:
+        """What is served now."""
+        return self._part.served
 
     def _adapters(self, adapters: Mapping[str, str] | None) -> ServedModel:
         """What is served, with these adapters from now on if any are given."""

@@ -11,7 +11,8 @@ class Deployment:
     `network_bytes_per_s` the one to other nodes, `peer_bytes_per_s` to other GPUs of the node and
     `memory_bytes_per_s` the GPU's own memory, each of one GPU in one direction. `tp`, `pp` and `dp`
     are degrees of parallelism. `sleep_mode` is --enable-sleep-mode, `weight_transfer` the backend
-    of --weight-transfer-config, "" without one. With `tokens_only` the server speaks no text,
+    of --weight-transfer-config, "" without one, `max_loras` the adapters in use at once, 0 without
+    --enable-lora. With `tokens_only` the server speaks no text,
     with `trace_replay` requests may dictate their output (--enable-trace-replay).
     """
 
@@ -29,6 +30,7 @@ class Deployment:
     tokens_only: bool = False
     trace_replay: bool = False
     weight_transfer: str = ""
+    max_loras: int = 0
     enable_prefix_caching: bool = True
 
     @property

@@ -37,6 +37,8 @@ from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.structured import writer_of
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
+NO_LORA = "engine was not started with LoRA enabled"
+
 _CARRIER = "fmock-"
 
 _REASONS = {
@@ -77,9 +79,10 @@ def read_generate(
     """
     if request.model and request.model not in served.names:
         raise GrpcError(NOT_FOUND, f"model `{request.model}` not found")
-    if request.lora_name:
-        message = "engine was not started with LoRA enabled"
-        raise GrpcError(FAILED_PRECONDITION, message)
+    if request.lora_name and request.lora_name not in served.adapters:
+        if served.deployment.max_loras == 0:
+            raise GrpcError(FAILED_PRECONDITION, NO_LORA)
+        raise GrpcError(NOT_FOUND, f"LoRA adapter `{request.lora_name}` is not loaded")
     if request.media:
         raise invalid_argument("the model served here takes text only")
     try:
@@ -189,6 +192,7 @@ def _fields(request: pb.GenerateRequest) -> Fields:
         ("include_stop_str_in_output", stopping.include_stop_strings),
         ("ignore_eos", stopping.ignore_eos),
         ("cache_salt", carried_by(request.kv.cache_salt)[1]),
+        ("model", request.lora_name),
     )
     fields: Fields = {name: value for name, value in given if value}
     if sampling.HasField("seed"):

@@ -37,6 +37,8 @@ def test_the_deployment_is_that_of_the_resolved_gpus() -> None:
     assert (gpus.sleep_mode, gpus.weight_transfer) == (True, "ipc")
     assert gpus.peer_bytes_per_s > gpus.network_bytes_per_s
     assert served("--weight-transfer-config", "{}").deployment.weight_transfer == "nccl"
+    assert served("--max-loras", "3").deployment.max_loras == 0
+    assert served("--max-loras", "3", "--enable-lora").deployment.max_loras == 3
 
 
 @pytest.mark.parametrize("config", ["[]", '{"backend": 5}', '{"backend": ""}'])

@@ -3,8 +3,10 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 grpc = pytest.importorskip("grpc")
@@ -18,6 +20,7 @@ from frontier_mock.stubs import vllm_control_pb2 as control_pb  # noqa: E402
 from frontier_mock.stubs import vllm_control_pb2_grpc as control_grpc  # noqa: E402
 from frontier_mock.stubs import vllm_inference_pb2 as pb  # noqa: E402
 from frontier_mock.stubs import vllm_inference_pb2_grpc as pb_grpc  # noqa: E402
+from frontier_mock.wire.deployment import Deployment  # noqa: E402
 from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
 from tests.serve.rl import rl_spec  # noqa: E402
@@ -239,6 +242,37 @@ async def test_weights_come_and_go_as_they_do_over_http() -> None:
         for wrong in (b"[", b"[]", b"[" * 100_000):
             call = stub.UpdateWeights(control_pb.UpdateWeightsRequest(update_info_json=wrong))
             assert (await refused(call))[0] == "INVALID_ARGUMENT"
+
+
+async def test_adapters_come_and_go() -> None:
+    spec = with_grpc(serve_spec(WARP), VLLM_INFERENCE, VLLM_CONTROL)
+    gpus = Deployment(max_loras=2)
+    spec = replace(spec, served=[replace(model, deployment=gpus) for model in spec.served])
+    async with live(spec) as server, grpc.aio.insecure_channel(target(server)) as channel:
+        control, inference = control_grpc.ControlStub(channel), pb_grpc.InferenceStub(channel)
+        assert (await control.GetServerInfo(control_pb.GetServerInfoRequest())).max_loras == 2
+        assert (await control.GetModelInfo(control_pb.GetModelInfoRequest())).supports_lora
+        with_adapter = request(20, lora_name="step-1")
+        code, _ = await refused(inference.Generate(with_adapter))
+        assert code == "NOT_FOUND"
+        load = control_pb.LoadLoraRequest(lora_name="step-1", source_path="/ckpt/1")
+        loaded = (await control.LoadLora(load)).adapter
+        assert (loaded.lora_id, loaded.lora_name, loaded.source_path) == (1, "step-1", "/ckpt/1")
+        code, message = await refused(control.LoadLora(load))
+        assert (code, "already been loaded" in message) == ("INVALID_ARGUMENT", True)
+        listed = await control.ListLoras(control_pb.ListLorasRequest())
+        assert list(listed.adapters) == [loaded]
+        said = (await inference.Generate(with_adapter)).outputs.text
+        assert said != (await inference.Generate(request(20))).outputs.text
+        async with httpx.AsyncClient(base_url=server.urls[0]) as client:
+            asked = {"model": "step-1", "prompt": [1, 2, 3], "max_tokens": 20, "ignore_eos": True}
+            answer = (await client.post("/v1/completions", json=asked)).json()
+        assert answer["choices"][0]["text"] == said
+        unload = control_pb.UnloadLoraRequest(lora_name="step-1")
+        assert (await control.UnloadLora(unload)).adapter == loaded
+        assert (await refused(control.UnloadLora(unload)))[0] == "NOT_FOUND"
+        pathless = control_pb.LoadLoraRequest(lora_name="x")
+        assert (await refused(control.LoadLora(pathless)))[0] == "INVALID_ARGUMENT"
 
 
 async def test_abort(server: ClusterServer, inference: Any, control: Any) -> None:
