@@ -38,6 +38,7 @@ from frontier_mock.wire.plan import (
     plan_sequences,
     prompt_limits,
     request_priority,
+    session_of,
     stream_interval,
 )
 from frontier_mock.wire.render import dumps
@@ -301,6 +302,7 @@ def _plan(
         resumable=resumable,
         write=write,
         reads_cache=logprobs is None or logprobs.prompt is None,
+        session_id=session_of(fields, headers) if served.keeps_tokens else None,
     )
     if forced is not None:
         plans = [replace(plan, call=forced.call(served)) for plan in plans]

@@ -33,6 +33,7 @@ from frontier_mock.wire.plan import (
     plan_sequences,
     prompt_limits,
     request_priority,
+    session_of,
     stream_interval,
     truncate_prompt,
 )
@@ -235,6 +236,7 @@ def _plan(
             resumable=resumable,
             write=write,
             reads_cache=logprobs is None or logprobs.prompt is None,
+            session_id=session_of(fields, headers) if served.keeps_tokens else None,
         )
     include_usage, continuous = sampling.wants_usage(fields, served)
     return_ids = extras.return_ids

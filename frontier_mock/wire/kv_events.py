@@ -22,7 +22,7 @@ from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_recording import Removed, Stored
 from frontier_mock.wire.kv_hashes import BlockHasher, as_signed
-from frontier_mock.wire.kv_tokens import block_ids, cache_salt_of, mix_keys
+from frontier_mock.wire.kv_tokens import block_ids, mix_keys, salt_and_session
 
 DIALECTS: Final = ("vllm-map", "sglang-map", "array")
 """How events are written; see the top of this module."""
@@ -42,6 +42,7 @@ class BlocksStored(NamedTuple):
     token_ids: list[int]
     block_tokens: int
     cache_salt: str | None = None
+    session_id: str | None = None
 
 
 class BlocksRemoved(NamedTuple):
@@ -99,7 +100,7 @@ class KvEventMapper:
         hasher = self.hasher
         first = change.first
         paths = path_ids(change.keys)
-        salt = cache_salt_of(change.submit)
+        salt, session = salt_and_session(change.submit)
         parent = known[paths[first - 1]] if first else None
         digest = hasher.root(salt) if parent is None else parent
         digests = []
@@ -110,7 +111,7 @@ class KvEventMapper:
             known[paths[position]] = digest
             digests.append(digest)
             tokens += row
-        return BlocksStored(digests, parent, tokens, self.block_tokens, salt)
+        return BlocksStored(digests, parent, tokens, self.block_tokens, salt, session)
 
     def _removed(self, change: Removed) -> list[BlocksRemoved]:
         paths = path_ids(change.keys)[change.first :]
@@ -129,7 +130,7 @@ def _merged(events: Sequence[KvEvent]) -> Iterator[KvEvent]:
             isinstance(tail, BlocksStored)
             and isinstance(event, BlocksStored)
             and event.parent == tail.hashes[-1]
-            and event.cache_salt == tail.cache_salt
+            and event[4:] == tail[4:]
         ):
             tail.hashes.extend(event.hashes)
             tail.token_ids.extend(event.token_ids)
@@ -173,6 +174,7 @@ class _VllmStored(msgspec.Struct, tag="BlockStored", omit_defaults=True):
     lora_name: str | None
     extra_keys: list[tuple[str, ...] | None] | None = None
     group_idx: int | None = None
+    session_id: str | None = None
 
 
 class _VllmRemoved(msgspec.Struct, tag="BlockRemoved", omit_defaults=True):
@@ -189,6 +191,7 @@ class _SglangStored(msgspec.Struct, tag="BlockStored", omit_defaults=True):
     lora_id: int | None
     medium: str | None = None
     cache_salt: str | None = None
+    session_id: str | None = None
 
 
 class _SglangRemoved(msgspec.Struct, tag="BlockRemoved", omit_defaults=True):
@@ -263,7 +266,8 @@ class KvEventWriter:
         if dialect == "sglang-map":
             above = None if parent is None else self._signed([parent])[0]
             signed = self._signed(event.hashes)
-            return _SglangStored(signed, above, tokens, size, None, GPU, event.cache_salt)
+            salt, session = event.cache_salt, event.session_id
+            return _SglangStored(signed, above, tokens, size, None, GPU, salt, session)
         hashes = [self._hash(digest) for digest in event.hashes]
         before = None if parent is None else self._hash(parent)
         if dialect == "array":
@@ -271,7 +275,8 @@ class KvEventWriter:
         extra: list[tuple[str, ...] | None] = [None] * len(hashes)
         if event.cache_salt and parent is None:
             extra[0] = (event.cache_salt,)
-        return _VllmStored(hashes, before, tokens, size, None, GPU, None, extra, 0)
+        session = event.session_id
+        return _VllmStored(hashes, before, tokens, size, None, GPU, None, extra, 0, session)
 
     def _hash(self, digest: bytes) -> int | bytes:
         return digest if self._as_bytes else self._hasher.event_hash(digest)

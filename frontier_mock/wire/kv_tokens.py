@@ -21,17 +21,20 @@ _MADE_UP_IDS = 1 << 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenPrompt(KeyedPrompt):
-    """A prompt with its token ids, the output that will follow it, and its cache salt."""
+    """A prompt with its token ids, the output that will follow it, its cache salt and session."""
 
     ids: TokenIds
     text: SyntheticText
     cache_salt: str | None = None
+    session_id: str | None = None
 
 
-def cache_salt_of(submit: Submit | None) -> str | None:
-    """The salt that keeps a sequence's blocks from others; None without one."""
+def salt_and_session(submit: Submit | None) -> tuple[str | None, str | None]:
+    """The salt that keeps a sequence's blocks from others, and its session; None without one."""
     prompt = None if submit is None else submit.prompt
-    return prompt.cache_salt if isinstance(prompt, TokenPrompt) else None
+    if not isinstance(prompt, TokenPrompt):
+        return None, None
+    return prompt.cache_salt, prompt.session_id
 
 
 def block_ids(submit: Submit | None, keys: bytes, first: int, block_tokens: int) -> list[list[int]]:

@@ -197,6 +197,16 @@ def base_request_id(fields: Fields, headers: Headers, served: ServedModel) -> st
     return served.new_id() if own is None else own
 
 
+def session_of(fields: Fields, headers: Headers) -> str | None:
+    """The session a request belongs to: the body's, the X-Session-ID header's, the extra one."""
+    own = text_field(fields, "session_id") or headers.get("x-session-id")
+    if own:
+        return own
+    extra = fields.get("vllm_xargs")
+    found = extra.get("session_id") if isinstance(extra, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
 def stream_interval(fields: Fields, served: ServedModel) -> int:
     """Tokens per streamed chunk: the request may raise the server's setting, not lower it."""
     return max(served.stream_interval, int_field(fields, "stream_interval", 1))
@@ -220,6 +230,7 @@ def plan_sequences(
     resumable: int = 0,
     write: Write | None = None,
     reads_cache: bool = True,
+    session_id: str | None = None,
 ) -> list[SequencePlan]:
     """The n choices of one prompt: their text, their end, and the command that submits each.
 
@@ -259,7 +270,7 @@ def plan_sequences(
         after = keys_after(text, tail, 0 if len(keys) else salt)
         if served.keeps_tokens:
             asked_salt = text_field(fields, "cache_salt") if wishes.salt else None
-            prompt = TokenPrompt(len(ids), size, prompt.keys, ids, text, asked_salt)
+            prompt = TokenPrompt(len(ids), size, prompt.keys, ids, text, asked_salt, session_id)
         submit = Submit(
             prompt,
             text.num_tokens,

@@ -30,13 +30,15 @@ from frontier_mock.wire.tokenizer import ByteTokenizer
 BLOCK = 4
 
 
-def submit_of(prompt: str | list[int], output: int, **more: object) -> Submit:
+def submit_of(
+    prompt: str | list[int], output: int, headers: dict[str, str] | None = None, **more: object
+) -> Submit:
     tokenizer = ByteTokenizer()
     served = ServedModel(
         ("m",), "m", 4096, tokenizer, TextRing(tokenizer, BLOCK), eos=None, keeps_tokens=True
     )
     body = {"model": "m", "prompt": prompt, "max_tokens": output, **more}
-    return parse_completion(json.dumps(body).encode(), {}, served).sequences[0].submit
+    return parse_completion(json.dumps(body).encode(), headers or {}, served).sequences[0].submit
 
 
 def keys_of(submit: Submit) -> bytes:
@@ -60,7 +62,7 @@ def test_token_ids_are_those_of_prompt_and_output() -> None:
     flat = [token for row in rows for token in row]
     assert [len(row) for row in rows] == [BLOCK] * 5
     assert flat[:10] == ids
-    text = submit.prompt.text  # type: ignore[attr-defined]
+    text = submit.prompt.text
     assert flat[10:] == text.ids(0, 10)
     assert block_ids(submit, keys, 3, BLOCK) == rows[3:]
 
@@ -98,6 +100,26 @@ def test_vllm_events_have_vllms_hashes() -> None:
         BlocksRemoved([expected[1]]),
         AllCleared(),
     ]
+
+
+def test_session_of_a_request() -> None:
+    """vLLM 0.33 `entrypoints/generate/base/serving._get_session_id`, in its order."""
+    ids, header = list(range(8)), {"x-session-id": "of the header"}
+    extra = {"vllm_xargs": {"session_id": "extra"}}
+    for submit, session in (
+        (submit_of(ids, 1), None),
+        (submit_of(ids, 1, header, session_id="of the body", **extra), "of the body"),
+        (submit_of(ids, 1, header, **extra), "of the header"),
+        (submit_of(ids, 1, **extra), "extra"),
+    ):
+        (event,) = mapped(VllmHasher(), (Stored(keys_of(submit), 0, submit),))
+        assert isinstance(event, BlocksStored)
+        assert event.session_id == session
+        payload = KvEventWriter(VllmHasher(), "vllm-map").payload(0.0, [event], 0)
+        (stored,) = msgspec.msgpack.decode(payload, type=VllmBatch)[1]
+        assert isinstance(stored, VllmStored)
+        assert stored.session_id == session
+        assert (b"session_id" in payload) == (session is not None)
 
 
 def test_sglang_merges_what_continues() -> None:
@@ -150,6 +172,7 @@ class VllmStored(msgspec.Struct, tag="BlockStored", forbid_unknown_fields=True):
     lora_name: str | None
     extra_keys: list[tuple[str, ...] | None] | None = None
     group_idx: int | None = None
+    session_id: str | None = None
 
 
 class VllmRemoved(msgspec.Struct, tag="BlockRemoved", forbid_unknown_fields=True):
