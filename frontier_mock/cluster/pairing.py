@@ -362,6 +362,7 @@ class Pairing:
                 room.computed_ns,
                 room.allocated_ns,
                 room.sent_bytes,
+                room.cached_tokens,
             )
         )
         self._workers[worker].received(receiver, t_ns)

@@ -83,6 +83,7 @@ def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]
         patience_ns=from_seconds(connector.patience_s),
         recompute=connector.recompute,
         streams=connector.streams,
+        descriptor_bytes=worker.memory.bytes_per_block / worker.spec.step.model.num_layers,
         bootstrap_port=bootstrap,
     )
 

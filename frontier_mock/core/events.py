@@ -108,6 +108,8 @@ class Controlled(NamedTuple):
 class KvReceived(NamedTuple):
     """The KV of the sequence's prompt has come from another engine, `num_bytes` of it.
 
+    The first `cached_tokens` tokens needed not come.
+
     When the prompt arrived at that engine, was first scheduled there and was all computed, and when
     this sequence had blocks for it: what its time to first token was spent on.
     """
@@ -120,6 +122,7 @@ class KvReceived(NamedTuple):
     computed_ns: SimTime
     allocated_ns: SimTime
     num_bytes: int
+    cached_tokens: int
 
 
 class KvReleased(NamedTuple):

@@ -6,6 +6,7 @@ from frontier_mock.core.events import Event, Finished
 from frontier_mock.report.itl import inter_token_gaps
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
+from frontier_mock.wire.nixl_metrics import NixlMetrics
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.vllm_metrics import VllmMetrics
@@ -18,7 +19,7 @@ _FINISHED_BATCH = 1024
 class WorkerMetrics:
     """Folds events as the Driver dispatches them; renders on demand."""
 
-    __slots__ = ("_finished", "_fold", "_metrics", "_old_names", "_worker")
+    __slots__ = ("_finished", "_fold", "_metrics", "_nixl", "_old_names", "_worker")
 
     def __init__(
         self, worker: Worker, served: ServedModel, created_s: float, rank: int = 0
@@ -34,6 +35,9 @@ class WorkerMetrics:
             served.names[0], served.max_model_len, created_s, rank, cache_config
         )
         labels = {"model_name": served.names[0], "engine": str(rank)}
+        self._nixl: NixlMetrics | None = None
+        if served.kv is not None and served.kv.connector.startswith("Nixl"):
+            self._nixl = NixlMetrics(labels, created_s, served.kv.descriptor_bytes)
         self._old_names = OldNames(labels, created_s) if served.old_metric_names else None
         self._fold = self._metrics.fold
         self._worker = worker
@@ -42,6 +46,8 @@ class WorkerMetrics:
     def fold(self, event: Event) -> None:
         """Take one event of this worker into account."""
         self._fold(event)
+        if self._nixl is not None:
+            self._nixl.fold(event)
         if isinstance(event, Finished):
             self._finished.append(event)
             if len(self._finished) >= _FINISHED_BATCH:
@@ -64,6 +70,8 @@ class WorkerMetrics:
         self._fold_gaps()
         gauges = self._worker.gauges(now)
         text = self._metrics.render(gauges, running_tokens=running_tokens)
+        if self._nixl is not None:
+            text += self._nixl.render()
         return text if self._old_names is None else text + self._old_names.render(gauges)
 
     def _fold_gaps(self) -> None:

@@ -40,6 +40,8 @@ class KvPort:
     recompute: bool = False
     streams: bool = False
     peers: frozenset[str] = frozenset()
+    descriptor_bytes: float = 1.0
+    """What one descriptor moves: a block's share of one layer."""
     bootstrap_port: int | None = None
     """Where Mooncake's bootstrap service listens; 0 is any free port."""
 

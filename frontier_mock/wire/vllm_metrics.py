@@ -16,6 +16,7 @@ from frontier_mock.core.events import (
     Event,
     Finished,
     FirstToken,
+    KvReceived,
     Preempted,
     Queued,
     Rejected,
@@ -73,6 +74,7 @@ class _Sequence:
     scheduled_ns: SimTime = -1
     first_token_ns: SimTime = -1
     cached_tokens: int = 0
+    received_tokens: int = 0
     preemptions: int = 0
 
 
@@ -151,6 +153,11 @@ class VllmMetrics:
         elif isinstance(event, Finished):
             del self._open[rid]
             self._finish(event, state)
+        elif isinstance(event, KvReceived):
+            # The last token of a prompt that came from elsewhere is computed here.
+            state.received_tokens = max(0, state.prompt_tokens - event.cached_tokens - 1)
+            self._external[0].values[0] += state.prompt_tokens - event.cached_tokens
+            self._external[1].values[0] += state.prompt_tokens - event.cached_tokens
         elif isinstance(event, Preempted):
             state.preemptions += 1
             self._preemptions.values[0] += 1
@@ -171,12 +178,14 @@ class VllmMetrics:
         if state.first_token_ns >= 0:
             return
         state.first_token_ns = event.t_ns
-        computed = state.prompt_tokens - state.cached_tokens
+        cached = state.cached_tokens + state.received_tokens
+        computed = state.prompt_tokens - cached
         self._prompt_computed += computed
         self._prompt_tokens.values[0] += state.prompt_tokens
         self._prompt_by_source.values[0] += computed
         self._prompt_by_source.values[1] += state.cached_tokens
-        self._prompt_cached.values[0] += state.cached_tokens
+        self._prompt_by_source.values[2] += state.received_tokens
+        self._prompt_cached.values[0] += cached
         self._first_tokens_ns.append(event.t_ns - state.arrival_ns)
 
     def _finish(self, event: Finished, state: _Sequence) -> None:
@@ -334,7 +343,7 @@ class VllmMetrics:
         self._hits = make(
             "prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens."
         )
-        self._unused = [
+        self._external = [
             make(
                 "external_prefix_cache_queries",
                 "External prefix cache queries from KV connector cross-instance cache sharing, in "
@@ -345,6 +354,8 @@ class VllmMetrics:
                 "External prefix cache hits from KV connector cross-instance cache sharing, in "
                 "terms of number of cached tokens.",
             ),
+        ]
+        self._unused = [
             make(
                 "mm_cache_queries",
                 "Multi-modal cache queries, in terms of number of queried items.",
@@ -454,7 +465,8 @@ class VllmMetrics:
 
     def _in_order(self) -> list[Gauge | Counter | Histogram]:
         scheduler: list[Gauge] = [self._running, self._waiting, self._waiting_by_reason]
-        counters: list[Counter] = [self._queries, self._hits, *self._unused, self._preemptions]
+        counters: list[Counter] = [self._queries, self._hits, *self._external, *self._unused]
+        counters += [self._preemptions]
         counters += [self._prompt_tokens, self._prompt_by_source, self._prompt_cached]
         counters += [self._cached_by_tier, self._generated, self._success, self._rejections]
         counts: list[Histogram] = [self._request_prompt, self._request_generation]

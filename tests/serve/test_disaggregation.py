@@ -117,6 +117,20 @@ async def test_the_flow_of_a_nixl_proxy(chat: bool) -> None:
         (received,) = of(server, KvReceived)
         assert received.num_bytes == tokens * 256
         assert [event.reason for event in of(server, KvReleased)] == ["sent"]
+        async with aiohttp.ClientSession() as client, client.get(decode + "/metrics") as answer:
+            shown = await answer.text()
+        assert _sample(shown, "vllm:nixl_bytes_transferred_sum") == received.num_bytes
+        assert _sample(shown, "vllm:external_prefix_cache_hits_total") == tokens
+        assert _sample(shown, "external_kv_transfer") == tokens - 1
+
+
+def _sample(shown: str, name: str) -> float:
+    (line,) = [
+        line
+        for line in shown.splitlines()
+        if name in line and not line.startswith("#") and "_created" not in line
+    ]
+    return float(line.rpartition(" ")[2])
 
 
 async def test_a_decode_server_without_coordinates_computes_the_prompt() -> None:
@@ -175,6 +189,9 @@ async def test_a_lease_runs_out_and_the_blocks_are_free() -> None:
         kv = server.cluster.workers[0].kv
         await until(lambda: of(server, KvReleased))
         assert [event.reason for event in of(server, KvReleased)] == ["expired"]
+        metrics = server.urls[0] + "/metrics"
+        async with aiohttp.ClientSession() as client, client.get(metrics) as answer:
+            assert _sample(await answer.text(), "vllm:nixl_num_kv_expired_reqs_total") == 1
         assert kv.num_free == kv.num_blocks
 
 
