@@ -153,6 +153,7 @@ def _read(
         resumable=resumable,
         write=write,
         reads_cache=plan.prompt is None and not request.kv.bypass_prefix_cache,
+        session_id=request.session_id or None,
     )
     wishes = request.response
     request_id = request.request_id or served.new_id()

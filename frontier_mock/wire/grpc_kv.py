@@ -68,6 +68,8 @@ class KvBatchMaker:
             stored.parent_block_hash = self._name(event.parent)
         if event.cache_salt is not None:
             stored.cache_salt = event.cache_salt
+        if event.session_id is not None:
+            stored.session_id = event.session_id
         if self._with_medium:
             stored.medium = GPU
         return stored

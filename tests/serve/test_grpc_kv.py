@@ -18,8 +18,14 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc as vllm_grpc  # noqa: 
 
 from frontier_mock.client.http1 import HttpClient  # noqa: E402
 from frontier_mock.config.kv_events import KvEventsConfig, KvSource  # noqa: E402
-from frontier_mock.serve.grpc_settings import SGLANG_SCHEDULER, VLLM_ENGINE  # noqa: E402
+from frontier_mock.serve.grpc_settings import (  # noqa: E402
+    SGLANG_SCHEDULER,
+    VLLM_ENGINE,
+    VLLM_INFERENCE,
+)
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
+from frontier_mock.stubs import vllm_inference_pb2 as inference_pb  # noqa: E402
+from frontier_mock.stubs import vllm_inference_pb2_grpc as inference_grpc  # noqa: E402
 from tests.serve.grpc_live import refused, target, with_grpc  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
 from tests.serve.sglang_live import sglang_spec  # noqa: E402
@@ -146,3 +152,24 @@ async def test_cursors_are_refused() -> None:
         )
     assert code == "OUT_OF_RANGE"
     assert message.startswith("KV event replay cursors are per subscription")
+
+
+async def test_blocks_know_their_session_and_salt() -> None:
+    both = (VLLM_ENGINE, VLLM_INFERENCE)
+    spec = with_grpc(publishing(serve_spec(WARP), VLLM, 260), *both)
+    async with live(spec) as server, grpc.aio.insecure_channel(target(server)) as channel:
+        call = vllm_grpc.VllmEngineStub(channel).SubscribeKvEvents(
+            common_pb2.SubscribeKvEventsRequest()
+        )
+        await call.initial_metadata()
+        request = inference_pb.GenerateRequest(
+            token_ids=inference_pb.TokenIds(ids=range(40)),
+            stopping=inference_pb.StoppingCriteria(max_new_tokens=1),
+            session_id="s",
+            kv=inference_pb.KVCacheParameters(cache_salt="salt"),
+        )
+        await inference_grpc.InferenceStub(channel).Generate(request)
+        batch = await call.read()
+        stored = batch.events[0].stored
+        assert (stored.session_id, stored.cache_salt, len(stored.blocks)) == ("s", "salt", 2)
+        call.cancel()
