@@ -22,7 +22,7 @@ from frontier_mock.cluster.observed import KvBatch
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_recording import Removed, Stored
 from frontier_mock.wire.kv_hashes import BlockHasher, as_signed
-from frontier_mock.wire.kv_tokens import block_ids, mix_keys, salt_and_session
+from frontier_mock.wire.kv_tokens import block_ids, mix_keys, namespace_and_session
 
 DIALECTS: Final = ("vllm-map", "sglang-map", "array")
 """How events are written; see the top of this module."""
@@ -43,6 +43,7 @@ class BlocksStored(NamedTuple):
     block_tokens: int
     cache_salt: str | None = None
     session_id: str | None = None
+    adapter: str | None = None
 
 
 class BlocksRemoved(NamedTuple):
@@ -100,18 +101,20 @@ class KvEventMapper:
         hasher = self.hasher
         first = change.first
         paths = path_ids(change.keys)
-        salt, session = salt_and_session(change.submit)
+        namespace, session = namespace_and_session(change.submit)
         parent = known[paths[first - 1]] if first else None
-        digest = hasher.root(salt) if parent is None else parent
+        digest = hasher.root(namespace) if parent is None else parent
         digests = []
         tokens: list[int] = []
         rows = block_ids(change.submit, change.keys, first, self.block_tokens)
         for position, row in enumerate(rows, first):
-            digest = hasher.next(digest, row, None if position else salt)
+            digest = hasher.next(digest, row, namespace, first=position == 0)
             known[paths[position]] = digest
             digests.append(digest)
             tokens += row
-        return BlocksStored(digests, parent, tokens, self.block_tokens, salt, session)
+        salt, adapter = namespace
+        name = None if adapter is None else adapter[0]
+        return BlocksStored(digests, parent, tokens, self.block_tokens, salt, session, name)
 
     def _removed(self, change: Removed) -> list[BlocksRemoved]:
         paths = path_ids(change.keys)[change.first :]
@@ -192,6 +195,7 @@ class _SglangStored(msgspec.Struct, tag="BlockStored", omit_defaults=True):
     medium: str | None = None
     cache_salt: str | None = None
     session_id: str | None = None
+    lora_name: str | None = None
 
 
 class _SglangRemoved(msgspec.Struct, tag="BlockRemoved", omit_defaults=True):
@@ -266,17 +270,17 @@ class KvEventWriter:
         if dialect == "sglang-map":
             above = None if parent is None else self._signed([parent])[0]
             signed = self._signed(event.hashes)
-            salt, session = event.cache_salt, event.session_id
-            return _SglangStored(signed, above, tokens, size, None, GPU, salt, session)
+            return _SglangStored(signed, above, tokens, size, None, GPU, *event[4:])
         hashes = [self._hash(digest) for digest in event.hashes]
         before = None if parent is None else self._hash(parent)
         if dialect == "array":
-            return _ArrayStored(hashes, before, tokens, size, None, GPU, None)
-        extra: list[tuple[str, ...] | None] = [None] * len(hashes)
+            return _ArrayStored(hashes, before, tokens, size, None, GPU, event.adapter)
+        name = event.adapter
+        extra: list[tuple[str, ...] | None] = [None if name is None else (name,)] * len(hashes)
         if event.cache_salt and parent is None:
-            extra[0] = (event.cache_salt,)
+            extra[0] = (*(extra[0] or ()), event.cache_salt)
         session = event.session_id
-        return _VllmStored(hashes, before, tokens, size, None, GPU, None, extra, 0, session)
+        return _VllmStored(hashes, before, tokens, size, None, GPU, name, extra, 0, session)
 
     def _hash(self, digest: bytes) -> int | bytes:
         return digest if self._as_bytes else self._hasher.event_hash(digest)

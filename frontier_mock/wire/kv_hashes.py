@@ -12,7 +12,7 @@ token ids as 32-bit little-endian numbers. With a cache salt the chain begins wi
 import hashlib
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 ALGORITHMS: Final = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
 """vLLM's --prefix-caching-hash-algo."""
@@ -20,8 +20,15 @@ ALGORITHMS: Final = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
 DEFAULT_SEED: Final = "vllm-none-hash"
 """What vLLM derives the first predecessor from, for the SHA-256 family."""
 
-ExtraKeys = tuple[tuple[str, ...], ...]
-"""What besides tokens a block of vLLM depends on: ("cache_salt", salt), in its first block."""
+
+class Namespace(NamedTuple):
+    """What besides tokens tells blocks apart: a cache salt, and an adapter as (name, path)."""
+
+    cache_salt: str | None = None
+    adapter: tuple[str, str] | None = None
+
+
+PLAIN: Final = Namespace()
 
 _PICKLE_PROTOCOL: Final = 5
 """vLLM takes Python's highest, which is 5 since 3.8."""
@@ -33,12 +40,14 @@ _EVENT_HASH_BITS: Final = 64
 class BlockHasher(Protocol):
     """One engine's chain of block digests."""
 
-    def root(self, cache_salt: str | None) -> bytes:
+    def root(self, namespace: Namespace) -> bytes:
         """What stands before the first block."""
         ...
 
-    def next(self, before: bytes, token_ids: Sequence[int], cache_salt: str | None) -> bytes:
-        """Digest of a block; `cache_salt` is given for the first block of a path only."""
+    def next(
+        self, before: bytes, token_ids: Sequence[int], namespace: Namespace, *, first: bool
+    ) -> bytes:
+        """Digest of a block, the `first` of its path or a later one."""
         ...
 
     def event_hash(self, digest: bytes) -> int:
@@ -61,14 +70,24 @@ class VllmHasher:
         self._digest = _sha256 if algorithm.startswith("sha256") else _xxh3_128()
         self._none_hash = self._digest(self._serialise(seed))
 
-    def root(self, cache_salt: str | None) -> bytes:
-        """NONE_HASH, whatever the salt."""
+    def root(self, namespace: Namespace) -> bytes:
+        """NONE_HASH, whatever the namespace."""
         return self._none_hash
 
-    def next(self, before: bytes, token_ids: Sequence[int], cache_salt: str | None) -> bytes:
-        """Digest of the tuple (before, token ids, extra keys)."""
-        extra = (("cache_salt", cache_salt),) if cache_salt else None
-        return self._digest(self._serialise((before, tuple(token_ids), extra)))
+    def next(
+        self, before: bytes, token_ids: Sequence[int], namespace: Namespace, *, first: bool
+    ) -> bytes:
+        """Digest of the tuple (before, token ids, extra keys or None).
+
+        Extra keys are an adapter's name and path, and in the first block the salt.
+        """
+        salt, adapter = namespace
+        extra: tuple[tuple[str, ...], ...] = ()
+        if adapter is not None:
+            extra = (("lora", *adapter),)
+        if salt and first:
+            extra += (("cache_salt", salt),)
+        return self._digest(self._serialise((before, tuple(token_ids), extra or None)))
 
     def event_hash(self, digest: bytes) -> int:
         """The digest's last 64 bits (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=1, the default)."""
@@ -76,17 +95,21 @@ class VllmHasher:
 
 
 class SglangHasher:
-    """SGLang's."""
+    """SGLang's. Adapters have ids of their own there, drawn at random; here they are names."""
 
     __slots__ = ()
 
-    def root(self, cache_salt: str | None) -> bytes:
+    def root(self, namespace: Namespace) -> bytes:
         """Nothing, or the digest of the salt."""
-        if cache_salt is None:
+        salt, adapter = namespace
+        if salt is None and adapter is None:
             return b""
-        return hashlib.sha256(_SALT_TAG + cache_salt.encode()).digest()
+        own = b"" if adapter is None else "\0".join(("lora", *adapter, "")).encode()
+        return hashlib.sha256(_SALT_TAG + own + (salt or "").encode()).digest()
 
-    def next(self, before: bytes, token_ids: Sequence[int], cache_salt: str | None) -> bytes:
+    def next(
+        self, before: bytes, token_ids: Sequence[int], namespace: Namespace, *, first: bool
+    ) -> bytes:
         """Digest of `before` and the tokens, four bytes each."""
         tokens = b"".join([token.to_bytes(4, "little") for token in token_ids])
         return hashlib.sha256(before + tokens).digest()

@@ -12,6 +12,7 @@ import numpy as np
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES, KeyedPrompt
 from frontier_mock.wire.block_keys import Keys
+from frontier_mock.wire.kv_hashes import PLAIN, Namespace
 from frontier_mock.wire.text import SyntheticText
 from frontier_mock.wire.tokenizer import TokenIds
 
@@ -21,20 +22,20 @@ _MADE_UP_IDS = 1 << 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenPrompt(KeyedPrompt):
-    """A prompt with its token ids, the output that will follow it, its cache salt and session."""
+    """A prompt with its token ids, the output that will follow it, its namespace and session."""
 
     ids: TokenIds
     text: SyntheticText
-    cache_salt: str | None = None
+    namespace: Namespace = PLAIN
     session_id: str | None = None
 
 
-def salt_and_session(submit: Submit | None) -> tuple[str | None, str | None]:
-    """The salt that keeps a sequence's blocks from others, and its session; None without one."""
+def namespace_and_session(submit: Submit | None) -> tuple[Namespace, str | None]:
+    """What keeps a sequence's blocks from others, and its session; None without one."""
     prompt = None if submit is None else submit.prompt
     if not isinstance(prompt, TokenPrompt):
-        return None, None
-    return prompt.cache_salt, prompt.session_id
+        return PLAIN, None
+    return prompt.namespace, prompt.session_id
 
 
 def block_ids(submit: Submit | None, keys: bytes, first: int, block_tokens: int) -> list[list[int]]:

@@ -27,6 +27,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import SequencePlan
+from frontier_mock.wire.kv_hashes import Namespace
 from frontier_mock.wire.kv_tokens import TokenPrompt
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.stops import Ending, StopRules, find_ending, fixed_ending
@@ -269,8 +270,9 @@ def plan_sequences(
         text = ending.text
         after = keys_after(text, tail, 0 if len(keys) else salt)
         if served.keeps_tokens:
-            asked_salt = text_field(fields, "cache_salt") if wishes.salt else None
-            prompt = TokenPrompt(len(ids), size, prompt.keys, ids, text, asked_salt, session_id)
+            prompt = TokenPrompt(
+                len(ids), size, prompt.keys, ids, text, _namespace(fields, served), session_id
+            )
         submit = Submit(
             prompt,
             text.num_tokens,
@@ -319,6 +321,14 @@ def _ending(
         wishes.include_stop,
     )
     return find_ending(ring, start, rules)
+
+
+def _namespace(fields: Fields, served: ServedModel) -> Namespace:
+    """What the keys of a request's blocks are salted with, in words."""
+    name = model_name(fields, served)
+    path = served.adapters.get(name)
+    adapter = None if path is None else (name, path)
+    return Namespace(text_field(fields, "cache_salt") or None, adapter)
 
 
 def _wishes(fields: Fields) -> _Wishes:

@@ -18,7 +18,7 @@ from frontier_mock.core.commands import Flush  # noqa: E402
 from frontier_mock.serve import kv_events  # noqa: E402
 from frontier_mock.serve.kv_events import Told  # noqa: E402
 from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from frontier_mock.wire.kv_hashes import VllmHasher  # noqa: E402
+from frontier_mock.wire.kv_hashes import PLAIN, VllmHasher  # noqa: E402
 from tests.serve.live import WARP, live, serve_spec  # noqa: E402
 from tests.wire.test_kv_events import (  # noqa: E402
     ArrayBatch,
@@ -91,7 +91,7 @@ async def replayed(endpoint: str, first: int = 0) -> list[tuple[int, bytes]]:
 def believed(batches: list[tuple[int, bytes]]) -> dict[int | bytes, tuple[int, ...]]:
     """Hash of every block that is cached, and its tokens; the chain of hashes is checked."""
     hasher = VllmHasher("sha256_cbor")
-    digests: dict[int | bytes | None, bytes] = {None: hasher.root(None)}
+    digests: dict[int | bytes | None, bytes] = {None: hasher.root(PLAIN)}
     cached: dict[int | bytes, tuple[int, ...]] = {}
     for _, payload in batches:
         _, events, rank = msgspec.msgpack.decode(payload, type=VllmBatch)
@@ -108,7 +108,7 @@ def believed(batches: list[tuple[int, bytes]]) -> dict[int | bytes, tuple[int, .
                 above = event.parent_block_hash
                 for i, block in enumerate(event.block_hashes):
                     tokens = event.token_ids[16 * i : 16 * i + 16]
-                    digests[block] = hasher.next(digests[above], tokens, None)
+                    digests[block] = hasher.next(digests[above], tokens, PLAIN, first=False)
                     assert hasher.event_hash(digests[block]) == block
                     cached[block] = tuple(tokens)
                     above = block

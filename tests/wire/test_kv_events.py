@@ -21,7 +21,13 @@ from frontier_mock.wire.kv_events import (
     KvEventWriter,
     path_ids,
 )
-from frontier_mock.wire.kv_hashes import BlockHasher, SglangHasher, VllmHasher
+from frontier_mock.wire.kv_hashes import (
+    PLAIN,
+    BlockHasher,
+    Namespace,
+    SglangHasher,
+    VllmHasher,
+)
 from frontier_mock.wire.kv_tokens import block_ids
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.text import TextRing
@@ -35,7 +41,14 @@ def submit_of(
 ) -> Submit:
     tokenizer = ByteTokenizer()
     served = ServedModel(
-        ("m",), "m", 4096, tokenizer, TextRing(tokenizer, BLOCK), eos=None, keeps_tokens=True
+        ("m",),
+        "m",
+        4096,
+        tokenizer,
+        TextRing(tokenizer, BLOCK),
+        eos=None,
+        keeps_tokens=True,
+        adapters={"poet": "/adapters/poet"},
     )
     body = {"model": "m", "prompt": prompt, "max_tokens": output, **more}
     return parse_completion(json.dumps(body).encode(), headers or {}, served).sequences[0].submit
@@ -83,9 +96,9 @@ def test_vllm_events_have_vllms_hashes() -> None:
     keys = keys_of(submit)
     hasher = VllmHasher("sha256_cbor")
     expected = []
-    before = hasher.root(None)
+    before = hasher.root(PLAIN)
     for i in range(3):
-        before = hasher.next(before, ids[4 * i : 4 * i + 4], None if i else "s")
+        before = hasher.next(before, ids[4 * i : 4 * i + 4], Namespace("s"), first=i == 0)
         expected.append(before)
     events = mapped(
         hasher,
@@ -120,6 +133,23 @@ def test_session_of_a_request() -> None:
         assert isinstance(stored, VllmStored)
         assert stored.session_id == session
         assert (b"session_id" in payload) == (session is not None)
+
+
+def test_blocks_of_an_adapter_are_its_own() -> None:
+    ids = list(range(8))
+    plain, tuned = submit_of(ids, 1), submit_of(ids, 1, model="poet", cache_salt="s")
+    assert keys_of(plain) != keys_of(tuned)
+    for hasher in (VllmHasher(), SglangHasher()):
+        changes = tuple(Stored(keys_of(submit), 0, submit) for submit in (plain, tuned))
+        one, other = mapped(hasher, changes)
+        assert isinstance(one, BlocksStored)
+        assert isinstance(other, BlocksStored)
+        assert (one.adapter, other.adapter) == (None, "poet")
+        assert set(one.hashes).isdisjoint(other.hashes)
+    payload = KvEventWriter(VllmHasher(), "vllm-map").payload(0.0, [other], 0)
+    (stored,) = msgspec.msgpack.decode(payload, type=VllmBatch)[1]
+    assert isinstance(stored, VllmStored)
+    assert (stored.lora_name, stored.extra_keys) == ("poet", [("poet", "s"), ("poet",)])
 
 
 def test_sglang_merges_what_continues() -> None:
@@ -212,6 +242,8 @@ class SglangStored(msgspec.Struct, tag="BlockStored", forbid_unknown_fields=True
     lora_id: int | None
     medium: str | None = None
     cache_salt: str | None = None
+    session_id: str | None = None
+    lora_name: str | None = None
 
 
 class SglangRemoved(msgspec.Struct, tag="BlockRemoved", forbid_unknown_fields=True):

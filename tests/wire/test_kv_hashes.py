@@ -7,6 +7,8 @@ import pytest
 
 from frontier_mock.wire.kv_hashes import (
     ALGORITHMS,
+    PLAIN,
+    Namespace,
     SglangHasher,
     VllmHasher,
     as_signed,
@@ -83,12 +85,36 @@ def test_equal_to_vllm(algorithm: str, seed: str, first: str, second: str, salte
     if algorithm.startswith("xxhash"):
         pytest.importorskip("xxhash", reason="pip install 'frontier-mock[kv-events]'")
     hasher = VllmHasher(algorithm, seed)
-    root = hasher.root(None)
-    digest = hasher.next(root, FIRST, None)
+    root = hasher.root(PLAIN)
+    digest = hasher.next(root, FIRST, PLAIN, first=True)
     assert digest.hex() == first
-    assert hasher.next(digest, SECOND, None).hex() == second
-    assert hasher.next(root, FIRST, SALT).hex() == salted
+    assert hasher.next(digest, SECOND, PLAIN, first=False).hex() == second
+    assert hasher.next(root, FIRST, Namespace(SALT), first=True).hex() == salted
     assert hasher.event_hash(digest) == int(first, 16) & (1 << 64) - 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "first", "second"),
+    [
+        (
+            "sha256",
+            "5762d943b587aea1fe567b82e6d9e7c2ed96647074014f235824dfc7265c36a5",
+            "e2ff6d780af090b187992da8098029254a0415c3cbabdbbb24966f66b47473be",
+        ),
+        (
+            "sha256_cbor",
+            "11b93d3eb35df1715ccfe29332b49f6d34bcb06a7d17a51c5a27499014401ba2",
+            "db3f38886166001bb7e95d133405e2d12817c335f5769735b9bd6530ee9b12ea",
+        ),
+    ],
+)
+def test_adapters_equal_to_vllm(algorithm: str, first: str, second: str) -> None:
+    """The same tokens twice, for an adapter, and a salt that only the first block knows of."""
+    hasher = VllmHasher(algorithm)
+    namespace = Namespace(SALT, ("poet", "/adapters/poet"))
+    digest = hasher.next(hasher.root(namespace), FIRST, namespace, first=True)
+    assert digest.hex() == first
+    assert hasher.next(digest, FIRST, namespace, first=False).hex() == second
 
 
 def test_every_algorithm_is_covered() -> None:
@@ -124,9 +150,9 @@ SGLANG_SALTED = [
 )
 def test_equal_to_sglang(pages: list[list[int]], salt: str | None, digests: list[str]) -> None:
     hasher = SglangHasher()
-    digest = hasher.root(salt)
+    digest = hasher.root(Namespace(salt))
     for page, expected in zip(pages, digests, strict=True):
-        digest = hasher.next(digest, page, None)
+        digest = hasher.next(digest, page, Namespace(salt), first=False)
         assert digest.hex() == expected
         assert hasher.event_hash(digest) == int(expected[:16], 16)
     assert as_signed(hasher.event_hash(digest)) == int.from_bytes(digest[:8], "big", signed=True)
