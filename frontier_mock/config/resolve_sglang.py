@@ -48,26 +48,64 @@ def resolve_sglang_worker(
     ranks, parallel = _parallel(args, model)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, weights)
     classic = _version(engine) < RULES_SINCE
-    chunk, largest = gpu_defaults(hardware, args.tp_size)
+    default_chunk, largest = gpu_defaults(hardware, args.tp_size)
+    chunk = _chunk(args, parallel, default_chunk)
+    graphs = _graphs(args, largest, classic)
+    overlap = not args.disable_overlap_schedule
+    step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
+    memory = _plan_memory(args, step, chunk, classic, apart=afd is not None)
+    mode, policy = args.disaggregation_mode, args.load_balance_method
+    worker = WorkerSpec(
+        name,
+        port,
+        "colocated" if mode == "null" else mode,
+        args.served_model_name or args.model_path,
+        step,
+        _scheduler(args, step, memory, chunk, classic),
+        dp_size=ranks,
+        rank_policy="round_robin" if policy == "auto" else policy,
+        afd=afd,
+        connector=sglang_connector(mode, args.disaggregation_transfer_backend),
+    )
+    return worker, memory
+
+
+def _chunk(args: SglangArgs, parallel: ParallelSpec, default: int) -> int:
+    """Tokens of a prompt chunk, -1 for whole prompts; ranks of attention share it."""
+    chunk = default
     if args.chunked_prefill_size is not None:
         chunk = args.chunked_prefill_size or -1
-    if chunk > 0:
-        chunk = max(1, chunk // parallel.dp)
+    if chunk <= 0:
+        return chunk
+    chunk = max(1, chunk // parallel.dp)
     page = args.page_size or 1
-    if chunk > 0 and chunk % page:
+    if chunk % page:
         raise ConfigError(
             f"chunked-prefill-size: {chunk} is not a multiple of the page size ({page})"
         )
+    return chunk
+
+
+def _graphs(args: SglangArgs, default_largest: int, classic: bool) -> tuple[int, ...]:
+    """Batch sizes of the decode graphs."""
+    largest = default_largest
     if args.cuda_graph_max_bs_decode is not None:
         largest = args.cuda_graph_max_bs_decode
     elif args.max_running_requests is not None and not classic:
         largest = min(largest, args.max_running_requests)
-    graphs = graph_sizes(
+    return graph_sizes(
         largest,
         args.cuda_graph_bs_decode,
         args.disable_cuda_graph,
         not args.disable_cuda_graph_padding,
     )
+
+
+def _plan_memory(
+    args: SglangArgs, step: StepSpec, chunk: int, classic: bool, *, apart: bool
+) -> MemoryPlan:
+    """The KV pool; `apart` if another GPU holds the experts. Raises ConfigError."""
+    hardware, model, parallel, precision = step.hardware, step.model, step.parallel, step.precision
     fraction = args.mem_fraction_static
     if fraction is None:
         captured = 0 if classic or args.disable_cuda_graph else len(prefill_graph_sizes(chunk))
@@ -76,27 +114,34 @@ def resolve_sglang_worker(
             parallel,
             chunked_prefill_size=chunk,
             max_prefill_tokens=args.max_prefill_tokens,
-            decode_graph_max=max(graphs, default=0),
+            decode_graph_max=max(step.cudagraph_sizes, default=0),
             prefill_graphs=captured,
         )
     held, types = model, precision
-    if afd is not None:
+    if apart:
         held, types = attention_only(model), attention_precision(model, precision)
     try:
-        memory = plan_sglang_kv_cache(
+        return plan_sglang_kv_cache(
             hardware,
             held,
             parallel,
             types,
             mem_fraction_static=fraction,
-            page_size=page,
+            page_size=args.page_size or 1,
             max_total_tokens=args.max_total_tokens,
         )
     except OutOfMemory as error:
         raise ConfigError(f"{model.name} on {hardware.name}, tp {parallel.tp}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{model.name}: {error}") from None
-    context = args.context_length or model.max_position_embeddings
+
+
+def _scheduler(
+    args: SglangArgs, step: StepSpec, memory: MemoryPlan, chunk: int, classic: bool
+) -> SglangSchedulerSpec:
+    page = args.page_size or 1
+    dp = step.parallel.dp
+    context = args.context_length or step.model.max_position_embeddings
     total = memory.num_blocks * page
     longest = min(context - 2, total - _SPARE_PAGES * page)
     if longest < 1:
@@ -104,12 +149,11 @@ def resolve_sglang_worker(
     if args.max_running_requests is None:
         running = default_max_running_requests(total, context)
     else:
-        running = args.max_running_requests // parallel.dp
-    mode = args.disaggregation_mode
+        running = args.max_running_requests // dp
     caching = not args.disable_radix_cache
-    if mode == "decode" and not args.disaggregation_decode_enable_radix_cache:
+    if args.disaggregation_mode == "decode" and not args.disaggregation_decode_enable_radix_cache:
         caching = False
-    scheduler = SglangSchedulerSpec(
+    return SglangSchedulerSpec(
         max_running_requests=max(1, min(running, total // 2)),
         context_length=longest,
         num_pages=memory.num_blocks,
@@ -119,9 +163,9 @@ def resolve_sglang_worker(
         prefill_max_requests=args.prefill_max_requests or 0,
         schedule_policy=args.schedule_policy,
         schedule_conservativeness=args.schedule_conservativeness
-        * (_DP_CONSERVATIVENESS if parallel.dp > 1 else 1.0),
+        * (_DP_CONSERVATIVENESS if dp > 1 else 1.0),
         enable_mixed_chunk=args.enable_mixed_chunk,
-        enable_overlap=not args.disable_overlap_schedule,
+        enable_overlap=step.async_scheduling,
         enable_radix_cache=caching,
         radix_eviction_policy=args.radix_eviction_policy,
         enable_priority_scheduling=args.enable_priority_scheduling,
@@ -135,24 +179,6 @@ def resolve_sglang_worker(
         num_reserved_decode_tokens=args.num_reserved_decode_tokens,
         enable_kv_cache_events=caching and _publishes(args),
     )
-    overlap = scheduler.enable_overlap
-    step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
-    served = args.served_model_name or args.model_path
-    policy = args.load_balance_method
-    policy = "round_robin" if policy == "auto" else policy
-    worker = WorkerSpec(
-        name,
-        port,
-        "colocated" if mode == "null" else mode,
-        served,
-        step,
-        scheduler,
-        dp_size=ranks,
-        rank_policy=policy,
-        afd=afd,
-        connector=sglang_connector(mode, args.disaggregation_transfer_backend),
-    )
-    return worker, memory
 
 
 def _publishes(args: SglangArgs) -> bool:
