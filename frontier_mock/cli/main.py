@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate", "fit a cluster's constants to benchmark results taken on it"),
     "accuracy": ("accuracy", "simulate every measured run in a folder and print the errors"),
     "ratios": ("ratios", "compare attention to FFN ratios of a disaggregated model"),
+    "pools": ("pools", "compare numbers of prefill and decode workers"),
     "journal": ("journal", "replay a journal offline and print the digest of its events"),
     "doctor": ("doctor", "check that this machine has what is needed"),
 }

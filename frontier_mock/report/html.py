@@ -14,6 +14,7 @@ from frontier_mock.report.records import NEVER, RequestRecord
 from frontier_mock.report.roles import ROLE_HEAD, cost_lines, role_cells
 from frontier_mock.report.summary import Result, RunReport, latencies
 from frontier_mock.report.terminal import figure, notes
+from frontier_mock.report.transfers import LINK_HEAD, link_cells, transfer_title
 from frontier_mock.simtime import NS_PER_S
 
 _BINS = 240
@@ -70,7 +71,7 @@ def html_report(report: RunReport) -> str:
         f'<h1>{title}</h1><p class="sub">{_subtitle(result)}</p>{digest}{_cards(result)}'
         f"<h2>Latency, ms</h2>{_latency_table(result)}{_distributions(report)}"
         f"<h2>Over time</h2>{_timeline(report.records)}"
-        f"{_oracle_table(result)}{_role_tables(result)}{_worker_table(result)}{_note_list(result)}"
+        f"{_oracle_table(result)}{_transfer_tables(result)}{_role_tables(result)}{_worker_table(result)}{_note_list(result)}"
         f"<details><summary>Result as JSON</summary><pre>{raw}</pre></details></body></html>\n"
     )
 
@@ -115,6 +116,21 @@ def _oracle_table(result: Result) -> str:
         return ""
     title = escape(oracle_title(stats).capitalize())
     return f"<h2>{title}</h2>{_table(('', 'tokens hit'), oracle_lines(stats))}"
+
+
+def _transfer_tables(result: Result) -> str:
+    transfers = result.get("transfers")
+    if transfers is None or not transfers["requests"]:
+        return ""
+    parts = [
+        [name.replace("_", " "), *(figure(value) for value in in_columns(stats))]
+        for name, stats in transfers["ttft_parts_ms"].items()
+    ]
+    links = [link_cells(link) for link in transfers["links"]]
+    return (
+        f"<h2>Parts of TTFT, ms</h2>{_table(('', *COLUMNS), parts)}"
+        f"<h2>{escape(transfer_title(transfers))}</h2>{_table(LINK_HEAD, links)}"
+    )
 
 
 def _role_tables(result: Result) -> str:

@@ -10,7 +10,12 @@ from frontier_mock.report.latency import COLUMNS, in_columns
 from frontier_mock.report.oracle import OracleStats, oracle_lines, oracle_title
 from frontier_mock.report.roles import ROLE_HEAD, RoleStats, cost_lines, role_cells
 from frontier_mock.report.summary import ClientStats, Result, WorkerStats, latencies
-from frontier_mock.report.transfers import TransferStats
+from frontier_mock.report.transfers import (
+    LINK_HEAD,
+    TransferStats,
+    link_cells,
+    transfer_title,
+)
 
 WIDTH = 80
 _WORKERS_SHOWN = 24
@@ -119,24 +124,11 @@ def _ttft_parts(transfers: TransferStats) -> Table:
 
 
 def _links(transfers: TransferStats) -> Table:
-    title = f"KV transfers: {transfers['requests']:,}, {transfers['gigabytes']:,.1f} GB"
-    for kind in ("failed", "released"):
-        counts = transfers[kind]
-        other = [f"{n:,} {why}" for why, n in counts.items() if why != "sent"]
-        if other:
-            title += f"; {kind}: {', '.join(other)}"
-    table = Table(title=title, title_justify="left", expand=True)
-    table.add_column("link", overflow="ellipsis", no_wrap=True)
-    for column in ("GB/s", "GB", "busy", "utilisation"):
-        table.add_column(column, justify="right")
+    table = Table(title=transfer_title(transfers), title_justify="left", expand=True)
+    for column in LINK_HEAD:
+        table.add_column(column, justify="left" if column == LINK_HEAD[0] else "right")
     for link in transfers["links"][:_WORKERS_SHOWN]:
-        table.add_row(
-            link["name"],
-            f"{link['gb_per_s']:,.1f}",
-            f"{link['gigabytes']:,.1f}",
-            f"{link['busy_fraction']:.2%}",
-            f"{link['utilisation']:.2%}",
-        )
+        table.add_row(*link_cells(link))
     return table
 
 

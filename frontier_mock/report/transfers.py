@@ -117,6 +117,30 @@ def transfer_stats(
     )
 
 
+LINK_HEAD = ("link", "GB/s", "GB", "busy", "utilisation")
+
+
+def link_cells(link: LinkStats) -> tuple[str, ...]:
+    """One link as a row under `LINK_HEAD`."""
+    return (
+        link["name"],
+        f"{link['gb_per_s']:,.1f}",
+        f"{link['gigabytes']:,.1f}",
+        f"{link['busy_fraction']:.2%}",
+        f"{link['utilisation']:.2%}",
+    )
+
+
+def transfer_title(transfers: TransferStats) -> str:
+    """How much moved, and what did not go as it should."""
+    title = f"KV transfers: {transfers['requests']:,}, {transfers['gigabytes']:,.1f} GB"
+    for kind, counts in (("failed", transfers["failed"]), ("released", transfers["released"])):
+        other = [f"{n:,} {why}" for why, n in counts.items() if why != "sent"]
+        if other:
+            title += f"; {kind}: {', '.join(other)}"
+    return title
+
+
 def _link(use: LinkUse, now_ns: SimTime) -> LinkStats:
     possible = use.bytes_per_s * now_ns / NS_PER_S
     return LinkStats(
