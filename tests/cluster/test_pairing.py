@@ -8,7 +8,7 @@ import pytest
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.links import FabricSpec
-from frontier_mock.cluster.specs import ClusterSpec, ConnectorSpec, WorkerSpec
+from frontier_mock.cluster.specs import ClusterSpec, ConnectorSpec, WorkerSpec, ranks_of
 from frontier_mock.core.commands import Abort, Submit, Transfer
 from frontier_mock.core.events import (
     Event,
@@ -23,7 +23,7 @@ from frontier_mock.core.events import (
 )
 from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec, SglangSchedulerSpec
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S
-from tests.engine import LinearCost, prompt, step_spec
+from tests.engine import LinearRankCost, prompt, step_spec
 
 VLLM = SchedulerSpec(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=256, num_blocks=64)
 SGLANG = SglangSchedulerSpec(
@@ -47,24 +47,28 @@ def pools(
     fabric: FabricSpec | None = None,
     frontend_s: float = 0.0,
     single_step: bool = False,
+    ranks: int = 1,
 ) -> Cluster:
+    """Decode servers have `ranks` engines each, in lock-step if more than one."""
     roles = ["prefill"] * prefill + ["decode"] * decode
-    specs = tuple(
+    servers = [
         WorkerSpec(
             f"{role}{i}",
             8000 + i,
             role,
             "toy",
-            step_spec(frontend_s),
+            step_spec(frontend_s, ranks if role == "decode" else 1),
             scheduler if role == "prefill" else decode_scheduler or scheduler,
+            dp_size=ranks if role == "decode" else 1,
             connector=connector,
         )
         for i, role in enumerate(roles)
-    )
+    ]
+    specs = tuple(engine for server in servers for engine in ranks_of(server))
     spec = ClusterSpec(
         specs, "round_robin", 0, single_step, fabric=fabric or FabricSpec(gpus_per_node=1)
     )
-    return build_cluster(spec, [LinearCost() for _ in specs])
+    return build_cluster(spec, [LinearRankCost() for _ in specs])
 
 
 def finish(cluster: Cluster) -> None:

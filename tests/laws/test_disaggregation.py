@@ -63,11 +63,12 @@ def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> 
     for _ in range(data.draw(st.sampled_from([0, 0, 1, 4]))):
         t_ns = data.draw(st.sampled_from([0, 1_000_000, 5_000_123, 30_000_000, 210_000_000]))
         what, factor = data.draw(st.sampled_from(CHANGES)), data.draw(st.sampled_from([0.1, 1.0]))
-        timed.append((t_ns, Change(data.draw(st.integers(0, workers - 1)), what, factor)))
+        timed.append((t_ns, Change(data.draw(st.integers(0, workers // 2)), what, factor)))
     timed.sort(key=lambda entry: entry[0])
     shape = {
         "prefill": workers // 2,
         "decode": workers - workers // 2,
+        "ranks": data.draw(st.sampled_from([1, 1, 2])),
         "frontend_s": data.draw(st.sampled_from([0.0, 0.0004])),
         "fabric": FabricSpec(
             gpus_per_node=1, nic_bytes_per_s=data.draw(st.sampled_from([1e10, 1e7, 1e6]))
