@@ -35,7 +35,7 @@ class Lockstep:
         self._segment: list[_Batch] = []
         self._left = 0
         for rank in ranks:
-            rank.group = self
+            rank.group = rank.waker = self
 
     def wake(self, t_ns: SimTime) -> None:
         """Cross the boundary at `t_ns` and go on to the next one."""

@@ -100,6 +100,8 @@ class Worker:
         self.timeline = Timeline()
         self.wake_ns: SimTime | None = None
         self.group: Group | None = None
+        self.waker: Waker = self
+        """Who has to be woken at the next boundary: the group, if there is one."""
         self.step_log: list[StepRun] | None = None
         """Give it a list before the first step, and it gets every run of steps."""
         self.in_frontend = 0
@@ -282,11 +284,6 @@ class Worker:
             self.wake_ns = t_ns
         else:
             self.group.wake_idle(t_ns)
-
-    @property
-    def waker(self) -> Waker:
-        """Who has to be woken at the next boundary."""
-        return self if self.group is None else self.group
 
     def step_ended_by(self, t_ns: SimTime) -> int:
         """Number of the last step that ended at or before `t_ns`."""
@@ -525,7 +522,9 @@ class Worker:
             self.open(t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
             last = max(step, (line.kv_max - current.kv_offset) // n)
             self._segment = (n, current.kv_offset, last)
-        self.run(1 if self._single_step else self.quiet_steps(last - self._step))
+        self.timeline.last_step = step
+        self._run_end = step if self._single_step else self._quiet_until(current, step, last)
+        self.wake_ns = self.timeline.tail_boundary_ns(self._run_end)
 
     def _mixed_ns(self, current: Step, step: int) -> float:
         """The price of a step with chunks in it; a chunk of one token is a decode to the GPU."""

@@ -404,26 +404,28 @@ class VllmScheduler:
         budget = self._token_budget - self.num_decodes
         need = self._phase_counts[(1 - step) % self._block]
         preempted = False
-        if self._interval > 1:
+        paced = self._interval > 1
+        if paced:
             self._deferring = self._defers(step)
-        prefilling = self._prefilling and not self._deferring
-        if not prefilling and need <= self.kv.num_free and budget >= 0:
+        resting = not self._prefilling or self._deferring
+        if resting and need <= self.kv.num_free and budget >= 0:
             if need:
                 self.kv.take(need)
         else:
             budget, preempted = self._schedule_running(step, t_ns)
-        if self._interval > 1 and self._grants:
+        if paced and self._grants:
             self._last_prefill_step = step
         if not preempted and (self._fcfs or self._heap or self._ready):
             self._admit(step, t_ns, budget)
-        if not preempted and not self._deferring:
-            self._prefill_bound = self.num_waiting > 0
         self.last_scheduled = step
         grants = self._grants
         # Without grants, nothing can be admitted later either, until something ends or arrives.
         self.blocked = not (preempted or grants or self._prefilling or self._arrived)
-        if self._deferring and self.num_waiting:
-            self.blocked = False
+        if paced:
+            if not preempted and not self._deferring:
+                self._prefill_bound = self.num_waiting > 0
+            elif self._deferring and self.num_waiting:
+                self.blocked = False
         if not grants:
             return (
                 Step(step, self.num_decodes, self.kv_offset, (), ()) if self.num_decodes else None
