@@ -30,6 +30,7 @@ _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 _NOT_INT = "Input should be a valid integer"
 _NOT_FLOAT = "Input should be a valid number"
 _NOT_BOOL = "Input should be a valid boolean"
+_NOT_UNICODE = "Input should be a valid string, unable to parse raw data as a unicode string"
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
@@ -56,7 +57,34 @@ def _load_as_fastapi(body: bytes) -> Json:
         raise malformed_json(error.pos, error.msg) from None
     except (ValueError, RecursionError):
         raise unreadable_body() from None
+    torn = _torn_strings(value)
+    if torn:
+        raise schema_error(torn)
     return value
+
+
+def _torn_strings(value: Json) -> list[Problem]:
+    """Strings with half a surrogate pair, which JSON can escape and UTF-8 cannot carry.
+
+    Pydantic refuses them wherever a string is wanted; nothing behind us could hash or send them.
+    """
+    problems: list[Problem] = []
+    pending: list[tuple[Loc, Json]] = [(("body",), value)]
+    while pending:
+        loc, item = pending.pop()
+        if isinstance(item, dict):
+            for name, member in item.items():
+                whole = _encodable(name)
+                pending.append(((*loc, whole), member if whole == name else name))
+        elif isinstance(item, list):
+            pending += (((*loc, i), member) for i, member in enumerate(item))
+        elif isinstance(item, str) and _encodable(item) != item:
+            problems.append(Problem("string_unicode", loc, _NOT_UNICODE, _encodable(item)))
+    return problems[::-1]
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def load_object(body: bytes) -> dict[str, Json]:
