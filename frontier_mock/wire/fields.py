@@ -6,11 +6,12 @@ conversions are pydantic 2's: 1.0 is an int, "5" is a number, 0 and "true" are b
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from frontier_mock.wire.errors import (
+    ApiError,
     Loc,
     Problem,
     malformed_json,
@@ -30,7 +31,6 @@ _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 _NOT_INT = "Input should be a valid integer"
 _NOT_FLOAT = "Input should be a valid number"
 _NOT_BOOL = "Input should be a valid boolean"
-_NOT_UNICODE = "Input should be a valid string, unable to parse raw data as a unicode string"
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
@@ -57,34 +57,28 @@ def _load_as_fastapi(body: bytes) -> Json:
         raise malformed_json(error.pos, error.msg) from None
     except (ValueError, RecursionError):
         raise unreadable_body() from None
-    torn = _torn_strings(value)
-    if torn:
-        raise schema_error(torn)
+    try:
+        # Escapes can make half a surrogate pair, which nothing behind us could hash or send.
+        # Pydantic lets it pass; the engines then fail wherever they first encode it.
+        for text in _strings(value):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, str(error), "BadRequestError") from None
     return value
 
 
-def _torn_strings(value: Json) -> list[Problem]:
-    """Strings with half a surrogate pair, which JSON can escape and UTF-8 cannot carry.
-
-    Pydantic refuses them wherever a string is wanted; nothing behind us could hash or send them.
-    """
-    problems: list[Problem] = []
-    pending: list[tuple[Loc, Json]] = [(("body",), value)]
+def _strings(value: Json) -> Iterator[str]:
+    """Every string of a JSON value, names of members included."""
+    pending = [value]
     while pending:
-        loc, item = pending.pop()
-        if isinstance(item, dict):
-            for name, member in item.items():
-                whole = _encodable(name)
-                pending.append(((*loc, whole), member if whole == name else name))
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending += item.keys()
+            pending += item.values()
         elif isinstance(item, list):
-            pending += (((*loc, i), member) for i, member in enumerate(item))
-        elif isinstance(item, str) and _encodable(item) != item:
-            problems.append(Problem("string_unicode", loc, _NOT_UNICODE, _encodable(item)))
-    return problems[::-1]
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+            pending += item
 
 
 def load_object(body: bytes) -> dict[str, Json]:

@@ -163,17 +163,17 @@ def test_bodies_read_without_a_schema_may_be_nested_without_end(
     assert refused.value.status == 400
 
 
-def test_half_a_surrogate_pair_is_refused_in_pydantics_words_wherever_it_is() -> None:
-    for body, name in (
-        (b'{"cache_salt": "a\\ud800"}', "cache_salt"),
-        (b'{"messages": [{"content": "\\udc00"}]}', "messages.0.content"),
-        (b'{"tools": {"\\ud800": 1}}', "tools.?"),
-    ):
-        with pytest.raises(ApiError) as refused:
-            fields.load_json(body)
-        assert refused.value.status == 400
-        assert refused.value.param == f"body.{name}"
-        assert b"unable to parse raw data as a unicode string" in refused.value.body()
-    with pytest.raises(ValidationError, match="unable to parse raw data as a unicode string"):
-        TypeAdapter(str).validate_python("\ud800")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"cache_salt": "a\\ud800"}',
+        b'{"messages": [{"content": "\\udc00"}]}',
+        b'{"tools": {"\\ud800": 1}}',
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_wherever_it_is(body: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        fields.load_json(body)
+    assert refused.value.status == 400
+    assert b"surrogates not allowed" in refused.value.body()
     assert fields.load_json(b'{"a": "\\ud83d\\ude00", "b": NaN}')
