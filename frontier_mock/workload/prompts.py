@@ -20,7 +20,7 @@ where ours are. A live run therefore has the prefix hits of the offline run.
 import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +41,9 @@ _STREAM_SHIFT = 21
 _MAX_STREAM = (1 << (48 - _STREAM_SHIFT)) - 1
 _FEW_UNITS = 8
 """Up to this many units plain integers are faster than numpy."""
+_SHORT_TOKENS = 1024
+_SHORT_TEXTS = 8192
+"""How many short pieces are remembered as text: 8 MB at most."""
 
 _U64 = npt.NDArray[np.uint64]
 
@@ -184,7 +187,7 @@ class StreamPrompt:
         for stream, tokens in pieces:
             skip = min(block_tokens - len(rest), tokens) if rest else 0
             if skip:
-                rest += self._stream_bytes(stream, 0, skip)
+                rest += _stream_text(stream, 0, skip, self.salt)
                 if len(rest) == block_tokens:
                     parts.append(hashlib.blake2b(rest, digest_size=8).digest())
                     rest = b""
@@ -193,7 +196,7 @@ class StreamPrompt:
                 parts.append(_scatter(_offsets(stream, skip, count, block_tokens), self.salt))
             used = skip + count * block_tokens
             if used < tokens:
-                rest += self._stream_bytes(stream, used, tokens)
+                rest += _stream_text(stream, used, tokens, self.salt)
         self._cut = cut = _Cut(block_tokens, b"".join(parts), rest)
         return cut
 
@@ -202,22 +205,32 @@ class StreamPrompt:
         for stream, tokens in self.pieces:
             said = spoken.get(stream)
             if said is None:
-                parts.append(self._stream_bytes(stream, 0, tokens))
+                if tokens <= _SHORT_TOKENS:
+                    parts.append(_short_text(stream, tokens, self.salt))
+                else:
+                    parts.append(_stream_text(stream, 0, tokens, self.salt))
                 continue
             if len(said) != tokens:
                 raise ValueError(f"stream {stream}: {len(said)} characters for {tokens} tokens")
             parts.append(said.encode())
         return b"".join(parts)
 
-    def _stream_bytes(self, stream: int, first: int, last: int) -> bytes:
-        lo, hi = first // UNIT_TOKENS, -(-last // UNIT_TOKENS)
-        base = stream << _STREAM_SHIFT
-        if hi - lo <= _FEW_UNITS:
-            text = b"".join([_one_unit(base + unit, self.salt) for unit in range(lo, hi)])
-        else:
-            text = _unit_text(np.arange(base + lo, base + hi, dtype=np.uint64), self.salt)
-        skip = first - lo * UNIT_TOKENS
-        return text[skip : skip + last - first]
+
+@lru_cache(maxsize=_SHORT_TEXTS)
+def _short_text(stream: int, tokens: int, salt: int) -> bytes:
+    """The first tokens of a stream: each turn of a conversation says those of all before it."""
+    return _stream_text(stream, 0, tokens, salt)
+
+
+def _stream_text(stream: int, first: int, last: int, salt: int) -> bytes:
+    lo, hi = first // UNIT_TOKENS, -(-last // UNIT_TOKENS)
+    base = stream << _STREAM_SHIFT
+    if hi - lo <= _FEW_UNITS:
+        text = b"".join([_one_unit(base + unit, salt) for unit in range(lo, hi)])
+    else:
+        text = _unit_text(np.arange(base + lo, base + hi, dtype=np.uint64), salt)
+    skip = first - lo * UNIT_TOKENS
+    return text[skip : skip + last - first]
 
 
 def keys_of_text(text: bytes, block_tokens: int) -> bytes:
