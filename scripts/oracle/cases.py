@@ -5,7 +5,7 @@ so that vLLM's block hashes and our block keys can be derived from the same list
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from frontier_mock.serving.specs import SchedulerSpec
 
@@ -81,6 +81,25 @@ def draw_spec(rng: random.Random) -> SchedulerSpec:
     )
 
 
+def with_limits(spec: SchedulerSpec, rng: random.Random) -> SchedulerSpec:
+    """The same settings with vLLM's further limits on a step, in half of the cases."""
+    if rng.random() < 0.5:
+        return spec
+    seats, budget = spec.max_num_seqs, spec.max_num_batched_tokens
+    fewer = max(seats, budget * 2 // 3) if spec.enable_chunked_prefill else 0
+    adaptive = rng.random() < 0.5
+    return replace(
+        spec,
+        max_num_active_seqs=rng.choice([0, 0, max(1, seats // 2)]),
+        max_num_scheduled_tokens=rng.choice([0, 0, fewer]),
+        prefill_schedule_interval=rng.choice([1, 1, 2, 3, 7, 16]),
+        long_prefill_token_threshold_adaptive=adaptive,
+        long_prefill_token_threshold=rng.choice([4, 8, 20, 40])
+        if adaptive
+        else spec.long_prefill_token_threshold,
+    )
+
+
 class Writer:
     """Writes prompts and outputs, with fresh tokens wherever nothing is to be shared."""
 
@@ -122,7 +141,8 @@ class Writer:
 def draw_case(number: int) -> Case:
     """Case `number`."""
     rng = random.Random(number)
-    case = Case(draw_spec(rng))
+    limits = random.Random(f"limits {number}")
+    case = Case(with_limits(draw_spec(rng), limits))
     writer = Writer(rng, case.spec.block_size)
     cancels = rng.random() < 0.4
     gaps = rng.choice([[0, 200_000], [0, 700_000, 3_000_000], [5_000_000, 40_000_000]])

@@ -92,6 +92,10 @@ def build_scheduler(config: VllmConfig, case: Case) -> Scheduler:
         async_scheduling=spec.async_scheduling,
         watermark=spec.watermark,
         scheduler_reserve_full_isl=spec.reserve_full_isl,
+        max_num_scheduled_tokens=spec.max_num_scheduled_tokens or None,
+        max_num_active_seqs=spec.max_num_active_seqs or None,
+        long_prefill_token_threshold_adaptive=spec.long_prefill_token_threshold_adaptive,
+        prefill_schedule_interval=spec.prefill_schedule_interval,
     )
     config.model_config.max_model_len = spec.max_model_len
     cache = config.cache_config

@@ -371,6 +371,18 @@ def test_prompts_wait_for_their_interval_while_decodes_run() -> None:
     assert story.steps == ["33@0", "1d", "1d 1@32", "2d", "1d", "1d", "40@0"]
 
 
+def test_a_decode_that_overtook_a_held_prompt_starves_behind_it() -> None:
+    story = play(
+        spec(interval=3, budget=16, caching=True),
+        Ask(0, 33, 12, shared=2),
+        Ask(3.5, 46, 1),
+        Ask(6.5, 33, 3, shared=2),
+    )
+    assert story.steps[:3] == ["16@0", "16@16", "1@32"]
+    assert story.steps[3:8] == ["1d", "1d", "1d 15@0", "1d", "1d 1@32"]
+    assert story.steps[8:] == ["1d 15@15", "2d", "2d", "1d 15@30", "1d", "1d", "1@45"]
+
+
 def test_a_hit_leaves_at_least_one_token_to_compute() -> None:
     story = play(
         spec(caching=True),

@@ -472,8 +472,10 @@ class VllmScheduler:
             left -= new
             need += -(-(seq.computed + new) // self._block) - seq.held_blocks
             plan.append((seq, new))
-        # Only with a threshold can a decode stand behind a prefill in the list, and starve.
-        starved = self.spec.long_prefill_token_threshold > 0 and left <= 0
+        # A decode can stand behind a prefill in the list, and starve, only where chunks are capped
+        # or held: those with nothing left to compute but one token overtake them.
+        held = self.spec.long_prefill_token_threshold > 0 or self._interval > 1
+        starved = held and left <= 0
         if need > self.kv.num_free or left < 0 or starved:
             return self._walk(step, t_ns)
         if decode_need:
