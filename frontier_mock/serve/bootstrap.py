@@ -21,6 +21,8 @@ _TEXT = "text/plain; charset=utf-8"
 _ROOMS_KEPT = 4096
 _KEEPALIVE_S = 75.0
 _MISSING = b"Missing inputs for bootstrap server."
+_MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What reading a body as JSON, and its members as numbers, raises."""
 
 
 class Registry(Protocol):
@@ -114,7 +116,7 @@ class SglangRooms:
         try:
             fields = json.loads(body)
             self._ranks[int(fields["bootstrap_room"])] = int(fields["dp_rank"])
-        except (ValueError, KeyError, TypeError):
+        except _MALFORMED:
             return Answer(400, _MISSING, _TEXT)
         while len(self._ranks) > _ROOMS_KEPT:
             del self._ranks[next(iter(self._ranks))]
@@ -123,7 +125,7 @@ class SglangRooms:
     def _query(self, body: bytes) -> Answer:
         try:
             rooms = [int(room) for room in json.loads(body)["bootstrap_rooms"]]
-        except (ValueError, KeyError, TypeError):
+        except _MALFORMED:
             return Answer(400, _MISSING, _TEXT)
         found = {str(room): self._ranks[room] for room in rooms if room in self._ranks}
         return json_answer(found)

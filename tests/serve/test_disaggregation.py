@@ -375,3 +375,9 @@ async def test_the_bootstrap_server_knows_its_prefill_server() -> None:
             asked = {"bootstrap_rooms": [5, 6]}
             async with client.post("/query_dp_ranks", json=asked) as answer:
                 assert await answer.json() == {"5": 2}
+            for body in (b"[" * 100_000, b'{"bootstrap_room": Infinity, "dp_rank": 1}', b"null"):
+                async with client.post("/register_dp_rank", data=body) as answer:
+                    assert answer.status == 400
+            for body in (b"[" * 100_000, b'{"bootstrap_rooms": [Infinity]}', b"{}"):
+                async with client.post("/query_dp_ranks", data=body) as answer:
+                    assert answer.status == 400
