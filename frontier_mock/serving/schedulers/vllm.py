@@ -231,7 +231,7 @@ class VllmScheduler:
             self._prefilling.remove(seq)
         if seq.state in (DECODE, PREFILL):
             del self.running[seq.rid]
-            if finished and sends(seq):
+            if finished and seq.transfer is not None and sends(seq):
                 self._pin(seq)
             else:
                 self._free(seq, finished)
@@ -449,8 +449,10 @@ class VllmScheduler:
     def _chunk_cap(self) -> int:
         spec = self.spec
         threshold = spec.long_prefill_token_threshold
+        if threshold <= 0:
+            return self._token_budget
         eligible = len(self.running) + self.num_waiting
-        if threshold > 0 and eligible > 1:
+        if eligible > 1:
             if spec.long_prefill_token_threshold_adaptive:
                 return max(threshold, spec.max_num_batched_tokens // eligible)
             return threshold
@@ -630,7 +632,7 @@ class VllmScheduler:
                 self.hit_tokens += hit
             self._join_running(seq)
             self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
-            if sends(seq) and self.exchange is not None:
+            if self.exchange is not None and sends(seq):
                 self.exchange.scheduled(seq, t_ns)
             self._grant(seq, new, step)
             budget -= new
