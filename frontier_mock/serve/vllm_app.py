@@ -164,9 +164,6 @@ class VllmApp:
                 exchange.began_ns = self._driver.now_ns()
                 found = self._routes.find(self._path(request), request.method)
                 answer = found if isinstance(found, Answer) else self._ask(found, exchange)
-        except UnicodeEncodeError:
-            # Half a surrogate pair in what is echoed: starlette cannot write it either.
-            answer = Answer(500, b"Internal Server Error", "text/plain; charset=utf-8")
         except Exception as error:
             logger.error("%s %s failed: %r", request.method, request.path, error)
             logger.debug("cause", exc_info=error)

@@ -288,16 +288,13 @@ async def test_messages_and_responses_are_rendered_as_the_chats_they_are() -> No
         assert refused.status_code == 400
 
 
-async def test_half_a_surrogate_pair_is_what_starlette_makes_of_it() -> None:
+async def test_half_a_surrogate_pair_is_refused_whatever_it_is_in() -> None:
     async with live(serve_spec()) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
-        sent = b'{"model": "\\ud800", "prompt": "x"}'
         headers = {"content-type": "application/json"}
-        answer = await client.post("/v1/completions", content=sent, headers=headers)
-        assert (answer.status_code, answer.text) == (500, "Internal Server Error")
-        sent = b'{"prompt": "x\\ud800"}'
-        answer = await client.post("/v1/completions", content=sent, headers=headers)
-        assert answer.status_code == 400
-        assert "surrogates not allowed" in answer.json()["error"]["message"]
+        for sent in (b'{"model": "\\ud800", "prompt": "x"}', b'{"prompt": "x\\ud800"}'):
+            answer = await client.post("/v1/completions", content=sent, headers=headers)
+            assert answer.status_code == 400
+            assert "surrogates not allowed" in answer.json()["error"]["message"]
 
 
 @in_virtual_time
