@@ -6,9 +6,9 @@ place of its Driver's Timekeeper. What the Driver tells it becomes a message to 
 Driver asks of it (`decide`) is answered from the host's orders. Messages are lists, first the verb:
 
 follower to host: `["arriving"]`, `["received"]`, `["park", actor, legs]`, `["refuse", actor,
-legs]`, `["post", actor, number]`, `["complete", actor, number]`, `["disconnect", actor]`, and
-`["done", now_ns, next_ns]` after every feed or move: next_ns is the promise that nothing will
-happen in this engine before, null if nothing will at all.
+legs]`, `["post", actor, number]`, `["complete", actor, number]`, `["returned", actor]`,
+`["disconnect", actor]`, and `["done", now_ns, next_ns]` after every feed or move: next_ns is the
+promise that nothing will happen in this engine before, null if nothing will at all.
 
 host to follower: `["feed", t_ns, numbers, limit_ns]`: it is t_ns, feed these posts in this order.
 `["move", t_ns, limit_ns]`: advance to t_ns. After both, go on through events before limit_ns as
@@ -16,7 +16,10 @@ long as nobody has to be told. `["resume", numbers]`: write the last bytes of th
 requests.
 
 Nothing can be overtaken: a request's lease is held at the host until its `park` is read there, and
-`post` is right behind it; a response is written only after the host holds its lease again.
+`post` is right behind it; a response is written only after the host holds its lease again. That is
+what `complete` waits for. Where the host allows it (`at_once`), a response is written as soon as
+`returned` and the `done` of its order have left: the host, which decides nothing before it has read
+that `done`, puts off what the client says until then.
 """
 
 from collections import deque
@@ -33,12 +36,17 @@ Message = list[object]
 class FollowingKeeper(Timekeeper[TokenT, ItemT]):
     """Stands where a Driver has its Timekeeper; has no actors of its own."""
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
+    def __init__(self, send: Callable[[Message], None], flush: Callable[[], None]) -> None:
+        """`send` puts a message on its way, `flush` sees to it that all of them have left."""
         super().__init__()
+        self.at_once = False
+        """Whether responses of requests with an actor need not wait for the host's `resume`."""
         self._send_message = send
+        self._flush = flush
         self._orders: deque[Message] = deque()
         self._posted: dict[int, ItemT] = {}
         self._completed: dict[int, TokenT] = {}
+        self._returning: list[tuple[str, int, TokenT]] = []
         self._number = 0
         self._owes = False
         self._told = False
@@ -77,6 +85,10 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
     def complete(self, name: str | None, token: TokenT) -> None:
         """See Timekeeper."""
         self._number += 1
+        if self.at_once and self._owes and name is not None:
+            self._returning.append((name, self._number, token))
+            self._tell(["returned", name])
+            return
         self._completed[self._number] = token
         self._tell(["complete", name, self._number])
 
@@ -93,6 +105,9 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
                 return Move(next_ns)
             self._owes = False
             self._send_message(["done", self.now_ns, next_ns])
+            if self._returning:
+                self._flush()
+                return Resume(self._take_returning())
         if not self._orders:
             return Wait(None, "following the clock host")
         verb, *rest = self._orders.popleft()
@@ -110,13 +125,23 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
     def elapse(self, now_ns: SimTime) -> list[TokenT]:
         """Shutdown: everybody whose request is over may go on."""
         self.now_ns = max(self.now_ns, now_ns)
-        tokens = list(self._completed.values())
+        tokens = [*self._completed.values(), *self._take_returning()]
         self._completed.clear()
         return tokens
+
+    def _take_returning(self) -> list[TokenT]:
+        """Responses that may leave, in the order of their actors."""
+        returning, self._returning = self._returning, []
+        returning.sort(key=_turn)
+        return [token for _, _, token in returning]
 
     def _tell(self, message: Message) -> None:
         self._told = True
         self._send_message(message)
+
+
+def _turn(entry: tuple[str, int, object]) -> tuple[str, int]:
+    return entry[0], entry[1]
 
 
 def _time(value: object) -> SimTime:

@@ -5,7 +5,9 @@ its `next_ns` (`drive.following` lists the messages). The pump asks the Timekeep
 the least promise as the next event, exactly as a Driver does with its own engine's:
 
 1. Nothing is decided while a member is at work on an order: what it says on the way (requests that
-   have ended, above all) belongs to the instant that was ordered.
+   have ended, above all) belongs to the instant that was ordered. Nor may anybody outside be heard
+   before that is over (`at_work`), whom a response may have told to go on: whoever takes verbs from
+   clients sees to it. In baton mode responses wait for the host instead.
 2. Move: to the members whose promise is due, all at once.
 3. Feed: to each member its own commands, in the canonical order of them all. Workers do not see
    each other, so it does not matter that the others' commands of that instant are elsewhere.
@@ -115,6 +117,11 @@ class ClockHost:
         """Orders carried out, the host's measure of what has happened."""
         return self._orders
 
+    @property
+    def at_work(self) -> bool:
+        """Whether an engine carries out an order: it may have answered somebody already."""
+        return any(member.busy for member in self.members)
+
     def next_due(self) -> SimTime | None:
         """The least promise of all engines."""
         return min((m.next_ns for m in self.members if m.next_ns is not None), default=None)
@@ -150,6 +157,9 @@ class ClockHost:
             case ["complete", str() | None as name, int(number)]:
                 member.in_flight -= 1
                 keeper.complete(name, lambda: member.resumed.append(number))
+            case ["returned", str(name)] if member.busy:
+                member.in_flight -= 1
+                keeper.returned(name)
             case ["disconnect", str() | None as name]:
                 member.in_flight -= 1
                 keeper.disconnect(name)
@@ -198,7 +208,7 @@ class ClockHost:
 
     def _step(self) -> bool:
         """Take one decision; False if there is nothing to do but wait."""
-        if any(member.busy for member in self.members):
+        if self.at_work:
             return False
         keeper = self.keeper
         decision = keeper.decide(self.next_due(), self._wall_ns())

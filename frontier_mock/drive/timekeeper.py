@@ -292,6 +292,20 @@ class Timekeeper(Generic[TokenT, ItemT]):
         if actor.lost and actor.outstanding == 0:
             self._forget(actor.name)
 
+    def returned(self, name: str | None) -> None:
+        """As `complete`, for a response that has left already: the lease is outside again."""
+        actor = self.actors.get(name) if name is not None else None
+        self._touched = True
+        if actor is None:
+            self._arm_grace()
+            return
+        actor.outstanding -= 1
+        if actor.outstanding == 0:
+            if actor.lost:
+                self._forget(actor.name)
+            elif actor.state is State.PARKED:
+                self._come_back(actor, "resumed after request")
+
     def disconnect(self, name: str | None) -> None:
         """The client gave up a request inside the engine: its lease is outside again."""
         actor = self.actors.get(name) if name is not None else None

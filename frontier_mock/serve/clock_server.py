@@ -28,6 +28,9 @@ logger = logging.getLogger("frontier_mock")
 _BACKLOG = 512
 _KEEPALIVE_S = 75.0
 _CLOSE_TIMEOUT_S = 5.0
+_VERBS = "/sim/clock"
+_VIEW_LIMIT_S = 1.0
+"""Real time after which GET /sim/clock no longer waits for engines at work."""
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
 
@@ -56,6 +59,9 @@ class ClockServer:
             self._grpc = grpc_clock(self.host, spec.host, spec.grpc_port)
         self._reports: dict[int, _Report] = {}
         self._links: list[_Link] = []
+        self._put_off: list[Exchange] = []
+        # Verbs over gRPC are not put off, and a baton is handed on by the host alone.
+        self._at_once = self._grpc is None and not spec.clock.baton
         self._routes = ClockRoutes(self.host, self._no_report)
         self._table = {**self._routes.table(), ("POST", JOIN_PATH): self._join}
         self._table["GET", "/sim/report"] = self._get_report
@@ -97,6 +103,10 @@ class ClockServer:
         """Let everybody go, and report."""
         if self._server is not None:
             self._server.close()
+        self._at_once = False
+        put_off, self._put_off = self._put_off, []
+        for exchange in put_off:
+            self._answer(exchange)
         self._routes.close()
         if self._grpc is not None:
             await self._grpc.stop()
@@ -121,6 +131,14 @@ class ClockServer:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request, now or later. Never raises."""
+        if self._at_once and self.host.at_work and exchange.request.path.startswith(_VERBS):
+            if not self._put_off:
+                asyncio.get_running_loop().call_later(_VIEW_LIMIT_S, self._show)
+            self._put_off.append(exchange)
+            return
+        self._answer(exchange)
+
+    def _answer(self, exchange: Exchange) -> None:
         request = exchange.request
         handler = self._table.get((request.method, request.path))
         if handler is None:
@@ -158,7 +176,7 @@ class ClockServer:
             name, workers = body["name"], body["workers"]
             if not isinstance(name, str) or not all(isinstance(w, str) for w in workers):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return json_answer({"error": "name and workers are required"}, 400)
         taken = {worker: member for member in self.host.members for worker in member.workers}
         for worker in workers:
@@ -168,15 +186,31 @@ class ClockServer:
         link = _Link(self, name, tuple(workers))
         self._links.append(link)
         exchange.hand_over(link, _SWITCH.encode())
-        link.send(["now", self.host.now_ns()])
+        link.send(["now", self.host.now_ns(), self._at_once])
         self.host.join(link.member)
         return None
 
     def decide(self) -> None:
         """Let the host decide now, and tell its members."""
+        self.catch_up()
         self.host.pump_now()
         for link in self._links:
             link.flush()
+
+    def catch_up(self) -> None:
+        """Hear what was put off, if no engine is at work any more, or ever will be."""
+        if self._put_off and (self.host.error is not None or not self.host.at_work):
+            put_off, self._put_off = self._put_off, []
+            for exchange in put_off:
+                if not exchange.is_lost():
+                    self._answer(exchange)
+
+    def _show(self) -> None:
+        """An engine is long at work: whoever only looks at the clock is shown that."""
+        views = [one for one in self._put_off if one.request.method == "GET"]
+        self._put_off = [one for one in self._put_off if one.request.method != "GET"]
+        for exchange in views:
+            self._answer(exchange)
 
     def gone(self, link: "_Link") -> None:
         """A member's connection has ended."""
@@ -255,6 +289,7 @@ class _Link(Lines):
         match message:
             case ["bye"]:
                 self._server.host.leave(self.member)
+                self._server.catch_up()
             case ["report", int(number), dict(said)]:
                 self._server.reported(self.member, number, said)
             case _:
@@ -268,3 +303,4 @@ class _Link(Lines):
         """Without a goodbye this ends the run."""
         self._server.gone(self)
         self._server.host.leave(self.member, why)
+        self._server.catch_up()

@@ -36,7 +36,7 @@ class Follower(Lines):
         if parts.scheme != "http" or parts.hostname is None or port is None:
             raise ConfigError(f"clock-server: {shown(url)} is not http://HOST:PORT")
         self.url = url
-        self.keeper: FollowingKeeper[Action, Item] = FollowingKeeper(self.send)
+        self.keeper: FollowingKeeper[Action, Item] = FollowingKeeper(self.send, self.flush)
         self.report: Callable[[], Mapping[str, object]] = dict
         self._address = parts.hostname, port
         self._name = name
@@ -111,8 +111,9 @@ class Follower(Lines):
         match message:
             case ["fail", str(why)]:
                 self._driver.fail(HostLostError(f"the clock at {self.url} stopped: {why}"))
-            case ["now", int(now_ns)]:
+            case ["now", int(now_ns), bool(at_once)]:
                 self.keeper.now_ns = now_ns
+                self.keeper.at_once = at_once
             case ["report", int(number)]:
                 self.send(["report", number, dict(self.report())])
             case _:

@@ -7,7 +7,7 @@ from typing import cast
 from frontier_mock.drive.following import Message
 from frontier_mock.serve.sockets import notice_silence
 
-PROTOCOL = "fmock-clock/1"
+PROTOCOL = "fmock-clock/2"
 """Value of the Upgrade header with which a follower asks for such a connection."""
 
 JOIN_PATH = "/sim/clock/join"
@@ -83,7 +83,7 @@ class Lines(asyncio.Protocol):
                     raise ValueError(f"not a list: {line[:80]!r}")
                 self.heard(message)
             self.heard_all()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             transport, self._transport = self._transport, None
             if transport is not None:
                 transport.abort()

@@ -322,6 +322,44 @@ def test_disconnect_puts_the_lease_outside_in_the_same_instant() -> None:
     assert k.now_ns == 10
 
 
+def test_returned_lease_is_outside_in_the_same_instant() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a")
+    assert k.decide(10, 0) == Move(10)
+    k.returned("a")
+    assert k.holders() == [("a", "resumed after request")]
+    assert isinstance(k.decide(20, 0), Wait)
+    k.park("a")
+    assert k.decide(20, 0) == Move(20)
+
+
+def test_lease_returns_with_the_last_of_two_requests() -> None:
+    """The second reached its engine before word came that the first had left its own."""
+    k = keeper()
+    k.register(1, ["a"])
+    k.park("a")
+    k.park("a")
+    k.returned("a")
+    assert k.decide(10, 0) == Move(10)
+    k.returned("a")
+    assert isinstance(k.decide(20, 0), Wait)
+
+
+def test_returned_lease_of_one_request_or_of_a_lost_client_ends() -> None:
+    k = keeper()
+    k.register(1, ["a"])
+    k.fork("a", ["child"], once=True)
+    k.park("child")
+    k.returned("child")
+    assert not k.knows("child")
+    k.park("a")
+    k.close(1)
+    assert k.knows("a")
+    k.returned("a")
+    assert not k.knows("a")
+
+
 def test_second_request_of_an_actor_keeps_it_parked_until_the_last_ends() -> None:
     k = keeper()
     k.register(1, ["a"])

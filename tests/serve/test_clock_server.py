@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from frontier_mock.client.clock import ClockClient, ClockError
 from frontier_mock.client.http1 import HttpClient
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.serve.clock_server import ClockServer, ClockServerSpec
@@ -32,9 +33,10 @@ async def post(clock: ClockServer, body: str, headers: str = "") -> tuple[int, d
 
 async def test_join_needs_the_upgrade_and_a_body(clock: ClockServer) -> None:
     status, said = await post(clock, '{"name": "x", "workers": ["w0"]}')
-    assert (status, said) == (426, {"error": "upgrade: only fmock-clock/1 is spoken here"})
-    for body in ("", "[]", '{"name": 1, "workers": ["w0"]}', '{"name": "x", "workers": [1]}'):
-        status, _ = await post(clock, body, "upgrade: fmock-clock/1\r\n")
+    assert (status, said) == (426, {"error": "upgrade: only fmock-clock/2 is spoken here"})
+    wrong_types = ('{"name": 1, "workers": ["w0"]}', '{"name": "x", "workers": [1]}')
+    for body in ("", "[]", "[" * 100_000, *wrong_types):
+        status, _ = await post(clock, body, "upgrade: fmock-clock/2\r\n")
         assert status == 400
     assert not clock.host.members
 
@@ -98,19 +100,69 @@ async def test_silence_of_another_host_is_noticed(clock: ClockServer) -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
-async def test_line_that_makes_no_sense_ends_the_run(clock: ClockServer) -> None:
+async def join(clock: ClockServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     port = int(clock.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"name": "x", "workers": ["w0"]}'
     writer.write(
-        b"POST /sim/clock/join HTTP/1.1\r\nhost: x\r\nupgrade: fmock-clock/1\r\n"
+        b"POST /sim/clock/join HTTP/1.1\r\nhost: x\r\nupgrade: fmock-clock/2\r\n"
         b"content-length: %d\r\n\r\n%b" % (len(body), body)
     )
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+    return reader, writer
+
+
+async def test_line_that_makes_no_sense_ends_the_run(clock: ClockServer) -> None:
+    _, writer = await join(clock)
     writer.write(b'{"not": "a list"}\n')
     await clock.host.died.wait()
     assert "engine process x (workers w0) is gone: it said something" in str(clock.host.error)
     writer.close()
+
+
+async def read_line(reader: asyncio.StreamReader) -> list[object]:
+    line = json.loads(await reader.readline())
+    assert isinstance(line, list)
+    return line
+
+
+async def test_what_a_response_leads_to_waits_for_word_of_the_response(clock: ClockServer) -> None:
+    """The client may be faster than the engine process that answered it."""
+    reader, writer = await join(clock)
+    assert await read_line(reader) == ["now", 0, True]
+    http = HttpClient(clock.url)
+    async with ClockClient(http, ["a"]) as client:
+        writer.write(b'["park", "a", 1, ""]\n["post", "a", 1]\n')
+        assert (await read_line(reader))[:3] == ["feed", 0, [1]]
+        wakes = asyncio.create_task(client.sleep("a", 70, rename="b"))
+        while not clock._put_off:
+            await asyncio.sleep(0)
+        assert list(clock.host.keeper.actors) == ["a"]
+        writer.write(b'["returned", "a"]\n["done", 50, null]\n')
+        assert await wakes == 70
+        writer.write(b'["park", "b", 1, ""]\n["post", "b", 2]\n')
+        assert (await read_line(reader))[:3] == ["feed", 70, [2]]
+        waits = asyncio.create_task(client.sleep("b", 90))
+        while not clock._put_off:
+            await asyncio.sleep(0)
+        writer.close()
+        with pytest.raises(ClockError, match="engine process x"):
+            await waits
+    http.close()
+
+
+async def test_baton_and_verbs_over_grpc_let_no_response_leave_early() -> None:
+    for spec in (
+        ClockServerSpec(replace(WARP, baton=True), 0, "127.0.0.1"),
+        ClockServerSpec(WARP, 0, "127.0.0.1", grpc_port=0),
+    ):
+        server = ClockServer(spec)
+        await server.start()
+        reader, writer = await join(server)
+        assert await read_line(reader) == ["now", 0, False]
+        writer.write(b'["bye"]\n')
+        writer.close()
+        await server.stop()
 
 
 async def test_port_in_use_is_a_configuration_error(clock: ClockServer) -> None:
