@@ -185,19 +185,29 @@ EXPERT_KEYS: tuple[Key[Any], ...] = (POPULARITY, EXPONENT, DRIFT, EXPERT_SEED)
 
 TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
 PP = Key("pp", integer(1, 64), 1, "pipeline stages; only 1 is simulated so far")
-DP = Key("dp", integer(1, 1024), 1, "data parallel ranks; with experts they step together")
+DP = Key(
+    "dp",
+    integer(1, 1024),
+    1,
+    "data parallel engines behind the port; vLLM's step together if there are experts",
+)
 EP = Key("ep", integer(1, 1024), 1, "expert parallel ranks; only 1 is simulated so far")
 PARALLEL_KEYS: tuple[Key[Any], ...] = (TP, PP, DP, EP)
 
 ELSEWHERE = {
     "model": "model",
+    "model-path": "model",
     "tensor-parallel-size": "parallel.tp",
+    "tp-size": "parallel.tp",
+    "tp": "parallel.tp",
     "pipeline-parallel-size": "parallel.pp",
     "data-parallel-size": "parallel.dp",
+    "dp-size": "parallel.dp",
+    "dp": "parallel.dp",
     "quantization": "quantization",
     "port": "port",
 }
-"""Engine flags that have a scenario key of their own."""
+"""Engine flags that have a scenario key of their own; that of `dp` may be left to the flag."""
 
 
 def load_scenario(
@@ -393,17 +403,19 @@ def _read_parallel(section: Section) -> ParallelSpec:
     if value is None:
         return ParallelSpec()
     axes = open_section(value, PARALLEL_KEYS)
-    for key in (PP, DP, EP):
+    for key in (PP, EP):
         if axes.get(key) != 1:
             raise axes.at(key.name).error(f"{axes.get(key)} is not simulated yet; allowed: 1")
-    return ParallelSpec(tp=axes.get(TP))
+    if axes.get(DP) != 1 and section.get(AFD) is not None:
+        raise axes.at(DP.name).error("the worker's key afd says how many ranks of attention it has")
+    return ParallelSpec(tp=axes.get(TP), dp=axes.get(DP))
 
 
 def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArgs, tuple[str, ...]]:
     argv: list[str] = []
     value = section.get(ENGINE_ARGS)
     if value is not None:
-        argv = _engine_argv(value, vllm_flags())
+        argv = _engine_argv(value, vllm_flags(), parallel)
     argv += _common_argv(section, parallel)
     try:
         args, idle = parse_engine_args(argv)
@@ -417,7 +429,7 @@ def _read_sglang_args(
     section: Section, parallel: ParallelSpec
 ) -> tuple[SglangArgs, tuple[str, ...]]:
     value, afd = section.get(ENGINE_ARGS), section.get(AFD)
-    argv = [] if value is None else _engine_argv(value, sglang_flags())
+    argv = [] if value is None else _engine_argv(value, sglang_flags(), parallel)
     argv += _common_argv(section, parallel)
     instance = None if afd is None else read_afd(afd)
     if instance is not None:
@@ -442,17 +454,19 @@ def _with_afd(section: Section, args: ArgsT, instance: AfdArgs | None) -> ArgsT:
 
 def _common_argv(section: Section, parallel: ParallelSpec) -> list[str]:
     argv = ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
+    if parallel.dp != 1:
+        argv += ["--data-parallel-size", str(parallel.dp)]
     if section.get(QUANTIZATION) != "none":
         argv += ["--quantization", section.get(QUANTIZATION)]
     return argv
 
 
-def _engine_argv(value: Value, flags: tuple[Flag, ...]) -> list[str]:
+def _engine_argv(value: Value, flags: tuple[Flag, ...], parallel: ParallelSpec) -> list[str]:
     bare = plain(value)
     assert isinstance(bare, dict)
     for name in bare:
         own = ELSEWHERE.get(name.lstrip("-").replace("_", "-"))
-        if own is not None:
+        if own is not None and (own != "parallel.dp" or parallel.dp != 1):
             raise value.error(f"{name} is set by the worker's key {own}")
     try:
         return from_mapping(flags, bare, "engine_args")

@@ -167,6 +167,18 @@ BAD = [
         "cluster.workers[0].parallel.tp: got 0; allowed: a whole number 1..64",
     ),
     (
+        "name: x\ncluster: {workers: [{model: m, engine: sglang-1, engine_args: {tp-size: 4}}]}",
+        "cluster.workers[0].engine_args: tp-size is set by the worker's key parallel.tp",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, parallel: {dp: 2}, engine_args: {dp: 4}}]}",
+        "cluster.workers[0].engine_args: dp is set by the worker's key parallel.dp",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, parallel: {dp: 2}, afd: {}}]}",
+        "cluster.workers[0].parallel.dp: the worker's key afd says how many ranks of attention",
+    ),
+    (
         "name: x\ncluster: {workers: [{model: m, parallel: {pp: 2}}]}",
         "cluster.workers[0].parallel.pp: 2 is not simulated yet; allowed: 1",
     ),
@@ -331,6 +343,16 @@ def test_the_library_parses_and_resolves(name: str) -> None:
     assert spec.name == name
     assert spec.workload is not None
     assert resolve_scenario(spec).workers
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.33", "sglang-0.5.23"])
+@pytest.mark.parametrize("said", ["parallel: {dp: 3}", "engine_args: {dp: 3}"])
+def test_engines_behind_one_port_may_be_said_by_key_or_flag(engine: str, said: str) -> None:
+    worker = f"{{name: w, model: Qwen/Qwen3-8B, engine: {engine}, {said}}}"
+    spec = parsed(f"name: x\ncluster: {{workers: [{worker}]}}")
+    cluster = resolve_scenario(spec)
+    assert [worker.spec.dp_size for worker in cluster.workers] == [3]
+    assert len(cluster.spec.workers) == 3
 
 
 ODD = st.one_of(
