@@ -240,7 +240,7 @@ class Pairing:
             self._release_later(Room(transfer.key, 0), seq, "abandoned", t_ns)
             return
         room.computed_ns = t_ns
-        room.computed_tokens = seq.prompt_tokens
+        room.computed_tokens = seq.pinned
         if transfer.style == "pull":
             self.handed_on(seq.rid, t_ns)
         if room.receiver is None or transfer.style != "pull":
@@ -317,6 +317,8 @@ class Pairing:
     def _total(self, room: Room, tokens: int) -> int:
         """Bytes that the first `tokens` tokens are to the receiver, less what it has already."""
         assert room.receiver is not None
+        tokens = min(tokens, _transfer(room.receiver).tokens or room.receiver.prompt_tokens)
+        tokens = min(tokens, room.receiver.prompt_tokens)
         shape = self._shapes[room.receiver.worker]
         return max(0, shape.prompt_bytes(tokens) - shape.prompt_bytes(room.cached_tokens))
 

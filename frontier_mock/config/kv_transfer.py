@@ -86,6 +86,16 @@ class KvTransferArgs:
         streams = self.connector == "MoRIIOConnector"
         return ConnectorSpec(self.connector, style, float(patience_s), self.recompute, streams)
 
+    def back_s(self) -> float:
+        """How long a decode server keeps KV for the next turn's prefill; 0 if it does not."""
+        if not self.extra.get("bidirectional_kv_xfer"):
+            return 0.0
+        return float(self.extra.get("decoder_kv_blocks_ttl", _PUSH_PATIENCE_S))
+
+    def threshold(self) -> int:
+        """Fewer tokens than this are computed rather than fetched back."""
+        return int(self.extra.get("kv_recompute_threshold", 64))
+
 
 def read_kv_transfer(config: object) -> KvTransferArgs | None:
     """What `--kv-transfer-config` says; None without it. Raises ConfigError."""
@@ -114,9 +124,11 @@ def read_kv_transfer(config: object) -> KvTransferArgs | None:
     extra = config.get("kv_connector_extra_config") or {}
     if not isinstance(extra, dict):
         raise ConfigError(f"{_FLAG}: kv_connector_extra_config: {shown(extra)} is not an object")
-    lease = extra.get("kv_lease_duration", _LEASE_S)
-    if not isinstance(lease, int | float) or isinstance(lease, bool) or lease <= 0:
-        raise ConfigError(f"{_FLAG}: kv_lease_duration: {shown(lease)} is not a number above 0")
+    for key in ("kv_lease_duration", "decoder_kv_blocks_ttl", "kv_recompute_threshold"):
+        given = extra.get(key, 1)
+        least = 0 if key == "kv_recompute_threshold" else 1e-3
+        if not isinstance(given, int | float) or isinstance(given, bool) or given < least:
+            raise ConfigError(f"{_FLAG}: {key}: {shown(given)}; allowed: a number >= {least:g}")
     return KvTransferArgs(
         connector=str(connector),
         role=str(role),

@@ -26,6 +26,9 @@ class Transfer:
     transfer failed computes the prompt itself; else it ends with reason "error". `streams`: what is
     computed moves while the rest is being computed. `far`: the sender is in no engine of this
     cluster, and has what the receiver was told it has.
+
+    A receiver gets the first `tokens` tokens of its prompt, 0 for all of it, unless fewer than
+    `threshold` of them are missing: then it computes them.
     """
 
     key: str
@@ -35,6 +38,8 @@ class Transfer:
     recompute: bool = False
     streams: bool = False
     far: bool = False
+    tokens: int = 0
+    threshold: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,8 @@ class Submit:
     full block, once output tokens fill them; empty if generated text can never be a prefix.
     `worker` is an engine; of a server with data-parallel ranks it is the first one, and `rank`
     says which of them is meant, -1 if the server may choose. `transfer` is set if the prompt is
-    computed on one engine and the output on another. Without `reads_cache` all of the prompt is
+    computed on one engine and the output on another; `onward` is what becomes of the KV of a
+    sequence that has received some. Without `reads_cache` all of the prompt is
     computed, whatever is cached (vLLM's `skip_reading_prefix_cache`).
     """
 
@@ -63,6 +69,7 @@ class Submit:
     tag: str = ""
     rank: int = -1
     transfer: Transfer | None = None
+    onward: Transfer | None = None
     reads_cache: bool = True
 
 

@@ -62,16 +62,18 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
             "priority": command.priority,
             "tag": command.tag,
             **rare,
-            **_transfer_fields(command.transfer),
+            **_transfer_fields("transfer", command.transfer),
+            **_transfer_fields("onward", command.onward),
         }
     )
 
 
-def _transfer_fields(transfer: Transfer | None) -> dict[str, object]:
+def _transfer_fields(name: str, transfer: Transfer | None) -> dict[str, object]:
     if transfer is None:
         return {}
     flags = [transfer.sends, transfer.recompute, transfer.streams, transfer.far]
-    return {"transfer": [transfer.key, transfer.style, transfer.patience_ns, *flags]}
+    counts = [transfer.tokens, transfer.threshold]
+    return {name: [transfer.key, transfer.style, transfer.patience_ns, *flags, *counts]}
 
 
 def _control_fields(command: Abort | Control | Change) -> dict[str, object]:
@@ -120,6 +122,7 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         tag=str(fields["tag"]),
         rank=_int(fields.get("rank", -1)),
         transfer=_transfer(fields.get("transfer")),
+        onward=_transfer(fields.get("onward")),
         reads_cache=fields.get("reads_cache") is not False,
     )
 
@@ -129,11 +132,12 @@ def _transfer(value: object) -> Transfer | None:
         return None
     if not isinstance(value, list):
         raise ValueError("transfer must be a list")
-    key, style, patience_ns, sends, recompute, streams, far = value
+    key, style, patience_ns, sends, recompute, streams, far, tokens, threshold = value
     if style not in TRANSFER_STYLES:
         raise ValueError(f"unknown transfer style {style!r}")
     flags = bool(recompute), bool(streams), bool(far)
-    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags)
+    counts = _int(tokens), _int(threshold)
+    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags, *counts)
 
 
 def _control(fields: dict[str, object]) -> Command | None:

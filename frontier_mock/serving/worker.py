@@ -241,11 +241,11 @@ class Worker:
     def _recompute(self, seq: Sequence, t_ns: SimTime) -> None:
         """Let the engine compute a prompt that did not come."""
         if seq.state == FRONTEND:
-            seq.transfer = None
+            seq.transfer = seq.submit.onward
             return
         executing = self._executing is not None
         step = self._reach(t_ns) if executing else 0
-        self.scheduler.lost(seq)
+        self.scheduler.lost(seq, t_ns)
         if executing:
             self._cut(step)
         elif not self._frozen:

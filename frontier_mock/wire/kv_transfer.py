@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from frontier_mock.core.commands import Transfer
+from frontier_mock.simtime import NS_PER_S
 from frontier_mock.wire.fields import Fields
-from frontier_mock.wire.generation import Generation, Outcome, SequencePlan
+from frontier_mock.wire.generation import COMPLETION, Generation, Outcome, SequencePlan
 from frontier_mock.wire.tokenizer import Json
 
 _SUFFIX_DIGITS = 8
@@ -40,6 +41,11 @@ class KvPort:
     recompute: bool = False
     streams: bool = False
     peers: frozenset[str] = frozenset()
+    back_patience_ns: int = 0
+    """How long a decode server keeps what it has for the next turn; 0: it keeps nothing
+    (`bidirectional_kv_xfer`, `decoder_kv_blocks_ttl`)."""
+    threshold: int = 64
+    """Fewer tokens are computed rather than fetched back (`kv_recompute_threshold`)."""
     descriptor_bytes: float = 1.0
     """What one descriptor moves: a block's share of one layer."""
     bootstrap_port: int | None = None
@@ -49,13 +55,16 @@ class KvPort:
 class FinishedPrompt:
     """What a prefill server says of a finished prompt; rendered once it is known to have one."""
 
-    __slots__ = ("_blocks", "_port", "_request_id", "_tokens")
+    __slots__ = ("_back", "_port", "_request_id", "_tokens")
 
-    def __init__(self, port: KvPort, request_id: str, prompt_tokens: int) -> None:
+    def __init__(
+        self, port: KvPort, request_id: str, prompt_tokens: int, back: bool = False
+    ) -> None:
+        """`back`: a decode server says it, for the prefill server of the next turn."""
         self._port = port
         self._request_id = request_id
         self._tokens = prompt_tokens
-        self._blocks = -(-prompt_tokens // port.block_tokens)
+        self._back = back
 
     def params(self, outcome: Outcome) -> dict[str, Json] | None:
         """`kv_transfer_params` of the answer; None if the prompt was not finished.
@@ -64,12 +73,15 @@ class FinishedPrompt:
         """
         if outcome.finish_reason not in ("length", "stop"):
             return None
-        port = self._port
+        port, back = self._port, self._back
+        tokens = self._tokens + outcome.output_tokens - 1
         first = 1 + int(self._request_id[-4:], 16)
+        blocks = -(-(tokens if back else self._tokens) // port.block_tokens)
+        expiry_s = (outcome.finish_ns + port.back_patience_ns) / NS_PER_S if back else None
         return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [list(range(first, first + self._blocks))],
+            "do_remote_prefill": not back,
+            "do_remote_decode": back,
+            "remote_block_ids": [list(range(first, first + blocks))],
             "remote_engine_id": port.engine_id,
             "remote_request_id": self._request_id,
             "remote_host": port.host,
@@ -77,8 +89,8 @@ class FinishedPrompt:
             "tp_size": port.tp,
             "dcp_size": 1,
             "pp_size": port.pp,
-            "remote_num_tokens": self._tokens + outcome.output_tokens - 1,
-            "remote_blocks_expiry_time": None,
+            "remote_num_tokens": tokens,
+            "remote_blocks_expiry_time": expiry_s,
             "remote_registration_generation": 0,
             "transfer_mode": port.style,
         }
@@ -98,11 +110,18 @@ def with_transfer(
     params = fields.get("kv_transfer_params")
     if port is None or not isinstance(params, dict):
         return generation
+    own_id = _own_id(generation, new_id()[-_SUFFIX_DIGITS:])
     if params.get("do_remote_prefill"):
-        return _receiving(generation, params, headers, port)
+        return _receiving(generation, params, headers, port, own_id)
     if params.get("do_remote_decode"):
-        return _sending(generation, params, headers, port, new_id()[-_SUFFIX_DIGITS:])
+        return _sending(generation, params, headers, port, own_id)
     return generation
+
+
+def _own_id(generation: Generation, digits: str) -> str:
+    """The engine's own name for a request, its first sequence's if there are several."""
+    middle = "-0" if generation.kind == COMPLETION else ""
+    return f"{generation.id}{middle}-{digits}"
 
 
 def _sending(
@@ -110,14 +129,20 @@ def _sending(
     params: dict[str, Json],
     headers: Mapping[str, str],
     port: KvPort,
-    digits: str,
+    own_id: str,
 ) -> Generation:
-    pulled = port.style == "pull"
-    base = generation.id
-    own_id = f"{base}-0-{digits}" if generation.kind == "completion" else f"{base}-{digits}"
-    shared = own_id if pulled else _shared_id(params, headers, base)
+    shared = own_id if port.style == "pull" else _shared_id(params, headers, generation.id)
     key = _key(port.engine_id, shared)
-    plans = [_moved(plan, key, True, port) for plan in generation.sequences]
+    wish = _transfer(key, port, sends=True)
+    plans = [_moved(plan, wish) for plan in generation.sequences]
+    if port.style == "pull" and _has_coordinates(params):
+        # The decode server of the last turn has the beginning of this prompt.
+        back = _transfer(_remote_key(params), port, sends=False, far=_is_far(params, port))
+        tokens = params.get("remote_num_tokens")
+        back = replace(
+            back, tokens=tokens if isinstance(tokens, int) else 0, threshold=port.threshold
+        )
+        plans = [_moved(plan, back, wish) for plan in generation.sequences]
     # Mooncake's answer says nothing of the transfer: the router knows it already.
     silent = port.connector == "MooncakeConnector"
     handed = None if silent else FinishedPrompt(port, own_id, plans[0].submit.prompt.num_tokens)
@@ -125,22 +150,44 @@ def _sending(
 
 
 def _receiving(
-    generation: Generation, params: dict[str, Json], headers: Mapping[str, str], port: KvPort
+    generation: Generation,
+    params: dict[str, Json],
+    headers: Mapping[str, str],
+    port: KvPort,
+    own_id: str,
 ) -> Generation:
-    engine_id = params.get("remote_engine_id")
     if port.style == "pull":
         # vLLM warns of anything less, and computes the prompt.
-        if not params.get("remote_block_ids") or any(key not in params for key in _COORDINATES):
+        if not _has_coordinates(params):
             return generation
-        shared = str(params["remote_request_id"])
+        key = _remote_key(params)
     else:
-        if engine_id is None:
+        if params.get("remote_engine_id") is None:
             return generation
         shared = _shared_id(params, headers, generation.id)
-    far = str(engine_id) not in port.peers
-    key = _key(str(engine_id), shared)
-    plans = [_moved(plan, key, False, port, far) for plan in generation.sequences]
-    return generation._replace(sequences=tuple(plans))
+        key = _key(str(params["remote_engine_id"]), shared)
+    wish = _transfer(key, port, sends=False, far=_is_far(params, port))
+    if port.style != "pull" or not port.back_patience_ns:
+        plans = [_moved(plan, wish) for plan in generation.sequences]
+        return generation._replace(sequences=tuple(plans))
+    back = _transfer(_key(port.engine_id, own_id), port, sends=True)
+    back = replace(back, patience_ns=port.back_patience_ns)
+    plans = [_moved(plan, wish, back) for plan in generation.sequences]
+    tokens = plans[0].submit.prompt.num_tokens
+    handed = FinishedPrompt(port, own_id, tokens, back=True)
+    return generation._replace(sequences=tuple(plans), handed_over=handed)
+
+
+def _has_coordinates(params: dict[str, Json]) -> bool:
+    return bool(params.get("remote_block_ids")) and all(key in params for key in _COORDINATES)
+
+
+def _is_far(params: dict[str, Json], port: KvPort) -> bool:
+    return str(params.get("remote_engine_id")) not in port.peers
+
+
+def _remote_key(params: dict[str, Json]) -> str:
+    return _key(str(params["remote_engine_id"]), str(params["remote_request_id"]))
 
 
 def _shared_id(params: dict[str, Json], headers: Mapping[str, str], own: str) -> str:
@@ -153,11 +200,9 @@ def _key(engine_id: str, shared: str) -> str:
     return f"{engine_id}/{shared}"
 
 
-def _moved(
-    plan: SequencePlan, key: str, sends: bool, port: KvPort, far: bool = False
-) -> SequencePlan:
-    transfer = Transfer(
-        key=key if not plan.index else f"{key}/{plan.index}",
+def _transfer(key: str, port: KvPort, *, sends: bool, far: bool = False) -> Transfer:
+    return Transfer(
+        key=key,
         sends=sends,
         style=port.style,
         patience_ns=port.patience_ns,
@@ -165,4 +210,12 @@ def _moved(
         streams=port.streams,
         far=far,
     )
-    return replace(plan, submit=replace(plan.submit, transfer=transfer))
+
+
+def _moved(plan: SequencePlan, transfer: Transfer, onward: Transfer | None = None) -> SequencePlan:
+    """The same plan with its own transfers: every choice of a request has a key of its own."""
+    if plan.index:
+        transfer = replace(transfer, key=f"{transfer.key}/{plan.index}")
+        if onward is not None:
+            onward = replace(onward, key=f"{onward.key}/{plan.index}")
+    return replace(plan, submit=replace(plan.submit, transfer=transfer, onward=onward))

@@ -21,6 +21,22 @@ STYLES = {"vllm": ("pull", "push"), "sglang": ("room",)}
 
 
 @st.composite
+def turns(draw: st.DrawFn, first: Submit, second: Submit, gap: int) -> list[tuple[int, Command]]:
+    """What the decode engine has of a turn goes back to the prefill engine for the next one."""
+    wish = first.transfer
+    assert wish is not None
+    back = replace(wish, key=f"back of {wish.key}")
+    again = replace(back, sends=False, tokens=draw(st.sampled_from([0, 1, 40, 500])))
+    again = replace(again, threshold=draw(st.sampled_from([0, 64])))
+    onward = replace(wish, key=f"again {wish.key}")
+    second = replace(second, onward=back)
+    third = replace(first, transfer=again, onward=onward)
+    fourth = replace(second, transfer=replace(onward, sends=False), onward=None)
+    late = draw(st.sampled_from([0, 3_000_000, 90_000_000]))
+    return [(0, first), (gap, second), (gap + late, third), (gap + 2 * late, fourth)]
+
+
+@st.composite
 def legs(draw: st.DrawFn, command: Submit, number: int, style: str) -> list[tuple[int, Command]]:
     """A request as a live router sends it: one leg or both, in either order, some of them late."""
     wish = Transfer(
@@ -34,6 +50,8 @@ def legs(draw: st.DrawFn, command: Submit, number: int, style: str) -> list[tupl
     first = replace(command, worker=0, output_tokens=1, max_tokens=1, transfer=wish)
     second = replace(command, worker=1, transfer=replace(wish, sends=False))
     gap = draw(st.sampled_from([0, 1, 700_000, 2_000_000, 9_000_000]))
+    if style == "pull" and draw(st.booleans()):
+        return draw(turns(first, second, gap))
     kept: list[list[tuple[int, Command]]] = [
         [(0, first), (gap, second)],
         [(0, second), (gap, first)],

@@ -41,7 +41,12 @@ MESSAGES = [{"role": "user", "content": PROMPT}]
 
 
 def vllm_spec(
-    style: str = "pull", *, recompute: bool = False, lease_s: float = 30.0, clock: ClockSpec = QUICK
+    style: str = "pull",
+    *,
+    recompute: bool = False,
+    lease_s: float = 30.0,
+    back_s: float = 0.0,
+    clock: ClockSpec = QUICK,
 ) -> ServeSpec:
     """One prefill and one decode server with the same connector."""
     connector = ConnectorSpec("NixlConnector", style, lease_s, recompute)
@@ -54,6 +59,7 @@ def vllm_spec(
         patience_ns=round(lease_s * 1e9),
         recompute=recompute,
         peers=peers,
+        back_patience_ns=round(back_s * 1e9),
     )
     specs = tuple(
         WorkerSpec(role, 0, role, "mock", step_spec(0.001), vllm.SCHEDULER, connector=connector)
@@ -131,6 +137,44 @@ def _sample(shown: str, name: str) -> float:
         if name in line and not line.startswith("#") and "_created" not in line
     ]
     return float(line.rpartition(" ")[2])
+
+
+async def test_the_next_turn_fetches_back_what_decode_has() -> None:
+    async with live(vllm_spec(back_s=480.0)) as server:
+        prefill, decode = server.urls
+        path = "/v1/completions"
+        asked = {"max_tokens": 1, "kv_transfer_params": TO_DECODE}
+        _, first = await ask(prefill, path, prompt=PROMPT, **asked)
+        _, answer = await ask(
+            decode,
+            path,
+            prompt=PROMPT,
+            max_tokens=150,
+            kv_transfer_params=first["kv_transfer_params"],
+        )
+        back = answer["kv_transfer_params"]
+        tokens = answer["usage"]["prompt_tokens"]
+        assert (back["do_remote_prefill"], back["do_remote_decode"]) == (False, True)
+        assert back["remote_engine_id"] == "d-engine"
+        assert back["remote_num_tokens"] == tokens + 149
+        assert back["remote_blocks_expiry_time"] > 480
+        said = PROMPT + answer["choices"][0]["text"]
+        asked = {"max_tokens": 1, "kv_transfer_params": back}
+        status, again = await ask(prefill, path, prompt=said + " go on", **asked)
+        assert status == 200
+        # The prefill server has the first prompt itself, and gets what was said since.
+        fetched = of(server, KvReceived)[1]
+        assert fetched.worker == 0
+        assert fetched.cached_tokens == tokens // 16 * 16
+        assert fetched.num_bytes == (tokens + 149 - fetched.cached_tokens) * 256
+        params = again["kv_transfer_params"]
+        assert params["do_remote_prefill"] is True
+        status, last = await ask(
+            decode, path, prompt=said + " go on", max_tokens=5, kv_transfer_params=params
+        )
+        assert (status, last["usage"]["completion_tokens"]) == (200, 5)
+        await until(lambda: len(of(server, KvReleased)) == 3)
+        assert [event.reason for event in of(server, KvReleased)] == ["sent"] * 3
 
 
 async def test_a_decode_server_without_coordinates_computes_the_prompt() -> None:

@@ -118,7 +118,7 @@ class Scheduler(Protocol):
         """The KV of `seq` has come, while `step` was executing."""
         ...
 
-    def lost(self, seq: Sequence) -> None:
+    def lost(self, seq: Sequence, t_ns: SimTime) -> None:
         """The KV of `seq` will not come: it is to compute its prompt itself."""
         ...
 

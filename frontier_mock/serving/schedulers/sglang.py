@@ -290,7 +290,7 @@ class SglangScheduler:
         self._inbound.received(seq)
         self.blocked = False
 
-    def lost(self, seq: Sequence) -> None:
+    def lost(self, seq: Sequence, t_ns: SimTime) -> None:
         """Its pages are free again, and it waits like any other."""
         self._inbound.drop(seq)
         seq.transfer = None

@@ -32,6 +32,7 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 from collections import deque
 from heapq import heapify, heappop, heappush
 
+from frontier_mock.core.commands import Transfer
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.kv_cache import KvCache, Match
@@ -51,6 +52,13 @@ from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import SimTime
 
 _UNSHARED = 1 << 63
+
+
+def _awaited_tokens(seq: Sequence) -> int:
+    """Tokens of its prompt that a receiver gets from elsewhere, those it has cached included."""
+    transfer = seq.transfer
+    assert transfer is not None
+    return min(transfer.tokens or seq.goal, seq.goal)
 
 
 class VllmScheduler:
@@ -351,7 +359,7 @@ class VllmScheduler:
         self._arrived.append(seq)
         self.blocked = False
 
-    def _take_arrivals(self, step: int) -> None:
+    def _take_arrivals(self, step: int, t_ns: SimTime) -> None:
         """Sequences whose KV is known to be here go to the front of the queue."""
         # With nothing to compute, the engine looks all the time.
         idle = not self.num_decodes and not self._prefilling and not self._joining
@@ -361,24 +369,48 @@ class VllmScheduler:
                 late.append(seq)
                 continue
             assert seq.table is not None
-            full = seq.goal // self._block
+            awaited = _awaited_tokens(seq)
+            full = awaited // self._block
             self.kv.writer = seq.submit
             self.kv.commit(seq.table, self._content_keys(seq, full), full)
-            seq.computed = seq.goal - 1
-            seq.transfer = None
+            seq.computed = min(awaited, seq.goal - 1)
+            self._go_onward(seq, t_ns)
             self._ready.append(seq)
         self._arrived = late
 
-    def _resume(self, seq: Sequence, step: int, t_ns: SimTime) -> None:
-        """The last token of a prompt that came from elsewhere is computed here."""
+    def _go_onward(self, seq: Sequence, t_ns: SimTime) -> None:
+        """Nothing more will come; what it has, and will have, may be for others."""
+        seq.transfer = seq.submit.onward
+        if seq.transfer is not None and self.exchange is not None:
+            self.exchange.arrives(seq, t_ns)
+
+    @staticmethod
+    def _has_enough(seq: Sequence, transfer: Transfer, hit: int) -> bool:
+        """Whether so little of what would come is missing that it is better computed."""
+        return _awaited_tokens(seq) - hit < max(1, transfer.threshold)
+
+    def _tell_unneeded(self, seq: Sequence, t_ns: SimTime) -> None:
+        if self.exchange is not None:
+            self.exchange.gone(seq, t_ns)
+        self._go_onward(seq, t_ns)
+
+    def _resume(self, seq: Sequence, step: int, t_ns: SimTime, most: int) -> int:
+        """What did not come of a prompt, its last token at least, is computed here.
+
+        Returns how many tokens of it are, at most `most`, in this step.
+        """
+        new = min(seq.goal - seq.computed, most)
         self._pop_head()
         self._join_running(seq)
         self._log.append(Scheduled(t_ns, self._worker, seq.rid, seq.cached_tokens, False))
-        self._grant(seq, 1, step)
+        if sends(seq) and self.exchange is not None:
+            self.exchange.scheduled(seq, t_ns)
+        self._grant(seq, new, step)
+        return new
 
-    def lost(self, seq: Sequence) -> None:
+    def lost(self, seq: Sequence, t_ns: SimTime) -> None:
         """The KV will not come: `seq` gives its blocks back and computes its prompt itself."""
-        seq.transfer = None
+        self._go_onward(seq, t_ns)
         if seq.state == RECEIVING:
             self._part_receiver(seq)
             self._requeue(seq)
@@ -399,7 +431,7 @@ class VllmScheduler:
         if self._joining or (step - 1) in self._leaving:
             self._roll(step)
         if self._arrived:
-            self._take_arrivals(step)
+            self._take_arrivals(step, t_ns)
         self._grants = []
         budget = self._token_budget - self.num_decodes
         need = self._phase_counts[(1 - step) % self._block]
@@ -587,8 +619,7 @@ class VllmScheduler:
             if seq is None:
                 return
             if seq.state == RECEIVING:
-                self._resume(seq, step, t_ns)
-                budget -= 1
+                budget -= self._resume(seq, step, t_ns, min(cap, budget))
                 continue
             if not seq.keys and self._caching:
                 seq.keys = seq.submit.prompt.block_keys(block)
@@ -598,7 +629,11 @@ class VllmScheduler:
             match = kv.lookup(keys, (goal - 1) // block if reads else 0)
             hit = match.num_blocks * block
             # A prompt with but one token left to compute is no prefill to this rule.
-            remote = seq.transfer is not None and not seq.transfer.sends
+            transfer = seq.transfer
+            remote = transfer is not None and not transfer.sends
+            if transfer is not None and remote and self._has_enough(seq, transfer, hit):
+                self._tell_unneeded(seq, t_ns)
+                remote = False
             is_prefill = self._interval > 1 and hit < goal - 1 and not remote
             if is_prefill and self._deferring:
                 return
