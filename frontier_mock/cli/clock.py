@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from frontier_mock.cli.options import command_parser, whole
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.drive.event_loop import new_event_loop
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.clock_server import ClockServer, ClockServerSpec
-from frontier_mock.serve.up import log_to_stderr, new_event_loop
+from frontier_mock.serve.up import log_to_stderr
 
 
 def run(argv: Sequence[str]) -> int:

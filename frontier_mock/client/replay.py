@@ -21,6 +21,7 @@ from frontier_mock.client.loadgen import (
     run_paced,
     run_warp,
 )
+from frontier_mock.drive.event_loop import new_event_loop
 from frontier_mock.report.latency import LatencyStats, Sample
 from frontier_mock.report.oracle import OracleStats
 from frontier_mock.report.records import ABORTED, COMPLETED, REJECTED, RequestRecord
@@ -64,7 +65,8 @@ def run_replay(source: Source, spec: ReplaySpec, progress: Progress = ignore_pro
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
-    return asyncio.run(replay(source, spec, progress))
+    with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+        return runner.run(replay(source, spec, progress))
 
 
 async def replay(

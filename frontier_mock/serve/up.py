@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
@@ -27,6 +27,7 @@ from frontier_mock.core.events import Event
 from frontier_mock.core.journal import to_line
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.driver import Driver
+from frontier_mock.drive.event_loop import new_event_loop
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import Folder
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
@@ -106,10 +107,6 @@ class ServeSpec:
     def names(self) -> list[str]:
         """Name of each server, in order."""
         return [worker.server for worker in self.cluster.workers if worker.dp_rank == 0]
-
-
-class _Loop(Protocol):
-    def __call__(self) -> asyncio.AbstractEventLoop: ...
 
 
 def run_cluster(spec: ServeSpec) -> int:
@@ -484,16 +481,6 @@ def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | N
             yield write
     except OSError as error:
         raise ConfigError(f"journal: cannot write {path}: {error.strerror}") from None
-
-
-def new_event_loop() -> _Loop:
-    """uvloop if it is installed, else asyncio's own loop."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    factory: _Loop = uvloop.new_event_loop
-    return factory
 
 
 def log_to_stderr() -> None:

@@ -8,11 +8,12 @@ import asyncio
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from frontier_mock.config.scenario import ScenarioSpec
+from frontier_mock.drive.event_loop import new_event_loop
 from tests.bench.figures import Figure
 from tests.integration.fleet import (
     Played,
@@ -89,22 +90,28 @@ def _run(setting: Setting, scenario: ScenarioSpec, path: Path) -> tuple[Played, 
     flags = ["--baton"] if setting.baton else []
     with fleet(scenario, path, *flags) as served:
         if not setting.policy:
-            played = asyncio.run(play(scenario, served.urls, served.clock_url))
+            played = _played(play(scenario, served.urls, served.clock_url))
         else:
             log = path / "router.log"
             with router(setting.name, setting.policy, served.urls, log) as url:
-                played = asyncio.run(play(scenario, [url], served.clock_url, baton=setting.baton))
+                played = _played(play(scenario, [url], served.clock_url, baton=setting.baton))
     return played, digest_of_journal(served.journal)
+
+
+def _played(play: Coroutine[object, object, Played]) -> Played:
+    """As `frontier-mock replay` plays it."""
+    with asyncio.Runner(loop_factory=new_event_loop()) as runner:
+        return runner.run(play)
 
 
 def _shared_figures(path: Path) -> Iterator[Figure]:
     scenario = write_scenario(path, agents=AGENTS, turns=TURNS, workers=2 * WORKERS)
     with fleet(scenario, path) as served:
-        one = asyncio.run(play(scenario, served.urls, served.clock_url))
+        one = _played(play(scenario, served.urls, served.clock_url))
     runs = []
     for _ in range(max(1, RUNS // 3)):
         with shared_fleet(scenario, path, ["w0..w3", "w4..w7"]) as shared:
-            runs.append(asyncio.run(play(scenario, shared.urls, shared.clock_url)))
+            runs.append(_played(play(scenario, shared.urls, shared.clock_url)))
     yield from _figures("two processes", runs)
     off = sum(played.by_name != one.by_name for played in runs)
     yield Figure("two processes: digests unlike one process's", off, "runs", 0, False)
