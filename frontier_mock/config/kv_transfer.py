@@ -60,6 +60,9 @@ _LEASE_S: Final = 30.0
 _PUSH_PATIENCE_S: Final = 480.0
 """VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT, and NIXL push's decoder_kv_blocks_ttl."""
 
+_MOST: Final = 1e9
+"""Seconds or tokens: as good as for ever."""
+
 _BOOTSTRAP_S: Final = 300.0
 """SGLang's SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT and _WAITING_TIMEOUT."""
 
@@ -127,8 +130,12 @@ def read_kv_transfer(config: object) -> KvTransferArgs | None:
     for key in ("kv_lease_duration", "decoder_kv_blocks_ttl", "kv_recompute_threshold"):
         given = extra.get(key, 1)
         least = 0 if key == "kv_recompute_threshold" else 1e-3
-        if not isinstance(given, int | float) or isinstance(given, bool) or given < least:
-            raise ConfigError(f"{_FLAG}: {key}: {shown(given)}; allowed: a number >= {least:g}")
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        # NaN is in no range.
+        if not is_number or not least <= given <= _MOST:
+            raise ConfigError(
+                f"{_FLAG}: {key}: {shown(given)}; allowed: a number from {least:g} to {_MOST:g}"
+            )
     return KvTransferArgs(
         connector=str(connector),
         role=str(role),
