@@ -97,7 +97,7 @@ def usage() -> str:
         [
             "usage: frontier-mock COMMAND ...",
             "",
-            "A drop-in mock of vLLM: a deterministic simulated GPU cluster behind a real port.",
+            "A drop-in mock of vLLM and SGLang: a simulated GPU cluster behind a real port.",
             "",
             *rows,
             "",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from frontier_mock.cli.options import warn_without_effect
+from frontier_mock.cli.options import warn, warn_without_effect
 from frontier_mock.cli.serving import serve
 from frontier_mock.cli.vllm_serve import flag_row
 from frontier_mock.config.resolve import resolve_single_sglang
@@ -12,6 +12,12 @@ from frontier_mock.config.vllm_flags import simulator_flags
 from frontier_mock.serve.ffn import run_ffn
 
 DEFAULT_HOST = "127.0.0.1"
+
+_ALONE = (
+    "--disaggregation-mode {}: KV moves between servers of one process, so a request here waits "
+    "300 s for its other half and fails; serve both sides with `frontier-mock up` "
+    "(docs/tutorial-disaggregation.md)"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
         sglang, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )
     warn_without_effect(args.without_effect)
+    if sglang.disaggregation_mode != "null" and sglang.disaggregation_transfer_backend != "fake":
+        warn(_ALONE.format(sglang.disaggregation_mode))
     return serve(cluster, sim, sglang.model_path)
 
 
@@ -48,6 +56,6 @@ def help_text() -> str:
             "SGLang's flags that act:",
             *map(flag_row, acted),
             "",
-            f"Another {idle} flags of SGLang are accepted without effect (docs/flags.md).",
+            f"Another {idle} flags of SGLang are accepted without effect (docs/sglang-flags.md).",
         ]
     )
