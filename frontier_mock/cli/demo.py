@@ -124,7 +124,9 @@ def _run(
     launch += ["--log-level", "warn", "--worker-urls", *workers]
     router = stack.enter_context(process("sglang-router", launch, logs / "router.log"))
     url = f"http://127.0.0.1:{port}"
-    wait_until(lambda: answers(f"{url}/health"), router, "sglang-router", logs / "router.log")
+    wait_until(
+        lambda: healthy_workers(url) == len(workers), router, "sglang-router", logs / "router.log"
+    )
     say(f"router   sglang-router at {url}, policy {options.policy}")
     say(f"requests {source.num_requests}, in virtual time")
     spec = ReplaySpec(
@@ -184,6 +186,15 @@ def answers(url: str) -> bool:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def healthy_workers(url: str) -> int:
+    """How many workers a router of sglang-router's family has taken in; 0 while it is silent."""
+    try:
+        with urllib.request.urlopen(f"{url}/readiness", timeout=1.0) as reply:
+            return int(json.load(reply)["healthy_workers"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,13 @@ from typing import cast
 
 import pytest
 
-from frontier_mock.cli.demo import answers, free_ports, process, wait_until
+from frontier_mock.cli.demo import (
+    answers,
+    free_ports,
+    healthy_workers,
+    process,
+    wait_until,
+)
 from frontier_mock.client.clock import ClockClient, read_clock, read_json
 from frontier_mock.client.endpoint import Answer, Endpoint, EndpointSpec
 from frontier_mock.client.http1 import HttpClient
@@ -192,20 +197,12 @@ def router(
     with process(name, argv, log) as running:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/health"), running, name, log)
-        wait_until(lambda: _healthy_workers(url) == len(urls), running, name, log)
+        wait_until(lambda: healthy_workers(url) == len(urls), running, name, log)
         try:
             yield url
         finally:
             # Asked politely, smg and sglang-router take several seconds to drain nothing.
             running.kill()
-
-
-def _healthy_workers(url: str) -> int:
-    try:
-        with urllib.request.urlopen(f"{url}/readiness", timeout=1.0) as reply:
-            return int(json.load(reply)["healthy_workers"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 class SpreadEndpoint:
