@@ -17,6 +17,17 @@ MAX_HEADERS = 256
 """vLLM's --h11-max-header-count."""
 
 
+_NAMES = {
+    spelling.encode(): name
+    for name in (
+        *("accept", "accept-encoding", "authorization", "connection", "content-length"),
+        *("content-type", "host", "traceparent", "tracestate", "user-agent", "x-request-id"),
+    )
+    for spelling in (name, name.title())
+}
+"""Headers that nearly every request has, in their usual spellings."""
+
+
 class BadRequestError(ValueError):
     """Bytes that are no HTTP/1 request; the connection cannot go on."""
 
@@ -158,10 +169,10 @@ class RequestReader:
         self._num_headers += 1
         if self._num_headers > MAX_HEADERS:
             raise BadRequestError("too many headers")
-        key = name.decode("latin-1").lower()
+        key = _NAMES.get(name) or name.decode("latin-1").lower()
         text = value.decode("latin-1").strip(" \t")
-        known = self._headers.get(key)
-        self._headers[key] = text if known is None else f"{known}, {text}"
+        headers = self._headers
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
     def on_headers_complete(self) -> None:
         """The head is complete."""

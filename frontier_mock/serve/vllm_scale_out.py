@@ -58,5 +58,9 @@ class ScaleOutRoutes:
         return handle
 
 
+_DISABLED = error_answer(scale_out_disabled())
+
+
 def _disabled(exchange: Exchange) -> Answer:
-    return error_answer(scale_out_disabled())
+    # vllm-router's cache_aware asks every worker to render every prompt, and is refused.
+    return _DISABLED
