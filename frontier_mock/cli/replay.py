@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPException
+from urllib.error import HTTPError, URLError
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,6 +27,8 @@ from frontier_mock.simtime import SimTime, to_seconds
 
 CLOCK_LIMIT_S = 10.0
 """How long a worker may take to say what clock it runs on."""
+
+_ASK_EVERY_S = 0.1
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
         one_at_a_time=options.baton,
         slo=scenario.slo,
     )
+    for url in (options.clock_url, options.url):
+        if url is not None:
+            wait_until_up(url, options.wait_s)
     if options.clock is not None:
         check_clock(options.clock, options.clock_url or options.url)
     if options.oracle:
@@ -89,6 +96,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--legs", type=whole(1), default=1, help="requests the router makes of each, at once"
     )
+    parser.add_argument(
+        "--wait-s",
+        type=whole(0),
+        metavar="S",
+        default=10,
+        help="real seconds that servers and router may take to start (10)",
+    )
     parser.add_argument("--seed", type=whole(0), help="in place of the scenario's seed")
     parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")
     parser.add_argument("--duration", type=float, metavar="S", help="at most so many seconds")
@@ -103,6 +117,34 @@ def _model(scenario: ScenarioSpec, asked: str | None) -> str:
         raise ConfigError(f"{scenario.source}: key cluster is missing; name the model with --model")
     args = scenario.groups[0].args
     return args.served_model_name[0] if args.served_model_name else args.model
+
+
+def wait_until_up(url: str, limit_s: float) -> None:
+    """Wait while nobody listens at `url`, or says there that it is not ready (503).
+
+    Whoever still does not answer then is told of by what comes next.
+    """
+    give_up_s = time.monotonic() + limit_s
+    # Routers are healthy before they have workers, and ready after; others do not know the word.
+    for path in ("/health", "/readiness"):
+        where = url.rstrip("/") + path
+        while url.startswith("http") and _is_starting(where, limit_s):
+            if time.monotonic() > give_up_s:
+                return
+            time.sleep(_ASK_EVERY_S)
+
+
+def _is_starting(where: str, limit_s: float) -> bool:
+    try:
+        with urllib.request.urlopen(where, timeout=limit_s or CLOCK_LIMIT_S):
+            return False
+    except HTTPError as error:
+        error.close()
+        return error.code == 503
+    except URLError as error:
+        return isinstance(error.reason, ConnectionError)
+    except (OSError, ValueError, HTTPException):
+        return False
 
 
 def check_clock(asked: str, url: str) -> None:

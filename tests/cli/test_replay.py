@@ -1,14 +1,19 @@
 """`up` and `replay` together: the command line against real ports."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from frontier_mock.cli.main import main
+from frontier_mock.cli.replay import wait_until_up
 
 pytestmark = pytest.mark.integration
 
@@ -104,7 +109,7 @@ def test_replays_that_cannot_be(
 ) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
-    assert main(["replay", str(path), *argv]) == code
+    assert main(["replay", str(path), "--wait-s", "0", *argv]) == code
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.err.count("\n") == 1
@@ -115,5 +120,48 @@ def test_the_oracle_is_the_servers(
 ) -> None:
     assert main(["replay", scenario, "--url", url, "--oracle"]) == 2
     assert "has none; start it with frontier-mock up --oracle" in capsys.readouterr().err
-    assert main(["replay", scenario, "--url", "http://127.0.0.1:9", "--oracle"]) == 2
+    assert (
+        main(["replay", scenario, "--url", "http://127.0.0.1:9", "--oracle", "--wait-s", "0"]) == 2
+    )
     assert "/sim/report does not answer" in capsys.readouterr().err
+
+
+def test_a_router_that_is_not_ready_is_waited_for() -> None:
+    answers = [("/health", 503), ("/health", 200), ("/readiness", 503), ("/readiness", 404)]
+
+    class Router(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, status = answers.pop(0)
+            self.send_response(status if self.path == path else 500)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    with HTTPServer(("127.0.0.1", 0), Router) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        wait_until_up(f"http://127.0.0.1:{server.server_port}/", 60)
+        server.shutdown()
+        thread.join()
+    assert not answers
+
+
+def test_a_server_that_starts_later_is_waited_for() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as holder:
+        port = holder.getsockname()[1]
+    waiting = threading.Thread(target=wait_until_up, args=(f"http://127.0.0.1:{port}", 60))
+    waiting.start()
+    with closing(socket.create_server(("127.0.0.1", port))) as server:
+        for _ in range(2):
+            connection = server.accept()[0]
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+            connection.close()
+        waiting.join()
+
+
+def test_nobody_waits_for_what_is_no_server_at_all() -> None:
+    for url in ("nonsense", "ftp://127.0.0.1:1", "http://127.0.0.1:x"):
+        wait_until_up(url, 3600)
+    wait_until_up("http://127.0.0.1:1", 0)
