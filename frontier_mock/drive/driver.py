@@ -27,7 +27,7 @@ from frontier_mock.core.events import Controlled, Event
 from frontier_mock.drive.alarm import Alarm, FineAlarm, LoopAlarm
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
-from frontier_mock.drive.leases import Feed, Move, Resume, StallError
+from frontier_mock.drive.leases import Feed, Resume, StallError, Wait
 from frontier_mock.drive.operations import Agenda, Done, Halt, Operation
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.protocol import (
@@ -408,28 +408,32 @@ class Driver:
         keeper = self.keeper
         engine = self.engine
         for _ in range(_MOVES_PER_PUMP):
-            decision = keeper.decide(self._next_due(), self._wall_ns())
-            if isinstance(decision, Move):
-                engine.advance_to(keeper.now_ns)
-                self._due_known = False
-                self._deliver(keeper.now_ns)
-            elif isinstance(decision, Resume):
-                self._resume(decision.tokens)
-            elif isinstance(decision, Feed):
-                now = keeper.now_ns
-                for item in decision.items:
-                    self._apply(now, item)
-                self._deliver(now)
-            else:
-                self._wait(decision.until_wall_ns)
-                return
+            due = self._next_due()
+            if not keeper.glide(due):
+                decision = keeper.decide(due, self._wall_ns())
+                if isinstance(decision, Resume):
+                    self._resume(decision.tokens)
+                    continue
+                if isinstance(decision, Wait):
+                    self._wait(decision.until_wall_ns)
+                    return
+                if isinstance(decision, Feed):
+                    for item in decision.items:
+                        self._apply(keeper.now_ns, item)
+                    self._deliver(keeper.now_ns)
+                    continue
+            now = keeper.now_ns
+            engine.advance_to(now)
+            self._due_known = False
+            self._deliver(now)
         self.poke()
 
     def _wait(self, until_wall_ns: int | None) -> None:
         self._stall_log.tell()
         if until_wall_ns is None:
             self._disarm()
-        elif self._armed_ns != until_wall_ns:
+        elif self._armed_ns == _DISARMED or until_wall_ns < self._armed_ns:
+            # Rung too early, the pump only looks again: cheaper than a new timer for each message.
             self._arm(until_wall_ns)
 
     def _arm(self, wall_ns: int) -> None:

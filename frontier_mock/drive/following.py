@@ -96,13 +96,19 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
         """See Timekeeper."""
         self._tell(["disconnect", name])
 
+    def glide(self, next_ns: SimTime | None) -> bool:
+        """Go on to an event before the order's limit, as long as nobody had to be told."""
+        if not self._owes or self._told or next_ns is None or next_ns >= self._limit_ns:
+            return False
+        self.jumps += 1
+        self.now_ns = next_ns
+        return True
+
     def decide(self, next_ns: SimTime | None, wall_ns: int) -> Decision[TokenT, ItemT]:
         """The host's next order; what the last one came to is reported first."""
         if self._owes:
-            if next_ns is not None and next_ns < self._limit_ns and not self._told:
-                self.jumps += 1
-                self.now_ns = next_ns
-                return Move(next_ns)
+            if self.glide(next_ns):
+                return Move(self.now_ns)
             self._owes = False
             self._send_message(["done", self.now_ns, next_ns])
             if self._returning:

@@ -79,6 +79,7 @@ class ClockHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pump_soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
         self._orders = 0
 
     # Life
@@ -262,12 +263,18 @@ class ClockHost:
 
     def _wait(self, until_wall_ns: int | None) -> None:
         self._stall_log.tell()
-        if self._timer is not None:
+        if self._timer is not None and (until_wall_ns is None or until_wall_ns < self._timer_ns):
             self._timer.cancel()
             self._timer = None
-        if until_wall_ns is not None and self._loop is not None:
+        if until_wall_ns is not None and self._timer is None and self._loop is not None:
+            # Rung too early, the pump only looks again: cheaper than a timer for each message.
             delay_s = max((until_wall_ns - self._wall_ns()) / NS_PER_S, 0.0)
-            self._timer = self._loop.call_later(delay_s, self._pump)
+            self._timer_ns = until_wall_ns
+            self._timer = self._loop.call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._pump()
 
     def _fail(self, error: BaseException) -> None:
         if self.error is not None:

@@ -358,6 +358,22 @@ class Timekeeper(Generic[TokenT, ItemT]):
             return Feed(items)
         return self._move(next_ns) or self._dead_end(wall_ns)
 
+    def glide(self, next_ns: SimTime | None) -> bool:
+        """Move to the engine's next event if that is all that `decide` would do; else do nothing.
+
+        Between two events in which nobody outside has a part there is little to decide.
+        """
+        if next_ns is None or self._touched or self._ready or self._held or self._inbox:
+            return False
+        if self._inbound > 0 or self._grace_armed or self._guessing or next_ns <= self.now_ns:
+            return False
+        wake_ns = self._sleepers.next_ns()
+        if wake_ns is not None and wake_ns <= next_ns:
+            return False
+        self.jumps += 1
+        self.now_ns = next_ns
+        return True
+
     def elapse(self, now_ns: SimTime) -> list[TokenT]:
         """Real and scaled clocks: time is `now_ns` now, whoever holds what. Returns who resumes."""
         self.now_ns = max(self.now_ns, now_ns)

@@ -322,6 +322,37 @@ def test_disconnect_puts_the_lease_outside_in_the_same_instant() -> None:
     assert k.now_ns == 10
 
 
+def test_glide_moves_only_where_there_is_nothing_to_decide() -> None:
+    k = keeper(grace_ns=5)
+    assert k.glide(10) is False  # Nobody has looked at the beginning yet.
+    assert k.decide(10, 0) == Move(10)
+    assert k.glide(20) is True
+    assert (k.now_ns, k.jumps) == (20, 2)
+    assert k.glide(None) is False
+    assert k.glide(20) is False
+    k.register(1, ["a"])
+    assert k.glide(30) is False
+    k.decide(30, 0)
+    assert k.glide(30) is False  # Its lease is held.
+    k.sleep("a", 40, "wakes")
+    k.decide(30, 0)
+    assert k.glide(40) is False  # It wakes then.
+    assert k.glide(39) is True
+    k.complete(None, "unleased")
+    assert k.glide(39) is False
+    assert k.decide(39, 0) == Resume(["unleased"])
+    k.decide(39, 0)
+    assert k.glide(39) is False  # Grace.
+    k.release(["a"])
+    k.arriving()
+    k.decide(39, 100)
+    assert k.glide(50) is False
+    k.received()
+    k.post(None, "item")
+    assert k.glide(50) is False
+    assert k.now_ns == 39
+
+
 def test_returned_lease_is_outside_in_the_same_instant() -> None:
     k = keeper()
     k.register(1, ["a"])
