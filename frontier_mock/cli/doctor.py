@@ -14,6 +14,10 @@ from frontier_mock.config.workloads import DATA_VARIABLE
 OPTIONAL_PACKAGES = (
     ("tokenizers", "real tokenizers (--tokenizer DIR)"),
     ("jinja2", "chat templates of real tokenizers"),
+    ("grpc", "workers that speak gRPC (frontier-mock[grpc])"),
+    ("smg_grpc_proto", "smg's services over gRPC (frontier-mock[grpc])"),
+    ("zmq", "KV events (frontier-mock[kv-events])"),
+    ("xxhash", "KV events hashed with xxHash (frontier-mock[kv-events])"),
     ("openai", "the SDK of the quick start"),
     ("sglang_router", "scripts/demo"),
     ("prometheus_client", "tests of /metrics"),

@@ -199,7 +199,9 @@ def test_doctor_says_what_is_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["doctor"]) == 0
-    assert "ok  Python" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ok  Python" in said
+    assert "KV events (frontier-mock[kv-events])" in said
     monkeypatch.setattr(doctor, "necessary_checks", lambda: [("a leg", False, "to stand on")])
     assert main(["doctor"]) == 1
     assert "MISSING  a leg: to stand on" in capsys.readouterr().out
