@@ -4,8 +4,9 @@ Theory of operation. A *room* is one transfer, found by its key. It sees a sende
 in the order in which their engines tell of them, and moves KV as its style allows:
 
 1. pull: when the receiver has its blocks, from a sender that has finished. A sender nobody asks for
-   within its patience is released ("expired"); a receiver that has arrived keeps it alive, as D's
-   heartbeats do. A receiver whose sender is not there fails at once.
+   within its patience is released ("expired"); a receiver of a whole prompt that has arrived keeps
+   it alive, as D's heartbeats do. One that fetches the head of its prompt back from D sends none.
+   A receiver whose sender is not there, or not done, fails once it has blocks.
 2. push: when both are ready, in either order. With `streams` layer by layer from the first on.
 3. room: the sender is not admitted before the receiver has its blocks. It moves chunk by chunk, and
    the sender is over when all has moved.
@@ -56,7 +57,6 @@ class Room:
         "number",
         "pace_ns",
         "receiver",
-        "released",
         "scheduled_ns",
         "sender",
         "sent_bytes",
@@ -76,7 +76,6 @@ class Room:
         self.sent_bytes = 0
         self.pace_ns: SimTime = 0
         self.moving = False
-        self.released = False
         self.closed = False
         self.deadline_ns = _NEVER
 
@@ -181,9 +180,16 @@ class Pairing:
             # Its sender has been and gone, or the key was another's.
             self._after(self._control_ns, Room(transfer.key, 0), self._stray(seq), t_ns)
             return
+        sender = room.sender
+        if transfer.style == "pull" and not transfer.far and room.computed_ns < 0:
+            # Blocks have names once their sender is done.
+            room.receiver = None
+            if sender is None:
+                self._close(room)
+            self._after(self._control_ns, Room(transfer.key, 0), self._stray(seq), t_ns)
+            return
         room.allocated_ns = t_ns
         room.cached_tokens = cached_tokens
-        sender = room.sender
         if transfer.far:
             # It is there, wherever that is: only this side's links are in sight.
             room.arrived_ns = seq.arrived_ns
@@ -191,9 +197,6 @@ class Pairing:
             room.computed_tokens = seq.prompt_tokens
             room.moving = True
             self._after(self._latency_ns, room, self._begin, t_ns)
-            return
-        if transfer.style == "pull" and (sender is None or room.released):
-            self._after(self._control_ns, room, self._unknown, t_ns)
             return
         if transfer.style == "pull":
             room.deadline_ns = _NEVER
@@ -243,7 +246,8 @@ class Pairing:
         room.computed_tokens = seq.pinned
         if transfer.style == "pull":
             self.handed_on(seq.rid, t_ns)
-        if room.receiver is None or transfer.style != "pull":
+        receiver = room.receiver
+        if receiver is None or transfer.style != "pull" or not _renews(receiver):
             self._await(room, transfer, t_ns)
         self._move(room, t_ns)
 
@@ -406,13 +410,12 @@ class Pairing:
             self._await(room, _transfer(waiting), t_ns)
             return
         if sender is not None and _transfer(sender).style == "pull" and receiver is not None:
+            if not _renews(receiver):
+                # It still waits for blocks, and will find its sender gone once it has them.
+                self._close(room)
+                self._release(sender, "expired", t_ns)
             return
         self._end_both(room, "timeout" if room.computed_ns < 0 else "expired", t_ns)
-
-    def _unknown(self, room: Room, t_ns: SimTime) -> None:
-        """A receiver came for something that is not there."""
-        self._fail_receiver(room, "unknown", t_ns)
-        self._close(room)
 
     def _lose(self, room: Room, t_ns: SimTime) -> None:
         """The sender is gone."""
@@ -514,6 +517,11 @@ class Pairing:
 def _transfer(seq: Seq) -> Transfer:
     assert seq.transfer is not None
     return seq.transfer
+
+
+def _renews(receiver: Seq) -> bool:
+    """Whether a receiver keeps its sender's lease alive: P never does (vLLM 0.33 NIXL)."""
+    return not _transfer(receiver).tokens
 
 
 def _nobody(rid: int, t_ns: SimTime) -> None:

@@ -28,7 +28,8 @@ class Transfer:
     cluster, and has what the receiver was told it has.
 
     A receiver gets the first `tokens` tokens of its prompt, 0 for all of it, unless fewer than
-    `threshold` of them are missing: then it computes them.
+    `threshold` of them are missing: then it computes them. While it waits for blocks of its own,
+    its sender keeps what it has for a receiver of all, and only for `patience_ns` for others.
     """
 
     key: str

@@ -484,7 +484,8 @@ class Worker:
             if seq.pinned:
                 assert self.exchange is not None
                 self.exchange.finished(seq, t_ns)
-            elif seq.aborted:
+            elif seq.transfer is not None:
+                # Aborted, or preempted with its only token in flight: there is nothing to send.
                 self._tell_gone(seq, t_ns)
         if self.on_output is not None:
             self.on_output(t_ns)

@@ -139,9 +139,11 @@ def _sending(
         # The decode server of the last turn has the beginning of this prompt.
         back = _transfer(_remote_key(params), port, sends=False, far=_is_far(params, port))
         tokens = params.get("remote_num_tokens")
-        back = replace(
-            back, tokens=tokens if isinstance(tokens, int) else 0, threshold=port.threshold
-        )
+        if isinstance(tokens, int) and tokens > 0:
+            back = replace(back, tokens=tokens, threshold=port.threshold)
+        else:
+            # Nothing is fetched, and the decode server's blocks are free all the same.
+            back = replace(back, tokens=1, threshold=2)
         plans = [_moved(plan, back, wish) for plan in generation.sequences]
     # Mooncake's answer says nothing of the transfer: the router knows it already.
     silent = port.connector == "MooncakeConnector"

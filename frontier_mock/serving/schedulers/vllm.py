@@ -504,7 +504,10 @@ class VllmScheduler:
             if new <= 0:
                 break
             left -= new
-            need += -(-(seq.computed + new) // self._block) - seq.held_blocks
+            blocks = -(-(seq.computed + new) // self._block) - seq.held_blocks
+            # What has come from elsewhere came into blocks for all of the prompt.
+            if blocks > 0:
+                need += blocks
             plan.append((seq, new))
         # A decode can stand behind a prefill in the list, and starve, only where chunks are capped
         # or held: those with nothing left to compute but one token overtake them.
