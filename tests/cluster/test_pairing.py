@@ -307,3 +307,21 @@ def test_a_request_refused_by_one_side_is_refused() -> None:
     assert [type(e).__name__ for e in cluster.log.events] == ["Submitted", "Rejected"] * 2
     assert [e.rid for e in of(cluster.log.events, Submitted)] == [prefill_leg(0), 0]
     check_rest(cluster)
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [(0, "sent"), (40, "expired")])
+def test_only_a_receiver_of_a_whole_prompt_keeps_the_lease_alive(tokens: int, reason: str) -> None:
+    one_at_a_time = replace(VLLM, max_num_seqs=1, num_blocks=16)
+    cluster = pools(decode_scheduler=one_at_a_time)
+    block = VLLM.block_size
+    wish = replace(live("k", sends=True), patience_ns=20 * NS_PER_MS)
+    cluster.feed(0, Submit(prompt(50, 1, block), 1, 1, worker=0, transfer=wish))
+    # Its blocks leave no room for the receiver's until long after the lease.
+    cluster.feed(0, Submit(prompt(190, 2, block), 60, 60, worker=1))
+    wish = replace(wish, sends=False, tokens=tokens)
+    cluster.feed(5 * NS_PER_MS, Submit(prompt(50, 1, block), 5, 5, worker=1, transfer=wish))
+    finish(cluster)
+    (released,) = [e for e in cluster.log.events if isinstance(e, KvReleased)]
+    assert released.reason == reason
+    assert len(of(cluster.log.events, KvReceived)) == (reason == "sent")
+    check_rest(cluster)
