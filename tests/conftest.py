@@ -1,13 +1,27 @@
-"""Hypothesis draws fresh examples on a developer's machine and the same ones in CI.
+"""What all tests share.
 
-A new counterexample is a developer's find, to be reduced and fixed; it must not turn an unrelated
-change red.
+Hypothesis draws fresh examples on a developer's machine and the same ones in CI. A new
+counterexample is a developer's find, to be reduced and fixed; it must not turn an unrelated change
+red.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """A command run in this process logs to the stderr of its moment, which the test closes."""
+    yield
+    for name in ("frontier_mock", "frontier_mock.uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True

@@ -21,13 +21,17 @@ cluster:
 """
 
 
+OUTPUT_TOKENS = 3000
+"""Long enough that a busy machine still finds everybody at work."""
+
+
 async def rollout(client: httpx.AsyncClient, number: int) -> Any:
     """One sample, resubmitted with what it has whenever it is cut short."""
     prompt, tokens, logprobs, versions = list(range(300, 340 + number)), [], [], []
-    while len(tokens) < 200:
+    while len(tokens) < OUTPUT_TOKENS:
         body = {
             "input_ids": prompt + tokens,
-            "sampling_params": {"max_new_tokens": 200 - len(tokens), "ignore_eos": True},
+            "sampling_params": {"max_new_tokens": OUTPUT_TOKENS - len(tokens), "ignore_eos": True},
             "return_logprob": True,
         }
         answer = (await client.post("/generate", json=body)).json()
@@ -63,7 +67,7 @@ async def test_smg_pauses_reweights_and_resumes_workers_mid_rollout(tmp_path: Pa
     path.write_text(SCENARIO)
     log = tmp_path / "smg.log"
     with (
-        fleet(load_scenario(str(path)), tmp_path, "--clock", "scaled:4") as served,
+        fleet(load_scenario(str(path)), tmp_path, "--clock", "scaled:20") as served,
         router("smg", "round_robin", served.urls, log, more=["--enable-rl"]) as url,
     ):
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -76,5 +80,5 @@ async def test_smg_pauses_reweights_and_resumes_workers_mid_rollout(tmp_path: Pa
     assert all("Weight version updated to step-1." in message for message in told)
     assert results[0][:2] == alone[:2]
     for tokens, logprobs, versions in results:
-        assert len(tokens) == len(logprobs) == 200
+        assert len(tokens) == len(logprobs) == OUTPUT_TOKENS
         assert versions == [("default", "abort"), ("step-1", "length")]
