@@ -15,7 +15,7 @@ Cost: one lookup per engine and one in the unlimited cache for each arrival; non
 from array import array
 from collections.abc import Sequence
 
-from frontier_mock.cluster.routing import cached_tokens
+from frontier_mock.cluster.routing import cached_by_server
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_cache import KvCache
@@ -56,10 +56,7 @@ class CacheOracle:
 
     def look(self, submit: Submit, now_ns: SimTime) -> list[int]:
         """Tokens of `submit`'s prompt that each server has cached at `now_ns`, the present."""
-        return [
-            max(cached_tokens(engine, submit.prompt, now_ns) for engine in server)
-            for server in self._servers
-        ]
+        return cached_by_server(self._servers, submit.prompt, now_ns)
 
     def note(self, rid: int, submit: Submit, hits: Sequence[int], worker: int) -> None:
         """`submit` went to engine `worker` as `rid`, when `hits` was what `look` found.

@@ -63,15 +63,28 @@ class Router:
         loads = [self._load(i) for i in range(n)]
         if max(loads) - min(loads) > _IMBALANCE * n:
             return min(range(n), key=lambda i: (loads[i], i))
-        hits = [
-            max(cached_tokens(rank, prompt, now_ns) for rank in server) for server in self._servers
-        ]
+        hits = cached_by_server(self._servers, prompt, now_ns)
         return min(range(n), key=lambda i: (-hits[i], loads[i], i))
 
 
-def cached_tokens(worker: Worker, prompt: Prompt, now_ns: SimTime) -> int:
-    """How much of `prompt` one engine would find cached at `now_ns`, the present."""
-    worker.settle(now_ns)
-    block = worker.spec.block_size
-    keys = prompt.block_keys(block)
-    return worker.kv.lookup(keys, (prompt.num_tokens - 1) // block).num_blocks * block
+def cached_by_server(
+    servers: Sequence[Sequence[Worker]], prompt: Prompt, now_ns: SimTime
+) -> list[int]:
+    """How much of `prompt` each server would find cached at `now_ns`, the present, in tokens.
+
+    Of a server with several ranks, the one that would find most.
+    """
+    keys_by_block: dict[int, bytes] = {}
+    hits = []
+    for server in servers:
+        most = 0
+        for worker in server:
+            worker.settle(now_ns)
+            block = worker.spec.block_size
+            keys = keys_by_block.get(block)
+            if keys is None:
+                keys = keys_by_block[block] = prompt.block_keys(block)
+            found = worker.kv.lookup(keys, (prompt.num_tokens - 1) // block).num_blocks * block
+            most = max(most, found)
+        hits.append(most)
+    return hits
