@@ -104,8 +104,10 @@ async def actor_of(actor: Actor, seconds: float) -> float:
 
 async def test_a_cancelled_gather_ends_its_children(server: ClusterServer) -> None:
     async with Actor(server.urls[0], "p") as actor:
-        gathering = asyncio.create_task(actor.gather(actor_of(actor, 1e6), actor_of(actor, 1e6)))
+        # Somebody must hold time before the children sleep, or they may have slept already.
         async with Actor(server.urls[0], "other"):
+            pair = actor_of(actor, 1e6), actor_of(actor, 1e6)
+            gathering = asyncio.create_task(actor.gather(*pair))
             while len(children(server)) < 2:
                 await anyio.sleep(0.001)
             gathering.cancel()
