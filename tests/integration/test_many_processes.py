@@ -49,8 +49,8 @@ async def test_a_killed_engine_process_ends_the_run_and_is_named(tmp_path: Path)
         async with asyncio.timeout(30):
             outcome = (await asyncio.gather(run, return_exceptions=True))[0]
         assert isinstance(outcome, BaseException)
-        assert await asyncio.to_thread(shared.clock.wait, 60) == 1
-        assert await asyncio.to_thread(shared.engines[0].wait, 60) == 1
+        assert await asyncio.to_thread(shared.clock.wait, 30) == 1
+        assert await asyncio.to_thread(shared.engines[0].wait, 30) == 1
     assert "(workers w2, w3) is gone" in shared.log("clock")
     assert "(workers w2, w3) is gone" in shared.log("engine0")
 
@@ -60,7 +60,7 @@ async def test_a_killed_clock_ends_its_engines(tmp_path: Path) -> None:
     with shared_fleet(scenario, tmp_path, ["w0", "w1"]) as shared:
         shared.clock.kill()
         for engine in shared.engines:
-            assert await asyncio.to_thread(engine.wait, 60) == 1
+            assert await asyncio.to_thread(engine.wait, 30) == 1
     assert "lost the clock" in shared.log("engine0")
 
 

@@ -24,7 +24,7 @@ from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.http_metrics import HttpMetrics
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ClusterServer
-from tests.serve.live import FAST, live, serve_spec
+from tests.serve.live import FAST, WARP, live, serve_spec
 
 PREFLIGHT = {"origin": "http://a", "access-control-request-method": "POST"}
 REQUESTS: list[tuple[str, dict[str, str]]] = [
@@ -143,7 +143,8 @@ async def metrics(to: aiohttp.ClientSession) -> dict[str, float]:
 
 
 async def test_requests_are_counted_as_the_instrumentator_counts_them() -> None:
-    spec = serve_spec(http=HttpSettings(root_path="/base"))
+    # In warp no pause of the machine can get into a duration.
+    spec = serve_spec(WARP, http=HttpSettings(root_path="/base"))
     async with live(spec) as server, aiohttp.ClientSession(server.urls[0]) as to:
         answer = await generate(to)
         await generate(to, "/base", stream=True)
@@ -159,8 +160,8 @@ async def test_requests_are_counted_as_the_instrumentator_counts_them() -> None:
     assert found[f"http_requests_total{wrong_method}"] == 1
     assert found["http_request_duration_highr_seconds_count[]"] == 5
     assert found[f"http_request_duration_seconds_count{post}"] == 2
-    # 30 steps of a millisecond and a little, twice: virtual, not real, which is a fiftieth of it.
-    assert found[f"http_request_duration_seconds_sum{post}"] > 0.06
+    # 30 steps of a millisecond and a little, twice: virtual, not real.
+    assert 0.06 < found[f"http_request_duration_seconds_sum{post}"] < 0.2
     refused = len(b'{"detail":"Method Not Allowed"}')
     assert (
         found["http_response_size_bytes_sum[('handler', '/v1/completions')]"]
