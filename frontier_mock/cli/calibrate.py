@@ -1,6 +1,7 @@
 """`frontier-mock calibrate`: fit a cluster's few constants to benchmark results taken on it."""
 
 import argparse
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -38,10 +39,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--hold-back: {options.hold_back} is not allowed; must be in [0, 1)")
     observations = [seen for path in options.results for seen in _read(path)]
     cluster = _cluster(words[cut + 1 :])
-    try:
-        import scipy  # noqa: F401  (the fit needs it; say so before simulating anything)
-    except ImportError:
-        raise ConfigError("calibrate needs scipy: pip install 'frontier-mock[profiles]'") from None
+    if importlib.util.find_spec("scipy") is None:
+        raise ConfigError("calibrate needs scipy: pip install 'frontier-mock[profiles]'")
     found = calibrate(cluster, observations, names, options.hold_back)
     if not found.held_back[0]:
         warn(f"{len(observations)} results are too few to hold any back; at least 4 are needed")

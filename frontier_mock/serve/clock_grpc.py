@@ -63,7 +63,7 @@ class GrpcClock:
 
     # The service; names are those of the proto.
 
-    async def Register(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def Register(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Creates leases, owned by this call."""
         clock = self._clock
         await self._alive(context)
@@ -82,7 +82,7 @@ class GrpcClock:
                 action()
             clock.poke()
 
-    async def Fork(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Fork(self, request: Any, context: Context) -> Any:
         """Creates leases before their parent parks."""
         await self._alive(context)
         with self._checked() as refused:
@@ -90,7 +90,7 @@ class GrpcClock:
         await refused.tell(context)
         return self._now()
 
-    async def Sleep(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Sleep(self, request: Any, context: Context) -> Any:
         """Parks until a time."""
         keeper = self._clock.keeper
 
@@ -107,7 +107,7 @@ class GrpcClock:
         await self._parked(arm, context, request.rename or request.actor)
         return self._now()
 
-    async def Barrier(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Barrier(self, request: Any, context: Context) -> Any:
         """Parks until a group is complete."""
         keeper = self._clock.keeper
         await self._parked(
@@ -120,7 +120,7 @@ class GrpcClock:
             await context.abort(grpc.StatusCode.ABORTED, fault)
         return self._now()
 
-    async def Release(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Release(self, request: Any, context: Context) -> Any:
         """Forgets actors."""
         await self._alive(context)
         actions: list[Callable[[], None]] = []
@@ -132,14 +132,14 @@ class GrpcClock:
             action()
         return self._now()
 
-    async def Advance(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Advance(self, request: Any, context: Context) -> Any:
         """Answers when it is that time."""
         clock = self._clock
         before = clock.num_events
         await self._parked(lambda wake: clock.keeper.advance(self._until(request), wake), context)
         return pb.AdvanceReply(now_ns=clock.now_ns(), events=clock.num_events - before)
 
-    async def State(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def State(self, request: Any, context: Context) -> Any:
         """What time it is, and who holds it."""
         clock = self._clock
         keeper = clock.keeper

@@ -60,7 +60,7 @@ class Inference:
     def __init__(self, part: GrpcPart) -> None:
         self._part = part
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> Any:  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> Any:
         """One answer."""
         entered = await self._enter(request, context, stream=False)
         if entered is None:
@@ -69,7 +69,7 @@ class Inference:
         (answer,) = await whole_answer(context, outbox, lambda: self._part.left(ticket))
         return answer
 
-    async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Context) -> None:
         """What is new, step by step."""
         entered = await self._enter(request, context, stream=True)
         if entered is None:
@@ -134,7 +134,7 @@ class Control:
         self._lora_ids: dict[str, int] = {}
         self._instance = uuid.uuid4().hex
 
-    async def GetServerInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetServerInfo(self, request: Any, context: Context) -> Any:
         """How the model is served."""
         part = self._part
         engine = part.engines[0]
@@ -166,7 +166,7 @@ class Control:
             effective_attention_block_size=engine.spec.block_size,
         )
 
-    async def GetModelInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetModelInfo(self, request: Any, context: Context) -> Any:
         """What is served."""
         served = self._part.served
         return control_pb.ModelInfo(
@@ -179,16 +179,16 @@ class Control:
             tool_call_parser=served.tool_call_parser or "",
         )
 
-    async def Shutdown(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Shutdown(self, request: Any, context: Context) -> Any:
         """Refused: the engine is not managed by whoever calls."""
         await self._refuse(context, "engine shutdown is only available for managed engines")
 
-    async def Abort(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Abort(self, request: Any, context: Context) -> Any:
         """Abort by ids; unknown ones are ignored."""
         self._part.abort(request.request_ids)
         return control_pb.AbortResponse()
 
-    async def LoadLora(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def LoadLora(self, request: Any, context: Context) -> Any:
         """Serve an adapter; there are no files to read."""
         name = await self._lora_name(request, context)
         if not request.source_path.strip():
@@ -199,7 +199,7 @@ class Control:
             await refuse(context, GrpcError(code_of_http(error.status), error.message))
         return control_pb.LoadLoraResponse(adapter=self._lora(name, request.source_path))
 
-    async def UnloadLora(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def UnloadLora(self, request: Any, context: Context) -> Any:
         """Serve it no more."""
         name = await self._lora_name(request, context)
         try:
@@ -209,7 +209,7 @@ class Control:
             raise
         return control_pb.UnloadLoraResponse(adapter=self._lora(name, path))
 
-    async def ListLoras(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def ListLoras(self, request: Any, context: Context) -> Any:
         """Which are served."""
         await self._need(context, self._gpus.max_loras > 0, NO_LORA)
         adapters = self._part.served.adapters.items()
@@ -227,7 +227,7 @@ class Control:
         number = self._lora_ids.setdefault(name, len(self._lora_ids) + 1)
         return control_pb.LoraAdapter(lora_id=number, lora_name=name, source_path=path)
 
-    async def GetKvEventSources(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetKvEventSources(self, request: Any, context: Context) -> Any:
         """Where each rank publishes what its cache stores and forgets; none if it does not."""
         sources = [
             control_pb.KvEventSource(
@@ -247,23 +247,23 @@ class Control:
         ]
         return control_pb.GetKvEventSourcesResponse(sources=sources)
 
-    async def PauseGeneration(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def PauseGeneration(self, request: Any, context: Context) -> Any:
         """Bring the engine to rest."""
         mode = await self._mode(request.mode, context)
         await self._ask(context, "pause_generation", "POST", f"/pause?mode={mode}")
         return control_pb.PauseGenerationResponse()
 
-    async def ResumeGeneration(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def ResumeGeneration(self, request: Any, context: Context) -> Any:
         """Go on."""
         await self._ask(context, "resume_generation", "POST", "/resume")
         return control_pb.ResumeGenerationResponse()
 
-    async def IsPaused(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def IsPaused(self, request: Any, context: Context) -> Any:
         """Whether it rests."""
         said = await self._ask(context, "is_paused", "GET", "/is_paused")
         return control_pb.IsPausedResponse(paused=said["is_paused"])
 
-    async def Sleep(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Sleep(self, request: Any, context: Context) -> Any:
         """Free the GPU's memory."""
         await self._need(context, self._gpus.sleep_mode, _NO_SLEEP)
         mode = await self._mode(request.mode, context)
@@ -271,19 +271,19 @@ class Control:
         await self._ask(context, "sleep", "POST", f"/sleep?level={level}&mode={mode}")
         return control_pb.SleepResponse()
 
-    async def WakeUp(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def WakeUp(self, request: Any, context: Context) -> Any:
         """Take it back, in part if tags say so."""
         await self._need(context, self._gpus.sleep_mode, _NO_SLEEP)
         tags = urlencode([("tags", tag) for tag in request.tags])
         await self._ask(context, "wake_up", "POST", f"/wake_up?{tags}")
         return control_pb.WakeUpResponse()
 
-    async def IsSleeping(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def IsSleeping(self, request: Any, context: Context) -> Any:
         """Whether it is freed."""
         said = await self._ask(context, "is_sleeping", "GET", "/is_sleeping")
         return control_pb.IsSleepingResponse(sleeping=said["is_sleeping"])
 
-    async def InitWeightTransferEngine(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def InitWeightTransferEngine(self, request: Any, context: Context) -> Any:
         """Meet the trainer."""
         await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
         body = await self._object(context, "init_info", request.init_info_json)
@@ -291,27 +291,27 @@ class Control:
         await self._ask(context, name, "POST", f"/{name}", body)
         return control_pb.InitWeightTransferEngineResponse()
 
-    async def StartWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def StartWeightUpdate(self, request: Any, context: Context) -> Any:
         """Weights are about to come."""
         await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
         await self._ask(context, "start_weight_update", "POST", "/start_weight_update")
         return control_pb.StartWeightUpdateResponse()
 
-    async def StartDraftWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def StartDraftWeightUpdate(self, request: Any, context: Context) -> Any:
         """There is no draft model here."""
         await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
         await self._refuse(
             context, "draft weight updates require a configured speculative draft model"
         )
 
-    async def UpdateWeights(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def UpdateWeights(self, request: Any, context: Context) -> Any:
         """Take weights, for as long as that takes."""
         await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
         body = await self._object(context, "update_info", request.update_info_json)
         await self._ask(context, "update_weights", "POST", "/update_weights", body)
         return control_pb.UpdateWeightsResponse()
 
-    async def FinishWeightUpdate(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def FinishWeightUpdate(self, request: Any, context: Context) -> Any:
         """All weights are here."""
         await self._need(context, bool(self._gpus.weight_transfer), _NO_WEIGHT_TRANSFER)
         body = b""
@@ -321,7 +321,7 @@ class Control:
         await self._ask(context, "finish_weight_update", "POST", "/finish_weight_update", body)
         return control_pb.FinishWeightUpdateResponse()
 
-    async def UpdateWeightVersion(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def UpdateWeightVersion(self, request: Any, context: Context) -> Any:
         """Give the weights a name."""
         version = await self._version(context, request.weight_version)
         body = json.dumps({"new_version": version}).encode()
@@ -329,7 +329,7 @@ class Control:
         await self._ask(context, name, "POST", f"/{name}", body)
         return control_pb.UpdateWeightVersionResponse()
 
-    async def GetWeightVersion(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetWeightVersion(self, request: Any, context: Context) -> Any:
         """The name of the weights."""
         said = await self._ask(context, "get_weight_version", "GET", "/weight_info")
         return control_pb.GetWeightVersionResponse(weight_version=said["weight_version"])

@@ -184,7 +184,7 @@ class Health:
         self._known = frozenset(("", *names))
         self.stopping = False
 
-    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Check(self, request: Any, context: Context) -> Any:
         """The status now; NOT_FOUND for a service that is not here."""
         status = self._status(request.service)
         if status is None:
@@ -193,14 +193,14 @@ class Health:
             status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """The status now, once, as the engines' servicers answer it."""
         status = self._status(request.service)
         if status is None:
             status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         yield health_pb2.HealthCheckResponse(status=status)
 
-    async def List(self, request: Any, context: Context) -> None:  # noqa: N802
+    async def List(self, request: Any, context: Context) -> None:
         """The engines' servicers do not have it."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
 

@@ -80,7 +80,7 @@ class SglangScheduler:
         self._profiling = False
         self._last_receive_s = time.time()
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Tokens in, tokens out: chunks and a last message per sequence, or that alone."""
         part, state = self._part, self._state
         leased = carrier(metadata_of(context), request.request_id)
@@ -125,7 +125,7 @@ class SglangScheduler:
         self._last_receive_s = time.time()
         await write_all(context, outbox, left)
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> None:  # noqa: N802
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> None:
         """Refused: the models served here generate."""
         if request.HasField("tokenized"):
             message = (
@@ -136,7 +136,7 @@ class SglangScheduler:
             message = "Tokenized input must be provided"
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
 
-    async def HealthCheck(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def HealthCheck(self, request: Any, context: Context) -> Any:
         """SGLang's probe of one token, which stays out of the engine as over HTTP."""
         if self._state.exiting:
             return pb.HealthCheckResponse(healthy=False, message="Server is shutting down")
@@ -144,7 +144,7 @@ class SglangScheduler:
             return pb.HealthCheckResponse(healthy=False, message="Health check probe failed")
         return pb.HealthCheckResponse(healthy=True, message="Health check passed")
 
-    async def Abort(self, request: pb.AbortRequest, context: Context) -> Any:  # noqa: N802
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> Any:
         """Abort whatever has an id that begins so, as SGLang's scheduler does; always a success.
 
         Probes clean up behind themselves.
@@ -157,7 +157,7 @@ class SglangScheduler:
         word = "aborted" if success else "not found"
         return pb.AbortResponse(success=success, message=f"Request {rid} {word}")
 
-    async def GetModelInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetModelInfo(self, request: Any, context: Context) -> Any:
         """What is served."""
         served, front, state = self._part.served, self._front, self._state
         preferred = front.preferred_sampling_params
@@ -179,7 +179,7 @@ class SglangScheduler:
             max_req_input_len=front.max_req_input_len,
         )
 
-    async def GetServerInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetServerInfo(self, request: Any, context: Context) -> Any:
         """Every argument, resolved, and what is going on."""
         front, part = self._front, self._part
         args = _plain(dict(front.server_args))
@@ -210,7 +210,7 @@ class SglangScheduler:
             max_total_num_tokens=total,
         )
 
-    async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> Any:  # noqa: N802
+    async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> Any:
         """Every rank at this moment: the entries of GET /v1/loads."""
         try:
             sections = read_include(",".join(request.include))
@@ -233,7 +233,7 @@ class SglangScheduler:
             aggregate=aggregate(loads),
         )
 
-    async def FlushCache(  # noqa: N802
+    async def FlushCache(
         self, request: common_pb2.FlushCacheRequest, context: Context
     ) -> common_pb2.FlushCacheResponse:
         """Forget the radix cache; with a timeout, once nothing is in flight any more."""
@@ -258,7 +258,7 @@ class SglangScheduler:
                 return common_pb2.FlushCacheResponse(message="Timed out waiting for idle state.")
             await asyncio.sleep(_FLUSH_RETRY_S)
 
-    async def StartProfile(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def StartProfile(self, request: Any, context: Context) -> Any:
         """Acknowledged; there is nothing to profile, and no trace is written."""
         if self._profiling:
             message = "Profiling is already in progress. Call /stop_profile first."
@@ -266,7 +266,7 @@ class SglangScheduler:
         self._profiling = True
         return common_pb2.ProfileResponse(success=True, message="Start profiling succeeded")
 
-    async def StopProfile(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def StopProfile(self, request: Any, context: Context) -> Any:
         """As StartProfile."""
         if not self._profiling:
             message = "Profiling is not in progress. Call /start_profile first."
@@ -274,29 +274,29 @@ class SglangScheduler:
         self._profiling = False
         return common_pb2.ProfileResponse(success=True, message="Stop profiling succeeded")
 
-    async def GetTokenizer(  # noqa: N802
+    async def GetTokenizer(
         self, request: Any, context: Context
     ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
         """The tokenizer's directory."""
         async for piece in tokenizer_pieces(self._part, context):
             yield piece
 
-    async def SubscribeKvEvents(  # noqa: N802
+    async def SubscribeKvEvents(
         self, request: common_pb2.SubscribeKvEventsRequest, context: Context
     ) -> None:
         """What the caches store and forget, if the worker was started to tell."""
         first = request.start_sequence_number
         await stream_kv_events(self._part, first, context, _NO_KV_EVENTS)
 
-    async def LoadLoRAAdapter(self, request: Any, context: Context) -> None:  # noqa: N802
+    async def LoadLoRAAdapter(self, request: Any, context: Context) -> None:
         """The Python servicer does not have it."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
 
-    async def UnloadLoRAAdapter(self, request: Any, context: Context) -> None:  # noqa: N802
+    async def UnloadLoRAAdapter(self, request: Any, context: Context) -> None:
         """The Python servicer does not have it."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
 
-    async def ListLoadedLoRAAdapters(self, request: Any, context: Context) -> None:  # noqa: N802
+    async def ListLoadedLoRAAdapters(self, request: Any, context: Context) -> None:
         """The Python servicer does not have it."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
 

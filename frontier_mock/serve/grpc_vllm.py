@@ -57,7 +57,7 @@ class VllmEngine:
         self._part = part
         self._books = part.books
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Tokens in, tokens out: chunks and a last message per sequence, or that alone."""
         part = self._part
         leased = carrier(metadata_of(context), request.request_id)
@@ -93,7 +93,7 @@ class VllmEngine:
             flight.finish_ns,
         )
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> None:  # noqa: N802
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> None:
         """Refused: the models served here generate."""
         if not request.HasField("tokenized"):
             message = "EmbedRequest requires tokenized input"
@@ -101,18 +101,18 @@ class VllmEngine:
             message = "Unsupported task: 'embed' Supported tasks: ('generate',)"
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
 
-    async def HealthCheck(self, request: Any, context: Context) -> pb.HealthCheckResponse:  # noqa: N802
+    async def HealthCheck(self, request: Any, context: Context) -> pb.HealthCheckResponse:
         """A flag: the engine runs, or it does not."""
         healthy = self._part.driver.error is None
         message = "Health" if healthy else "Engine is not alive"
         return pb.HealthCheckResponse(healthy=healthy, message=message)
 
-    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:  # noqa: N802
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         """Abort by ids; unknown ones are ignored."""
         self._part.abort(request.request_ids)
         return pb.AbortResponse()
 
-    async def GetModelInfo(self, request: Any, context: Context) -> pb.GetModelInfoResponse:  # noqa: N802
+    async def GetModelInfo(self, request: Any, context: Context) -> pb.GetModelInfoResponse:
         """What is served."""
         served = self._part.served
         return pb.GetModelInfoResponse(
@@ -126,7 +126,7 @@ class VllmEngine:
             max_req_input_len=served.max_model_len,
         )
 
-    async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:  # noqa: N802
+    async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """How it is served: what a router pairs and bounds workers by."""
         part = self._part
         step = part.spec.step
@@ -148,7 +148,7 @@ class VllmEngine:
             constrained_decoding_start="first_token",
         )
 
-    async def GetLoads(self, request: Any, context: Context) -> pb.GetLoadsResponse:  # noqa: N802
+    async def GetLoads(self, request: Any, context: Context) -> pb.GetLoadsResponse:
         """Every rank at this moment."""
         loads = [
             pb.SchedulerLoad(
@@ -174,7 +174,7 @@ class VllmEngine:
             loads=loads,
         )
 
-    async def FlushCache(  # noqa: N802
+    async def FlushCache(
         self, request: common_pb2.FlushCacheRequest, context: Context
     ) -> common_pb2.FlushCacheResponse:
         """Forget the prefix cache; with a timeout, once nothing is in flight any more."""
@@ -206,7 +206,7 @@ class VllmEngine:
                 return common_pb2.FlushCacheResponse(message=message)
             await asyncio.sleep(_FLUSH_RETRY_S)
 
-    async def StartProfile(  # noqa: N802
+    async def StartProfile(
         self, request: common_pb2.StartProfileRequest, context: Context
     ) -> common_pb2.ProfileResponse:
         """Refused: vLLM profiles only if it was launched with a profiler, and this was not."""
@@ -223,7 +223,7 @@ class VllmEngine:
             )
         return await self._no_profiler(context, "Start profiling")
 
-    async def StopProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:  # noqa: N802
+    async def StopProfile(self, request: Any, context: Context) -> common_pb2.ProfileResponse:
         """As StartProfile."""
         return await self._no_profiler(context, "Stop profiling")
 
@@ -232,14 +232,14 @@ class VllmEngine:
         await context.abort(grpc.StatusCode.INTERNAL, f"{what} failed: {reason}")
         return common_pb2.ProfileResponse(message=f"{what} failed")
 
-    async def GetTokenizer(  # noqa: N802
+    async def GetTokenizer(
         self, request: Any, context: Context
     ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
         """The tokenizer's directory."""
         async for piece in tokenizer_pieces(self._part, context):
             yield piece
 
-    async def SubscribeKvEvents(  # noqa: N802
+    async def SubscribeKvEvents(
         self, request: common_pb2.SubscribeKvEventsRequest, context: Context
     ) -> None:
         """What the caches store and forget, if the worker was started to tell."""

@@ -8,13 +8,13 @@ import pytest
 
 grpc = pytest.importorskip("grpc")
 
-from frontier_mock.client.clock import ClockError  # noqa: E402
-from frontier_mock.client.clock_grpc import GrpcClockClient  # noqa: E402
-from frontier_mock.config.errors import ConfigError  # noqa: E402
-from frontier_mock.serve.up import ClusterServer  # noqa: E402
-from frontier_mock.stubs import virtual_clock_pb2 as pb  # noqa: E402
-from frontier_mock.stubs import virtual_clock_pb2_grpc as pb_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
+from frontier_mock.client.clock import ClockError
+from frontier_mock.client.clock_grpc import GrpcClockClient
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.serve.up import ClusterServer
+from frontier_mock.stubs import virtual_clock_pb2 as pb
+from frontier_mock.stubs import virtual_clock_pb2_grpc as pb_grpc
+from tests.serve.live import WARP, live, serve_spec
 
 
 @pytest.fixture

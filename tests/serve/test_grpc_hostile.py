@@ -11,17 +11,17 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from smg_grpc_proto.generated import vllm_engine_pb2 as pb  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc  # noqa: E402
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from frontier_mock.config.errors import ConfigError  # noqa: E402
-from frontier_mock.drive.pace import ClockSpec  # noqa: E402
-from frontier_mock.drive.protocol import Flight, Ticket  # noqa: E402
-from frontier_mock.serve.grpc_calls import CallSubscriber, Outbox  # noqa: E402
-from frontier_mock.serve.grpc_settings import VLLM_ENGINE, GrpcSpec, open_ports  # noqa: E402
-from frontier_mock.serve.up import ClusterServer  # noqa: E402
-from tests.serve.grpc_live import refused, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.drive.protocol import Flight, Ticket
+from frontier_mock.serve.grpc_calls import CallSubscriber, Outbox
+from frontier_mock.serve.grpc_settings import VLLM_ENGINE, GrpcSpec, open_ports
+from frontier_mock.serve.up import ClusterServer
+from tests.serve.grpc_live import refused, target, with_grpc
+from tests.serve.live import WARP, live, serve_spec
 
 CLIENT_HELLO = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(range(160))
 

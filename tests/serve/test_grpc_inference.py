@@ -12,18 +12,18 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from frontier_mock.client.clock import ClockClient  # noqa: E402
-from frontier_mock.client.http1 import HttpClient  # noqa: E402
-from frontier_mock.serve.grpc_settings import VLLM_CONTROL, VLLM_INFERENCE  # noqa: E402
-from frontier_mock.serve.up import ClusterServer  # noqa: E402
-from frontier_mock.stubs import vllm_control_pb2 as control_pb  # noqa: E402
-from frontier_mock.stubs import vllm_control_pb2_grpc as control_grpc  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2 as pb  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2_grpc as pb_grpc  # noqa: E402
-from frontier_mock.wire.deployment import Deployment  # noqa: E402
-from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-from tests.serve.rl import rl_spec  # noqa: E402
+from frontier_mock.client.clock import ClockClient
+from frontier_mock.client.http1 import HttpClient
+from frontier_mock.serve.grpc_settings import VLLM_CONTROL, VLLM_INFERENCE
+from frontier_mock.serve.up import ClusterServer
+from frontier_mock.stubs import vllm_control_pb2 as control_pb
+from frontier_mock.stubs import vllm_control_pb2_grpc as control_grpc
+from frontier_mock.stubs import vllm_inference_pb2 as pb
+from frontier_mock.stubs import vllm_inference_pb2_grpc as pb_grpc
+from frontier_mock.wire.deployment import Deployment
+from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc
+from tests.serve.live import WARP, live, serve_spec
+from tests.serve.rl import rl_spec
 
 UPDATE = b'{"names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[1000000000, 4]]}'
 

@@ -12,23 +12,23 @@ grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 pytest.importorskip("zmq")
 
-from smg_grpc_proto.generated import common_pb2  # noqa: E402
-from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as sglang_grpc  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc as vllm_grpc  # noqa: E402
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as sglang_grpc
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc as vllm_grpc
 
-from frontier_mock.client.http1 import HttpClient  # noqa: E402
-from frontier_mock.config.kv_events import KvEventsConfig, KvSource  # noqa: E402
-from frontier_mock.serve.grpc_settings import (  # noqa: E402
+from frontier_mock.client.http1 import HttpClient
+from frontier_mock.config.kv_events import KvEventsConfig, KvSource
+from frontier_mock.serve.grpc_settings import (
     SGLANG_SCHEDULER,
     VLLM_ENGINE,
     VLLM_INFERENCE,
 )
-from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2 as inference_pb  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2_grpc as inference_grpc  # noqa: E402
-from tests.serve.grpc_live import refused, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-from tests.serve.sglang_live import sglang_spec  # noqa: E402
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.stubs import vllm_inference_pb2 as inference_pb
+from frontier_mock.stubs import vllm_inference_pb2_grpc as inference_grpc
+from tests.serve.grpc_live import refused, target, with_grpc
+from tests.serve.live import WARP, live, serve_spec
+from tests.serve.sglang_live import sglang_spec
 
 CONFIG = KvEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint="tcp://*:0")
 

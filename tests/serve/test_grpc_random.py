@@ -10,24 +10,24 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from google.protobuf.descriptor import FieldDescriptor  # noqa: E402
-from google.protobuf.message import Message  # noqa: E402
-from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang  # noqa: E402
-from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as sglang_grpc  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2 as vllm  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc as vllm_grpc  # noqa: E402
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from smg_grpc_proto.generated import sglang_scheduler_pb2 as sglang
+from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as sglang_grpc
+from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc as vllm_grpc
 
-from frontier_mock.serve.grpc_settings import (  # noqa: E402
+from frontier_mock.serve.grpc_settings import (
     SGLANG_SCHEDULER,
     VLLM_ENGINE,
     VLLM_INFERENCE,
 )
-from frontier_mock.serve.up import ServeSpec  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2 as inference  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2_grpc as inference_grpc  # noqa: E402
-from tests.serve.grpc_live import answers, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-from tests.serve.sglang_live import sglang_spec  # noqa: E402
+from frontier_mock.serve.up import ServeSpec
+from frontier_mock.stubs import vllm_inference_pb2 as inference
+from frontier_mock.stubs import vllm_inference_pb2_grpc as inference_grpc
+from tests.serve.grpc_live import answers, target, with_grpc
+from tests.serve.live import WARP, live, serve_spec
+from tests.serve.sglang_live import sglang_spec
 
 VALUES: dict[int, list[Any]] = {
     FieldDescriptor.CPPTYPE_DOUBLE: [0.0, 1.0, -1.0, math.nan, math.inf, 1e300],

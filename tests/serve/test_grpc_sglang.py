@@ -11,18 +11,18 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from google.protobuf.json_format import MessageToDict  # noqa: E402
-from smg_grpc_proto.generated import common_pb2  # noqa: E402
-from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb  # noqa: E402
-from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as pb_grpc  # noqa: E402
+from google.protobuf.json_format import MessageToDict
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import sglang_scheduler_pb2 as pb
+from smg_grpc_proto.generated import sglang_scheduler_pb2_grpc as pb_grpc
 
-from frontier_mock.client.clock import ClockClient  # noqa: E402
-from frontier_mock.client.http1 import HttpClient  # noqa: E402
-from frontier_mock.serve.grpc_settings import SGLANG_SCHEDULER  # noqa: E402
-from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live  # noqa: E402
-from tests.serve.sglang_live import sglang_spec  # noqa: E402
+from frontier_mock.client.clock import ClockClient
+from frontier_mock.client.http1 import HttpClient
+from frontier_mock.serve.grpc_settings import SGLANG_SCHEDULER
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc
+from tests.serve.live import WARP, live
+from tests.serve.sglang_live import sglang_spec
 
 
 def spec(**changes: Any) -> ServeSpec:

@@ -10,24 +10,24 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from smg_grpc_proto.generated import (  # noqa: E402
+from smg_grpc_proto.generated import (
     sglang_scheduler_pb2,
     sglang_scheduler_pb2_grpc,
     vllm_engine_pb2,
     vllm_engine_pb2_grpc,
 )
 
-from frontier_mock.serve.grpc_settings import (  # noqa: E402
+from frontier_mock.serve.grpc_settings import (
     SGLANG_SCHEDULER,
     VLLM_ENGINE,
     VLLM_INFERENCE,
 )
-from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from frontier_mock.stubs import vllm_inference_pb2, vllm_inference_pb2_grpc  # noqa: E402
-from frontier_mock.wire.grpc_transfer import to_struct  # noqa: E402
-from tests.serve.grpc_live import answers, refused, with_grpc  # noqa: E402
-from tests.serve.live import live  # noqa: E402
-from tests.serve.test_disaggregation import sglang_spec, vllm_spec  # noqa: E402
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.stubs import vllm_inference_pb2, vllm_inference_pb2_grpc
+from frontier_mock.wire.grpc_transfer import to_struct
+from tests.serve.grpc_live import answers, refused, with_grpc
+from tests.serve.live import live
+from tests.serve.test_disaggregation import sglang_spec, vllm_spec
 
 PROMPT = list(range(64))
 GONE = {

@@ -15,18 +15,18 @@ import pytest
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("smg_grpc_proto")
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
-from smg_grpc_proto.generated import common_pb2  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2 as pb  # noqa: E402
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from smg_grpc_proto.generated import common_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc as pb_grpc
 
-from frontier_mock.client.clock import ClockClient  # noqa: E402
-from frontier_mock.client.http1 import HttpClient  # noqa: E402
-from frontier_mock.cluster.specs import ranks_of  # noqa: E402
-from frontier_mock.serve.grpc_settings import VLLM_ENGINE  # noqa: E402
-from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
+from frontier_mock.client.clock import ClockClient
+from frontier_mock.client.http1 import HttpClient
+from frontier_mock.cluster.specs import ranks_of
+from frontier_mock.serve.grpc_settings import VLLM_ENGINE
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc
+from tests.serve.live import WARP, live, serve_spec
 
 SCHEMA = {
     "type": "object",

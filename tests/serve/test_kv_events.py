@@ -12,15 +12,15 @@ import pytest
 zmq = pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
 zmq_asyncio = pytest.importorskip("zmq.asyncio")
 
-from frontier_mock.config.errors import ConfigError  # noqa: E402
-from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed, read_also  # noqa: E402
-from frontier_mock.core.commands import Flush  # noqa: E402
-from frontier_mock.serve import kv_events  # noqa: E402
-from frontier_mock.serve.kv_events import Told  # noqa: E402
-from frontier_mock.serve.up import ClusterServer, ServeSpec  # noqa: E402
-from frontier_mock.wire.kv_hashes import PLAIN, VllmHasher  # noqa: E402
-from tests.serve.live import WARP, live, serve_spec  # noqa: E402
-from tests.wire.test_kv_events import (  # noqa: E402
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_events import KvEventsConfig, KvSource, placed, read_also
+from frontier_mock.core.commands import Flush
+from frontier_mock.serve import kv_events
+from frontier_mock.serve.kv_events import Told
+from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.wire.kv_hashes import PLAIN, VllmHasher
+from tests.serve.live import WARP, live, serve_spec
+from tests.wire.test_kv_events import (
     ArrayBatch,
     VllmBatch,
     VllmCleared,

@@ -9,22 +9,22 @@ import pytest
 
 zmq = pytest.importorskip("zmq", reason="pip install 'frontier-mock[kv-events]'")
 
-from frontier_mock.cli.demo import free_ports  # noqa: E402
-from frontier_mock.config.errors import ConfigError  # noqa: E402
-from frontier_mock.config.kv_events import (  # noqa: E402
+from frontier_mock.cli.demo import free_ports
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_events import (
     KvEventsConfig,
     KvSource,
     load_endpoint,
     ports_of_worker,
     read_kv_events,
 )
-from frontier_mock.serve.load_events import LoadStat  # noqa: E402
-from frontier_mock.serve.up import ServeSpec  # noqa: E402
-from tests.serve.live import WARP, live  # noqa: E402
-from tests.serve.sglang_live import SCHEDULER, sglang_spec  # noqa: E402
-from tests.serve.test_kv_events import replayed, socket_of  # noqa: E402
-from tests.wire.test_kv_events import SglangBatch, SglangRemoved, SglangStored  # noqa: E402
-from tests.wire.test_kv_events import VllmCleared as Cleared  # noqa: E402
+from frontier_mock.serve.load_events import LoadStat
+from frontier_mock.serve.up import ServeSpec
+from tests.serve.live import WARP, live
+from tests.serve.sglang_live import SCHEDULER, sglang_spec
+from tests.serve.test_kv_events import replayed, socket_of
+from tests.wire.test_kv_events import SglangBatch, SglangRemoved, SglangStored
+from tests.wire.test_kv_events import VllmCleared as Cleared
 
 CONFIG = read_kv_events(
     '{"publisher": "zmq", "endpoint": "tcp://*:0", "replay_endpoint": "tcp://*:0"}', sglang=True
