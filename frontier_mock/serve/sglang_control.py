@@ -12,23 +12,21 @@ Rule 2. An update of the weights takes the writer lock unless the server is paus
 Rule 3. The weight version changes with the update; sequences that live through that report spans.
 """
 
-import asyncio
-import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from frontier_mock.core.commands import Flush, Pause, Resume, Slow
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
-from frontier_mock.serve.carriers import actor_and_legs, actor_of
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.http1 import Request
+from frontier_mock.serve.operating import Operating, Verb
 from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import ServerState
 from frontier_mock.serve.sglang_streaming import engine_gone
 from frontier_mock.serve.weight_versions import WeightVersions
-from frontier_mock.simtime import SimTime
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang import control
@@ -36,11 +34,6 @@ from frontier_mock.wire.sglang.control import WeightUpdate, outcome, with_versio
 from frontier_mock.wire.sglang.errors import SglangError, native_error
 from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.tokenizer import Json
-
-logger = logging.getLogger("frontier_mock")
-
-Verb = Callable[[Exchange, str | None], Awaitable[Answer]]
-"""Answers a request; its second argument is the actor whose lease the request carries."""
 
 _MODES = {"abort": "abort", "retract": "retract", "in_place": "keep"}
 _TEXT = "text/plain; charset=utf-8"
@@ -74,7 +67,7 @@ class ControlRoutes:
         self._front = front_of(served)
         self._driver = driver
         self._state = state
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._operating = Operating(driver, SglangError, _answer_to)
         self._groups: set[str] = set()
         self._released: set[str] = set()
         self._sessions: set[str] = set()
@@ -106,7 +99,7 @@ class ControlRoutes:
             (post, "/unload_lora_adapter", self._unload_adapter),
         ]
         table: dict[tuple[str, str], Handler] = {
-            (method, path): self._handler(verb)
+            (method, path): self._operating.handler(verb)
             for methods, path, verb in verbs
             for method in methods
         }
@@ -126,40 +119,12 @@ class ControlRoutes:
             table |= {(method, path): _says(words) for method in both}
         return table
 
-    # From a request to a coroutine
-
-    def _handler(self, verb: Verb) -> Handler:
-        def handle(exchange: Exchange) -> None:
-            actor, _ = actor_and_legs(actor_of(exchange.request.headers))
-            task = asyncio.get_running_loop().create_task(self._answer(exchange, verb, actor))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return handle
-
-    async def _answer(self, exchange: Exchange, verb: Verb, actor: str | None) -> None:
-        try:
-            answer = await verb(exchange, actor)
-        except SglangError as error:
-            self._driver.keeper.refuse(actor)
-            self._driver.poke()
-            answer = Answer(error.status, error.body())
-        except ShutdownError:
-            gone = engine_gone()
-            answer = Answer(gone.status, gone.body())
-        except Exception as error:
-            logger.error("%s failed: %r", exchange.request.path, error)
-            answer = Answer(500, b"Internal Server Error", _TEXT)
-        exchange.reply(answer)
-
-    async def _lasts(self, actor: str | None, delay_ns: SimTime = 0) -> None:
-        """Nothing but the turn, and the time, of an operation."""
-        await self._driver.operate(None, delay_ns, actor)
+    # What several verbs need
 
     async def _try_flush(self, actor: str | None) -> bool:
         """Forget the prefix cache; False if the server is not idle."""
         if not self._idle():
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return False
         done = await self._driver.operate(Flush(self._worker), 0, actor)
         return done.result == 1
@@ -174,31 +139,31 @@ class ControlRoutes:
 
     # Caches and pauses
 
-    async def _flush(self, exchange: Exchange, actor: str | None) -> Answer:
-        timeout_s = control.read_timeout(exchange.request.query("timeout"))
+    async def _flush(self, request: Request, actor: str | None) -> Answer:
+        timeout_s = control.read_timeout(request.query("timeout"))
         deadline_ns = self._driver.now_ns() + round(timeout_s * 1e9)
         while not await self._try_flush(actor):
             if self._driver.now_ns() >= deadline_ns:
                 return Answer(400, control.NOT_FLUSHED.encode(), "")
-            await self._lasts(actor, _FLUSH_POLL_NS)
+            await self._operating.lasts(actor, _FLUSH_POLL_NS)
         return Answer(200, control.FLUSHED.encode(), "")
 
-    async def _pause(self, exchange: Exchange, actor: str | None) -> Answer:
-        mode = control.read_pause(exchange.request.body)
+    async def _pause(self, request: Request, actor: str | None) -> Answer:
+        mode = control.read_pause(request.body)
         self._state.paused = True
         await self._driver.operate(Pause(self._worker, _MODES[mode]), 0, actor)
         return json_answer({"message": "Generation paused successfully.", "status": "ok"})
 
-    async def _continue(self, exchange: Exchange, actor: str | None) -> Answer:
-        control.read_continue(exchange.request.body)
+    async def _continue(self, request: Request, actor: str | None) -> Answer:
+        control.read_continue(request.body)
         self._state.paused = False
         await self._driver.operate(Resume(self._worker), 0, actor)
         return json_answer({"message": "Generation continued successfully.", "status": "ok"})
 
     # Weights
 
-    async def _from_disk(self, exchange: Exchange, actor: str | None) -> Answer:
-        update = control.read_disk_update(exchange.request.body)
+    async def _from_disk(self, request: Request, actor: str | None) -> Answer:
+        update = control.read_disk_update(request.body)
         success, message = await self._update(
             update, "Succeeded to update model weights.", _DISK_BYTES_PER_S, actor
         )
@@ -209,14 +174,14 @@ class ControlRoutes:
             state.load_format = update.load_format or state.load_format
         return _told(success, outcome(success, message, num_paused_requests=0))
 
-    async def _from_distributed(self, exchange: Exchange, actor: str | None) -> Answer:
-        update = control.read_distributed_update(exchange.request.body)
+    async def _from_distributed(self, request: Request, actor: str | None) -> Answer:
+        update = control.read_distributed_update(request.body)
         refusal = self._outside_session("update_weights_from_distributed")
         if refusal is None and update.group_name not in self._groups:
             name, known = update.group_name, sorted(self._groups)
             refusal = control.unknown_group(name, known)
         if refusal is not None:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return _told(False, outcome(False, refusal))
         return _told(
             *await self._told_update(
@@ -224,16 +189,16 @@ class ControlRoutes:
             )
         )
 
-    async def _from_tensor(self, exchange: Exchange, actor: str | None) -> Answer:
-        update = control.read_tensor_update(exchange.request.body)
+    async def _from_tensor(self, request: Request, actor: str | None) -> Answer:
+        update = control.read_tensor_update(request.body)
         refusal = self._outside_session("update_weights_from_tensor")
         if refusal is not None:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return _told(False, outcome(False, refusal))
         return _told(*await self._told_update(update, "Success", _DEVICE_BYTES_PER_S, actor))
 
-    async def _from_ipc(self, exchange: Exchange, actor: str | None) -> Answer:
-        update = control.read_ipc_update(exchange.request.body)
+    async def _from_ipc(self, request: Request, actor: str | None) -> Answer:
+        update = control.read_ipc_update(request.body)
         message = "Succeeded to update model weights."
         return _told(*await self._told_update(update, message, _DEVICE_BYTES_PER_S, actor))
 
@@ -264,7 +229,7 @@ class ControlRoutes:
             mode = "abort" if update.abort_all_requests else "finish"
             await driver.operate(Pause(worker, mode), duration_ns, actor)
         else:
-            await self._lasts(actor, duration_ns)
+            await self._operating.lasts(actor, duration_ns)
         if update.weight_version is not None:
             self._change_version(update.weight_version)
         success = not update.flush_cache or await self._try_flush(actor)
@@ -280,43 +245,43 @@ class ControlRoutes:
         self._versions.change(version)
         self._state.weight_version = version
 
-    async def _set_version(self, exchange: Exchange, actor: str | None) -> Answer:
-        version, abort_all = control.read_version(exchange.request.body)
+    async def _set_version(self, request: Request, actor: str | None) -> Answer:
+        version, abort_all = control.read_version(request.body)
         worker = self._worker
         if abort_all and not self._state.paused:
             await self._driver.operate(Pause(worker, "abort"), 0, actor)
             await self._driver.operate(Resume(worker), 0, actor)
         else:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
         self._change_version(version)
         message = f"Weight version updated to {version}"
         return json_answer(outcome(True, message, new_version=version))
 
-    async def _begin_update(self, exchange: Exchange, actor: str | None) -> Answer:
-        control.read_selector(exchange.request.body)
-        await self._lasts(actor)
+    async def _begin_update(self, request: Request, actor: str | None) -> Answer:
+        control.read_selector(request.body)
+        await self._operating.lasts(actor)
         if self._updating:
             return _told(False, outcome(False, control.SESSION_OPEN))
         self._updating = True
         return _told(True, outcome(True, "Success"))
 
-    async def _end_update(self, exchange: Exchange, actor: str | None) -> Answer:
-        control.read_selector(exchange.request.body)
-        await self._lasts(actor)
+    async def _end_update(self, request: Request, actor: str | None) -> Answer:
+        control.read_selector(request.body)
+        await self._operating.lasts(actor)
         if not self._updating:
             return _told(False, outcome(False, control.NO_SESSION))
         self._updating = False
         return _told(True, outcome(True, "Success"))
 
-    async def _init_group(self, exchange: Exchange, actor: str | None) -> Answer:
-        group = control.read_group(exchange.request.body)
-        await self._lasts(actor)
+    async def _init_group(self, request: Request, actor: str | None) -> Answer:
+        group = control.read_group(request.body)
+        await self._operating.lasts(actor)
         self._groups.add(group.name)
         return _told(True, outcome(True, "Succeeded to initialize custom process group."))
 
-    async def _destroy_group(self, exchange: Exchange, actor: str | None) -> Answer:
-        name = control.read_group_name(exchange.request.body)
-        await self._lasts(actor)
+    async def _destroy_group(self, request: Request, actor: str | None) -> Answer:
+        name = control.read_group_name(request.body)
+        await self._operating.lasts(actor)
         if name not in self._groups:
             return _told(False, outcome(False, "The group to be destroyed does not exist."))
         self._groups.remove(name)
@@ -336,47 +301,49 @@ class ControlRoutes:
 
     # Memory
 
-    async def _release(self, exchange: Exchange, actor: str | None) -> Answer:
+    async def _release(self, request: Request, actor: str | None) -> Answer:
         """Only an idle server may let go; a real one that is not does not survive the attempt."""
-        tags = control.read_tags(exchange.request.body)
+        tags = control.read_tags(request.body)
         if not self._idle():
             raise native_error(control.NOT_IDLE)
         if again := sorted(self._released.intersection(tags)):
             raise native_error(f"{', '.join(again)}: already released")
-        await self._lasts(actor, _UNMAP_NS * len(tags))
+        await self._operating.lasts(actor, _UNMAP_NS * len(tags))
         self._released.update(tags)
         if "kv_cache" in tags:
             await self._driver.operate(Flush(self._worker), 0, actor)
         return Answer(200, b"null")
 
-    async def _resume_memory(self, exchange: Exchange, actor: str | None) -> Answer:
-        tags = control.read_tags(exchange.request.body)
+    async def _resume_memory(self, request: Request, actor: str | None) -> Answer:
+        tags = control.read_tags(request.body)
         if missing := sorted(set(tags) - self._released):
             raise native_error(f"{', '.join(missing)}: not currently released")
         moved = self._front.weight_gb * (1 << 30) if "weights" in tags else 0.0
-        await self._lasts(actor, _UNMAP_NS * len(tags) + round(moved / _HOST_BYTES_PER_S * 1e9))
+        await self._operating.lasts(
+            actor, _UNMAP_NS * len(tags) + round(moved / _HOST_BYTES_PER_S * 1e9)
+        )
         self._released.difference_update(tags)
         return Answer(200, b"null")
 
-    async def _slow_down(self, exchange: Exchange, actor: str | None) -> Answer:
-        extra_s = control.read_slow_down(exchange.request.body)
+    async def _slow_down(self, request: Request, actor: str | None) -> Answer:
+        extra_s = control.read_slow_down(request.body)
         await self._driver.operate(Slow(self._worker, round(extra_s * 1e9)), 0, actor)
         return Answer(200, b"null")
 
     # Adapters and sessions
 
-    async def _load_adapter(self, exchange: Exchange, actor: str | None) -> Answer:
-        from_tensors = exchange.request.path.endswith("_from_tensors")
-        name, path = control.read_lora(exchange.request.body, loading=not from_tensors)
-        await self._lasts(actor)
+    async def _load_adapter(self, request: Request, actor: str | None) -> Answer:
+        from_tensors = request.path.endswith("_from_tensors")
+        name, path = control.read_lora(request.body, loading=not from_tensors)
+        await self._operating.lasts(actor)
         if not self._front.enable_lora:
             return _adapters(False, control.NO_LORA, None)
         self._state.adapters[name] = path
         return _adapters(True, None, dict(self._state.adapters))
 
-    async def _unload_adapter(self, exchange: Exchange, actor: str | None) -> Answer:
-        name, _ = control.read_lora(exchange.request.body, loading=False)
-        await self._lasts(actor)
+    async def _unload_adapter(self, request: Request, actor: str | None) -> Answer:
+        name, _ = control.read_lora(request.body, loading=False)
+        await self._operating.lasts(actor)
         if not self._front.enable_lora:
             return _adapters(False, control.NO_LORA, None)
         if name not in self._state.adapters:
@@ -415,3 +382,11 @@ def _adapters(success: bool, error: str | None, loaded: dict[str, str] | None) -
         "loaded_adapters": loaded,
     }
     return json_answer(body, 200 if success else 400)
+
+
+def _answer_to(error: Exception) -> Answer:
+    if isinstance(error, ShutdownError):
+        error = engine_gone()
+    if isinstance(error, SglangError):
+        return Answer(error.status, error.body())
+    return Answer(500, b"Internal Server Error", _TEXT)

@@ -16,18 +16,16 @@ Rule 3. An update takes as long as its tensors need on the link they come over. 
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from frontier_mock.core.commands import Abort, Flush, Pause, Resume
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError, Ticket
 from frontier_mock.serve.answers import Answer, json_answer
-from frontier_mock.serve.carriers import actor_and_legs, actor_of
-from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.http1 import Request
+from frontier_mock.serve.operating import Operating, Verb
 from frontier_mock.serve.operation_metrics import OperationMetrics
-from frontier_mock.serve.routing import Handler, Table
+from frontier_mock.serve.routing import Table
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import Stream, Whole, error_answer
 from frontier_mock.serve.weight_versions import WeightVersions
@@ -38,11 +36,6 @@ from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.errors import ApiError, engine_dead, internal_error
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
-
-logger = logging.getLogger("frontier_mock")
-
-Verb = Callable[[Request, str | None], Awaitable[Answer]]
-"""Answers a request; its second argument is the actor whose lease the request carries."""
 
 _SETTLE_NS = 20_000_000
 """vLLM waits so long at the end of a pause for outputs to be delivered."""
@@ -71,7 +64,7 @@ class ControlRoutes:
         self._driver = driver
         self._settings = settings
         self._versions = versions
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._operating = Operating(driver, ApiError, _answer_to)
         self._paused = False
         self._asleep: set[str] = set()
         self._level = 0
@@ -87,7 +80,7 @@ class ControlRoutes:
                 verbs["POST", "/abort_requests"] = self._abort_listed
         if self._settings.dev_mode:
             verbs |= self._dev_verbs()
-        return {route: self._handler(verb) for route, verb in verbs.items()}
+        return {route: self._operating.handler(verb) for route, verb in verbs.items()}
 
     def _dev_verbs(self) -> Mapping[tuple[str, str], Verb]:
         post: dict[str, Verb] = {
@@ -120,31 +113,6 @@ class ControlRoutes:
             ("GET", path): verb for path, verb in get.items()
         }
 
-    # From a request to a coroutine
-
-    def _handler(self, verb: Verb) -> Handler:
-        def handle(exchange: Exchange) -> None:
-            actor, _ = actor_and_legs(actor_of(exchange.request.headers))
-            task = asyncio.get_running_loop().create_task(self._answer(exchange, verb, actor))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return handle
-
-    async def _answer(self, exchange: Exchange, verb: Verb, actor: str | None) -> None:
-        try:
-            answer = await verb(exchange.request, actor)
-        except ApiError as error:
-            self._driver.keeper.refuse(actor)
-            self._driver.poke()
-            answer = error_answer(error)
-        except ShutdownError:
-            answer = error_answer(engine_dead())
-        except Exception as error:
-            logger.error("%s failed: %r", exchange.request.path, error)
-            answer = error_answer(internal_error())
-        exchange.reply(answer)
-
     async def ask(self, method: str, target: str, body: bytes, actor: str | None) -> Answer:
         """What a route answers to someone on another wire, in dev mode or not.
 
@@ -153,10 +121,6 @@ class ControlRoutes:
         request = Request(method, target, 1, {})
         request.body = body
         return await self._dev_verbs()[method, request.path](request, actor)
-
-    async def _lasts(self, actor: str | None, delay_ns: SimTime = 0) -> None:
-        """Nothing but the turn, and the time, of an operation."""
-        await self._driver.operate(None, delay_ns, actor)
 
     def _moving_ns(self, num_bytes: float, bytes_per_s: float) -> SimTime:
         return round(num_bytes / bytes_per_s * 1e9)
@@ -183,7 +147,7 @@ class ControlRoutes:
         return json_answer({"status": "resumed"})
 
     async def _is_paused(self, request: Request, actor: str | None) -> Answer:
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         return json_answer({"is_paused": self._paused})
 
     # Sleep
@@ -196,7 +160,7 @@ class ControlRoutes:
             if level >= 1 and "weights" not in self._asleep:
                 gpus = self._gpus
                 size = gpus.weight_bytes if level == 1 else 0
-                await self._lasts(actor, self._moving_ns(size, gpus.host_bytes_per_s))
+                await self._operating.lasts(actor, self._moving_ns(size, gpus.host_bytes_per_s))
                 self._asleep = {"weights", "kv_cache"}
                 self._level = level
             self._engines.sleep(level)
@@ -221,18 +185,18 @@ class ControlRoutes:
         moved = self._gpus.weight_bytes if self._level == 1 and "weights" in self._asleep else 0
         if not known or "weights" not in wanted:
             moved = 0
-        await self._lasts(actor, self._moving_ns(moved, self._gpus.host_bytes_per_s))
+        await self._operating.lasts(actor, self._moving_ns(moved, self._gpus.host_bytes_per_s))
         if known:
             self._asleep -= wanted
 
     async def _is_sleeping(self, request: Request, actor: str | None) -> Answer:
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         return json_answer({"is_sleeping": self._paused or bool(self._asleep)})
 
     async def _release_cache(self, request: Request, actor: str | None) -> Answer:
         name = "release_kv_cache_memory"
         with self.metrics.sleep.during(name, self._driver.now_ns):
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             self._driver.catch_up()
             if not self._paused or self._in_flight():
                 return _failed(name, f"{name}() requires a completed pause first")
@@ -253,7 +217,7 @@ class ControlRoutes:
         return json_answer({"success": done.result == 1})
 
     async def _nothing_cached(self, request: Request, actor: str | None) -> Answer:
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         return _EMPTY
 
     # Aborts
@@ -274,7 +238,7 @@ class ControlRoutes:
 
         They end with what they have said so far and the finish reason "abort".
         """
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         driver = self._driver
         driver.catch_up()
         ranks = driver.engine.ranks(self._worker)
@@ -303,10 +267,10 @@ class ControlRoutes:
 
     async def _shutdown_transfer(self, request: Request, actor: str | None) -> Answer:
         if self._updating:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return self._worker_failed(control.TRAINER_BUSY)
         with self.metrics.weights.during("shutdown", self._driver.now_ns):
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
         return json_answer({"message": "Weight transfer shut down"})
 
     async def _start_update(self, request: Request, actor: str | None) -> Answer:
@@ -317,7 +281,7 @@ class ControlRoutes:
 
     async def _begin(self, operation: str, message: str, actor: str | None) -> Answer:
         if self._gpus.weight_transfer and self._updating:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return self._worker_failed(control.ALREADY_UPDATING)
         answer = await self._transfer(operation, message, actor)
         self._updating = answer.status == 200
@@ -327,7 +291,7 @@ class ControlRoutes:
         self, operation: str, message: str, actor: str | None, delay_ns: SimTime = 0
     ) -> Answer:
         with self.metrics.weights.during(operation, self._driver.now_ns):
-            await self._lasts(actor, delay_ns)
+            await self._operating.lasts(actor, delay_ns)
         if not self._gpus.weight_transfer:
             return self._worker_failed(control.NO_WEIGHT_TRANSFER)
         return json_answer({"message": message})
@@ -335,7 +299,7 @@ class ControlRoutes:
     async def _update(self, request: Request, actor: str | None) -> Answer:
         info = control.update_info(request.body)
         if self._gpus.weight_transfer and not self._updating:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return self._worker_failed(control.NOT_UPDATING)
         delay_ns = self._update_ns(info) if self._gpus.weight_transfer else 0
         return await self._transfer("update", "Weights updated", actor, delay_ns)
@@ -361,7 +325,7 @@ class ControlRoutes:
     async def _finish_update(self, request: Request, actor: str | None) -> Answer:
         version = control.optional_version(request.body)
         if self._gpus.weight_transfer and not self._updating:
-            await self._lasts(actor)
+            await self._operating.lasts(actor)
             return self._worker_failed(control.NOT_STARTED)
         answer = await self._transfer("finish", "Weight update finished", actor)
         if answer.status == 200:
@@ -372,19 +336,21 @@ class ControlRoutes:
 
     async def _set_version(self, request: Request, actor: str | None) -> Answer:
         version = control.required_version(request.body)
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         self._driver.catch_up()
         self._versions.change(version)
         return json_answer({"success": True, "new_version": version})
 
     async def _weight_info(self, request: Request, actor: str | None) -> Answer:
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         return json_answer({"weight_version": self._versions.current})
 
     async def _check_weights(self, request: Request, actor: str | None) -> Answer:
         action, baseline = control.weight_check(request.body)
         gpus = self._gpus
-        await self._lasts(actor, self._moving_ns(gpus.weight_bytes, gpus.memory_bytes_per_s))
+        await self._operating.lasts(
+            actor, self._moving_ns(gpus.weight_bytes, gpus.memory_bytes_per_s)
+        )
         if action == "reset":
             return json_answer({"status": "reset"})
         sums = control.checksums(self._versions.current, gpus.world_size * gpus.dp)
@@ -401,12 +367,12 @@ class ControlRoutes:
         method = control.rpc_method(request.body)
         gpus = self._gpus
         moved = gpus.weight_bytes if method == "reload_weights" else 0
-        await self._lasts(actor, self._moving_ns(moved, gpus.host_bytes_per_s))
+        await self._operating.lasts(actor, self._moving_ns(moved, gpus.host_bytes_per_s))
         return json_answer({"results": [None] * (gpus.world_size * gpus.dp)})
 
     async def _world_size(self, request: Request, actor: str | None) -> Answer:
         include_dp = control.flag(request.query("include_dp"), "include_dp", True)
-        await self._lasts(actor)
+        await self._operating.lasts(actor)
         size = self._gpus.world_size
         return json_answer({"world_size": size * self._gpus.dp if include_dp else size})
 
@@ -434,3 +400,9 @@ def _ids(ticket: Ticket, position: int) -> tuple[str, ...]:
     generation = subscriber.generation
     prompt = generation.sequences[position].prompt_index
     return generation.id, f"{generation.id}-{prompt}"
+
+
+def _answer_to(error: Exception) -> Answer:
+    if isinstance(error, ApiError):
+        return error_answer(error)
+    return error_answer(engine_dead() if isinstance(error, ShutdownError) else internal_error())
