@@ -265,16 +265,12 @@ class Pairing:
             self._stop(room, t_ns)
         if transfer.sends:
             room.sender = None
-            if room.receiver is None:
-                self._close(room)
-            else:
-                self._after(self._control_ns, room, self._lose, t_ns)
         else:
             room.receiver = None
-            if room.sender is None:
-                self._close(room)
-            else:
-                self._after(self._control_ns, room, self._abandon, t_ns)
+        if room.sender is None and room.receiver is None:
+            self._close(room)
+        else:
+            self._after(self._control_ns, room, self._abandon, t_ns)
 
     # Moving --------------------------------------------------------------------------------------
 
@@ -417,13 +413,8 @@ class Pairing:
             return
         self._end_both(room, "timeout" if room.computed_ns < 0 else "expired", t_ns)
 
-    def _lose(self, room: Room, t_ns: SimTime) -> None:
-        """The sender is gone."""
-        self._fail_receiver(room, "abandoned", t_ns)
-        self._close(room)
-
     def _abandon(self, room: Room, t_ns: SimTime) -> None:
-        """The receiver is gone."""
+        """One side is gone, and with it the transfer, whoever has come in its place since."""
         self._end_both(room, "abandoned", t_ns)
 
     def _end_both(self, room: Room, reason: str, t_ns: SimTime) -> None:

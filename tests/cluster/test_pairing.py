@@ -266,6 +266,20 @@ def test_a_leg_that_stays_alone_gives_up(style: str, sends: bool) -> None:
     check_rest(cluster)
 
 
+def test_who_takes_the_place_of_one_that_is_gone_goes_with_it() -> None:
+    cluster = pools(SGLANG, ConnectorSpec("any", "room"), ranks=2)
+    first = Submit(prompt(8, 1, 1), 1, 1, worker=0, transfer=live("k", sends=True, style="room"))
+    other = replace(first, worker=1, transfer=live("k", sends=False, style="room"))
+    cluster.feed(0, first)
+    cluster.feed(0, other)
+    cluster.feed(0, Abort(0))
+    cluster.feed(1, first)
+    finish(cluster)
+    ends = {e.rid: e.reason for e in cluster.log.events if isinstance(e, Finished)}
+    assert ends == {0: "abort", 1: "error", 2: "error"}
+    check_rest(cluster)
+
+
 def test_transfers_that_share_a_link_take_longer() -> None:
     def last_ms(decode: int) -> float:
         slow = FabricSpec(gpus_per_node=1, nic_bytes_per_s=2e6)
