@@ -70,6 +70,7 @@ class Cluster:
         self._decode_router = self._build_router(spec.decode_policy, self._decode)
         self._limited = [limited(worker.scheduler) for worker in spec.workers]
         self._live: dict[int, Sequence] = {}
+        self._failed: set[int] = set()
         self._expected: dict[int, Sequence] = {}
         self._sweep_at = 1024
         self._next_rid = 0
@@ -256,7 +257,9 @@ class Cluster:
     def _refusal(self, command: Submit, index: int) -> str:
         """Why an engine does not take a sequence, "" if it does."""
         worker = self.workers[index]
-        if worker.refuses:
+        if index in self._failed:
+            return "failed"
+        if worker.hold.refuses:
             return "paused"
         if command.prompt.num_tokens + command.output_tokens > worker.spec.max_model_len:
             return "prompt_too_long"
@@ -353,9 +356,10 @@ class Cluster:
         for index in self.ranks(change.worker):
             worker = self.workers[index]
             self.log.append(Controlled(now, index, -1, what))
-            if what in ("fail", "recover"):
-                worker.refuses = what == "fail"
-            if what == "fail":
+            if what == "recover":
+                self._failed.discard(index)
+            elif what == "fail":
+                self._failed.add(index)
                 self._fail(index)
             elif what == "link" and pairing is not None:
                 pairing.set_speed(index, change.factor, now)
@@ -402,7 +406,7 @@ class Cluster:
         if isinstance(command, Flush):
             result = int(worker.flush(command.retract, now))
         elif isinstance(command, Resume):
-            worker.resume(now)
+            worker.hold.resume(now)
         elif isinstance(command, Slow):
             worker.slow(command.extra_ns, now)
         else:
@@ -410,7 +414,7 @@ class Cluster:
                 for seq in self._live.values():
                     if seq.worker == index:
                         worker.abort(seq, now)
-            worker.pause(command, now, self._next_rid)
+            worker.hold.pause(command, now, self._next_rid)
         self._calendar.wake_at(worker.waker.index, worker.waker.wake_ns)
         return result
 

@@ -82,8 +82,10 @@ class Finished(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Refused on arrival: `reason` is "prompt_too_long", "queue_full", "backlog_full" or
-    "paused"."""
+    """Refused on arrival.
+
+    `reason`: "prompt_too_long", "queue_full", "backlog_full", "paused" or "failed".
+    """
 
     t_ns: SimTime
     worker: int

@@ -109,7 +109,7 @@ class Agenda:
         kept = []
         for entry in self._waiting:
             missing, what, operation = entry
-            if event.what in (what, "resume"):
+            if event.what == what or (what, event.what) == ("rest", "resume"):
                 missing.discard(event.worker)
             if missing:
                 kept.append(entry)

@@ -257,7 +257,12 @@ def refusal(ticket: Ticket) -> ApiError:
 
     Over-long prompts never get this far, so any other reason is a fault of ours.
     """
-    refusals = {"queue_full": queue_full, "backlog_full": backlog_full, "paused": paused}
+    refusals = {
+        "queue_full": queue_full,
+        "backlog_full": backlog_full,
+        "paused": paused,
+        "failed": engine_dead,
+    }
     return refusals.get(ticket.rejected, internal_error)()
 
 

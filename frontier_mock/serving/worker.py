@@ -16,19 +16,19 @@ Rule 5. Step ends come from the timeline's closed form. A segment goes on while 
         thousands give the same nanoseconds (the macro-step law of design.md section 3).
 Rule 6. Ranks of attention data parallelism step together (`serving.lockstep`): whoever of them is
         cut or woken, all are, at the boundary they share.
-Rule 7. A pause is a hold: "keep" and "retract" decide no further step, "drain" goes on deciding but
-        lets no new arrival in. The worker is at rest once it executes nothing under a hold.
+Rule 7. What keeps the worker from deciding, or from letting arrivals in, is its `Hold`; it is told
+        whenever nothing is executed any more.
 Rule 8. Of a prompt that is computed on one engine and decoded on another, the worker tells the
         exchange (`serving.remote_kv`), whose answers come like arrivals, between boundaries.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from frontier_mock.core.commands import Pause
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
 from frontier_mock.cost.protocol import RankBatch, StepCost
 from frontier_mock.cost.slowed import slowed
+from frontier_mock.serving.hold import Hold
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
@@ -36,9 +36,8 @@ from frontier_mock.serving.sequence import DONE, FRONTEND, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.timeline import Timeline
+from frontier_mock.serving.wakers import Group, Waker
 from frontier_mock.simtime import SimTime
-
-_DRAIN = "drain"
 
 
 class Gauges(NamedTuple):
@@ -54,33 +53,6 @@ class Gauges(NamedTuple):
     preemptions: int
     steps: int
     busy_ns: SimTime
-
-
-class Waker(Protocol):
-    """Who is to be woken for a worker: itself, or the group that it steps with."""
-
-    index: int
-    wake_ns: SimTime | None
-
-    def wake(self, t_ns: SimTime) -> None:
-        """Cross the boundary at `t_ns` and go on to the next one."""
-        ...
-
-
-class Group(Waker, Protocol):
-    """Workers whose steps begin and end together, as one of them sees it."""
-
-    def shorten(self, steps: int) -> None:
-        """Let the present run of everybody end after `steps` steps from the last boundary."""
-        ...
-
-    def wake_idle(self, t_ns: SimTime) -> None:
-        """A worker that executes nothing has something to do from `t_ns` on."""
-        ...
-
-    def slow(self, extra_ns: SimTime) -> None:
-        """Every joint step from the next boundary on takes so much longer than it should."""
-        ...
 
 
 class Worker:
@@ -122,14 +94,7 @@ class Worker:
         self._segment: tuple[int, int, int] = (0, 0, 0)
         self._busy_since: SimTime = 0
         self._busy_ns: SimTime = 0
-        self.refuses = False
-        self._hold = ""
-        self._frozen = False
-        self._resting = False
-        self._flush_at_rest = False
-        self._held: list[Sequence] = []
-        self._held_from = 0
-        self._awaited = 0
+        self.hold = Hold(self, log)
 
     # What others ask for ---------------------------------------------------------------------
 
@@ -140,13 +105,13 @@ class Worker:
         boundary of that instant.
         """
         self.in_frontend -= 1
-        if self._hold == _DRAIN and self._stays_outside(seq, t_ns):
+        if self.hold.draining and self.hold.keeps_out(seq, t_ns):
             return
         if seq.state == DONE:
             return
-        self._enter(seq, t_ns, at_once)
+        self.enter(seq, t_ns, at_once)
 
-    def _enter(self, seq: Sequence, t_ns: SimTime, at_once: bool) -> None:
+    def enter(self, seq: Sequence, t_ns: SimTime, at_once: bool) -> None:
         """Take a sequence from the front end into the scheduler's queue."""
         self._log.append(Queued(t_ns, self.index, seq.rid))
         if seq.transfer is not None:
@@ -161,8 +126,8 @@ class Worker:
         scheduler = self.scheduler
         if self._executing is None:
             scheduler.enqueue(seq)
-            if not self._frozen:
-                self._wake_idle(t_ns + at_once if self.group is not None else t_ns)
+            if not self.hold.frozen:
+                self.wake_idle(t_ns + at_once if self.group is not None else t_ns)
             return
         step = self._reach(t_ns + at_once)
         scheduler.enqueue(seq)
@@ -180,9 +145,9 @@ class Worker:
             return
         if seq.state == FRONTEND or self._executing is None:
             self._drop(seq, self._step, t_ns)
-            if self._executing is None and self.scheduler.num_waiting and not self._frozen:
+            if self._executing is None and self.scheduler.num_waiting and not self.hold.frozen:
                 # Others may have waited for the blocks of one that was waiting for its KV.
-                self._wake_idle(t_ns)
+                self.wake_idle(t_ns)
             return
         step = self._reach(t_ns + 1)
         self._aborts.append(seq)
@@ -203,8 +168,8 @@ class Worker:
         """The KV of a waiting sequence's prompt is here."""
         if self._executing is None:
             self.scheduler.received(seq, self._step)
-            if not self._frozen:
-                self._wake_idle(t_ns)
+            if not self.hold.frozen:
+                self.wake_idle(t_ns)
             return
         step = self._reach(t_ns)
         self.scheduler.received(seq, step)
@@ -224,8 +189,8 @@ class Worker:
         if executing:
             if scheduler.num_waiting:
                 self._cut(step)
-        elif scheduler.num_waiting and not self._frozen:
-            self._wake_idle(t_ns)
+        elif scheduler.num_waiting and not self.hold.frozen:
+            self.wake_idle(t_ns)
 
     def lost(self, seq: Sequence, t_ns: SimTime) -> None:
         """What `seq` waited for on the other side of its transfer will not come."""
@@ -248,8 +213,8 @@ class Worker:
         self.scheduler.lost(seq, t_ns)
         if executing:
             self._cut(step)
-        elif not self._frozen:
-            self._wake_idle(t_ns)
+        elif not self.hold.frozen:
+            self.wake_idle(t_ns)
 
     def _tell_gone(self, seq: Sequence, t_ns: SimTime) -> None:
         if seq.transfer is not None and self.exchange is not None:
@@ -278,7 +243,7 @@ class Worker:
         else:
             self.group.shorten(step - self._step)
 
-    def _wake_idle(self, t_ns: SimTime) -> None:
+    def wake_idle(self, t_ns: SimTime) -> None:
         """There is something to do from `t_ns` on, and no step is executing."""
         if self.group is None:
             self.wake_ns = t_ns
@@ -330,24 +295,14 @@ class Worker:
 
     # Control ---------------------------------------------------------------------------------
 
-    def pause(self, command: Pause, t_ns: SimTime, next_rid: int) -> None:
-        """Come to rest; aborts of the mode "abort" are the caller's, sequences are its to know.
+    def interrupt(self, t_ns: SimTime) -> None:
+        """Let the present run end with the step that is executed at `t_ns`."""
+        self._cut(self._reach(t_ns + 1))
 
-        `next_rid` is that of the first sequence that comes after this command.
-        """
-        self.refuses = command.refuse
-        self._frozen = command.mode in ("keep", "retract")
-        self._hold = command.mode if self._frozen else _DRAIN
-        self._resting = False
-        self._held_from = next_rid
-        self._awaited = self.in_frontend
-        self._log.append(Controlled(t_ns, self.index, -1, "pause"))
-        if self._executing is not None:
-            self._cut(self._reach(t_ns + 1))
-        elif self._frozen or not self.scheduler.num_live:
-            self._come_to_rest(t_ns)
-        else:
-            self._wake_idle(t_ns)
+    def flush(self, retract: bool, t_ns: SimTime) -> bool:
+        """As `Hold.flush`, whatever the worker is in the middle of."""
+        self.settle(t_ns)
+        return self.hold.flush(retract, t_ns)
 
     def slow(self, extra_ns: SimTime, t_ns: SimTime) -> None:
         """Let every step from the next boundary on take `extra_ns` longer than it should."""
@@ -357,72 +312,7 @@ class Worker:
             self.group.slow(extra_ns)
         self._log.append(Controlled(t_ns, self.index, -1, "slow"))
         if self._executing is not None:
-            self._cut(self._reach(t_ns + 1))
-
-    def resume(self, t_ns: SimTime) -> None:
-        """End a pause; what had to stay outside comes in."""
-        if not self._hold:
-            return
-        self._hold = ""
-        self._frozen = self.refuses = self._flush_at_rest = False
-        self._log.append(Controlled(t_ns, self.index, -1, "resume"))
-        held, self._held = self._held, []
-        for seq in held:
-            if seq.state != DONE:
-                self._enter(seq, t_ns, at_once=True)
-        if self._executing is None and self.scheduler.num_live:
-            self._wake_idle(t_ns)
-
-    def flush(self, retract: bool, t_ns: SimTime) -> bool:
-        """Forget the prefix cache; False, and nothing done, if blocks are in use.
-
-        With `retract` it will be done as soon as no step is executing, and running sequences start
-        again after it.
-        """
-        self.settle(t_ns)
-        if not retract:
-            done = self.kv.reset()
-            if done:
-                self._log.append(Controlled(t_ns, self.index, -1, "flush"))
-            return done
-        self._flush_at_rest = True
-        self._frozen = True
-        if self._executing is not None:
-            self._cut(self._reach(t_ns + 1))
-        else:
-            self._come_to_rest(t_ns)
-        return True
-
-    def _stays_outside(self, seq: Sequence, t_ns: SimTime) -> bool:
-        """While draining: whether an arrival came after the pause, or is gone already."""
-        if seq.rid >= self._held_from:
-            self._held.append(seq)
-            return True
-        self._awaited -= 1
-        if seq.state == DONE and self._executing is None:
-            self._come_to_rest(t_ns)
-        return seq.state == DONE
-
-    def _come_to_rest(self, t_ns: SimTime) -> None:
-        """Nothing is executing, and somebody asked for that."""
-        scheduler = self.scheduler
-        hold = self._hold
-        if self._flush_at_rest:
-            self._flush_at_rest = False
-            scheduler.retract_all(t_ns)
-            self.kv.reset()
-            self._log.append(Controlled(t_ns, self.index, -1, "flush"))
-            self._frozen = hold in ("keep", "retract")
-            if not self._frozen and scheduler.num_live:
-                self._wake_idle(t_ns)
-        if not hold or self._resting:
-            return
-        if hold == _DRAIN and (scheduler.num_live or self._awaited):
-            return
-        if hold == "retract":
-            scheduler.retract_all(t_ns)
-        self._resting = True
-        self._log.append(Controlled(t_ns, self.index, -1, "rest"))
+            self.interrupt(t_ns)
 
     # Boundaries ------------------------------------------------------------------------------
 
@@ -454,7 +344,7 @@ class Worker:
         step = self._step + 1
         current = self._queued
         self._queued = None
-        frozen = self._frozen
+        frozen = self.hold.frozen
         if current is None and not frozen:
             current = scheduler.schedule(step, t_ns)
         if current is None and scheduler.num_waiting and not frozen:
@@ -467,8 +357,7 @@ class Worker:
             self.wake_ns = None
             if not frozen:
                 scheduler.went_idle()
-            if frozen or self._hold:
-                self._come_to_rest(t_ns)
+            self.hold.come_to_rest(t_ns)
             return
         if self._async and not frozen:
             ahead = step + current.ticks

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from frontier_mock.core.commands import Flush, Pause, Resume
+from frontier_mock.core.events import Controlled
+from frontier_mock.drive.operations import Agenda, Done, Operation
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import ShutdownError
 from tests.drive.test_driver import FAST, WARP, Reader, Run, submit
@@ -68,6 +70,19 @@ async def test_a_flush_waits_for_its_retraction() -> None:
     await reader.done
     assert reader.flights[0].output_tokens == 50
     run.driver.stop()
+
+
+async def test_what_lifts_a_pause_ends_the_wait_for_it_and_no_other() -> None:
+    agenda = Agenda(lambda worker: [worker])
+    for command in (Pause(0), Flush(0, retract=True)):
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        operation = Operation(command, 0, None, future)
+        agenda.asked(operation)
+        agenda.begin(operation, 0)
+    agenda.observe(Controlled(5, 0, -1, "resume"))
+    assert [operation.command for operation in agenda.pop_due(5)] == [Pause(0)]
+    agenda.observe(Controlled(7, 0, -1, "flush"))
+    assert [operation.command for operation in agenda.pop_due(7)] == [Flush(0, retract=True)]
 
 
 @pytest.mark.parametrize("clock", CLOCKS)

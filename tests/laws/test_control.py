@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frontier_mock.core.commands import Flush, Pause, Resume, Submit
+from frontier_mock.core.commands import Change, Flush, Pause, Resume, Submit
 from frontier_mock.core.events import Controlled, Finished, Preempted, Rejected, Scheduled
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
@@ -140,3 +140,37 @@ def test_a_flush_needs_an_idle_cache_or_a_retraction(spec: AnySchedulerSpec) -> 
     cluster.feed(cluster.now_ns, submit())
     vllm.play(cluster, [])
     assert [e.cached_tokens for e in cluster.log.events if isinstance(e, Scheduled)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("spec", [VLLM, SGLANG])
+def test_a_resume_lifts_the_pause_and_not_the_flush(spec: AnySchedulerSpec) -> None:
+    cluster = toy_cluster(spec)
+    cluster.feed(0, submit())
+    cluster.feed(9 * MS, Pause(0, "keep"))
+    assert cluster.feed(9 * MS, Flush(0, retract=True)) == 1
+    cluster.feed(9 * MS, Resume(0))
+    vllm.play(cluster, [])
+    events = list(cluster.log.events)
+    assert len(happened(events, "flush")) == 1
+    again = [e for e in events if isinstance(e, Scheduled) and e.resumed]
+    assert [e.cached_tokens for e in again] == [0]
+    assert [e.rid for e in events if isinstance(e, Finished)] == [0]
+
+
+@pytest.mark.parametrize("spec", [VLLM, SGLANG])
+def test_only_a_recovery_ends_a_failure(spec: AnySchedulerSpec) -> None:
+    cluster = toy_cluster(spec)
+    vllm.play(
+        cluster,
+        [
+            (0, Change(0, "fail")),
+            (MS, Pause(0, "keep")),
+            (2 * MS, Resume(0)),
+            (3 * MS, submit(0)),
+            (4 * MS, Change(0, "recover")),
+            (5 * MS, submit(1)),
+        ],
+    )
+    events = cluster.log.events
+    assert [(e.rid, e.reason) for e in events if isinstance(e, Rejected)] == [(0, "failed")]
+    assert [e.rid for e in events if isinstance(e, Finished)] == [1]
