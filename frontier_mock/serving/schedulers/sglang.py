@@ -1,12 +1,10 @@
 """SGLang's scheduler, at the cost of changes instead of the cost of batches.
 
 Theory of operation. SGLang forms one batch per step: prompts first, decodes only when no prompt can
-be admitted (or both together with `--enable-mixed-chunk`). As in `vllm`, the decodes of a step are
-four numbers, and tokens are numbered by decode ticks (`protocol`), so that prompts that come in
-between cost the decodes nothing.
+be admitted (or both together with `--enable-mixed-chunk`). Tokens are numbered by decode ticks
+(`protocol`), so that prompts that come in between cost the decodes nothing.
 
-Rule 1. Tick `s` contains every counted sequence: `num_decodes` of them, with total context
-        `kv_offset + num_decodes * s`. A histogram of `offset mod page` gives the pages it needs.
+Rule 1. Tick `s` contains every counted sequence (`decode_set`), whose pages are its blocks.
 Rule 2. A prompt computed by the step decided last is in the running batch when the next one is
         decided, whether or not its token is known yet. One request at most is chunked; it is not
         in the running batch, and no decode-only step runs before its last chunk is out.
@@ -533,7 +531,7 @@ class SglangScheduler:
             self._full = False
         if not self._batch.num_decodes:
             return None
-        if self._batch.pages_of(step) > self.kv.num_free:
+        if self._batch.blocks_of(step) > self.kv.num_free:
             if ending:
                 return None
             self._retract(step, t_ns, done)
@@ -547,7 +545,7 @@ class SglangScheduler:
 
     def _take_tick(self, step: int) -> int:
         """Allocate the pages of tick `step`; returns its decodes, 0 if there are too few pages."""
-        need = self._batch.pages_of(step)
+        need = self._batch.blocks_of(step)
         if need > self.kv.num_free:
             return 0
         self.kv.make_room(self._batch.num_decodes)
@@ -567,7 +565,7 @@ class SglangScheduler:
         least = 0 if self._chunked is not None or held else 1
         while len(kept) > least:
             if retracted:
-                need = self._batch.pages_of(step)
+                need = self._batch.blocks_of(step)
                 self.kv.make_room(need)
                 if need <= self.kv.num_available:
                     break
@@ -655,9 +653,9 @@ class SglangScheduler:
         if count <= 0:
             return
         batch = self._batch
-        need = batch.pages_of_run(first, step)
+        need = batch.blocks_of_run(first, step)
         # Room is made tick by tick for a page per decode; the last tick's demand covers the others.
-        self.kv.make_room(need - batch.pages_of(step) + batch.num_decodes)
+        self.kv.make_room(need - batch.blocks_of(step) + batch.num_decodes)
         if need:
             self.kv.take(need)
         self._ratio.decay(count)

@@ -1,17 +1,16 @@
-"""SGLang's running batch as sums: what a tick computes, what pages it needs, what is still owed.
+"""SGLang's running batch: who is in it, what a tick of it computes, and what it still owes.
 
-A decode's context in tick `s` is `offset + s`, so a tick is `num_decodes` sequences with a total
-context of `kv_offset + num_decodes * s`, and the histogram `phase_counts` of `offset mod page` says
-how many of them begin a page in it. Likewise, what a request may still produce falls by one per
-tick, so the sum over all of them is one number less a multiple of the tick.
+What a request may still produce falls by one per tick, so the sum over all of them is one number
+less a multiple of the tick.
 """
 
+from frontier_mock.serving.schedulers.decode_set import DecodeSet
 from frontier_mock.serving.schedulers.sglang_admission import CLIP_MAX_NEW_TOKENS
 from frontier_mock.serving.sequence import Sequence
 
 
-class RunningBatch:
-    """Members by rid; those `counted` take part in the next tick.
+class RunningBatch(DecodeSet):
+    """Members by rid; those counted take part in the next tick.
 
     A member that is not counted has its last token in flight.
     """
@@ -22,19 +21,12 @@ class RunningBatch:
         "_num_open",
         "_owed_fixed",
         "_owed_open",
-        "_page",
-        "kv_offset",
         "members",
-        "num_decodes",
-        "phase_counts",
     )
 
     def __init__(self, page_size: int) -> None:
-        self._page = page_size
+        super().__init__(page_size)
         self.members: dict[int, Sequence] = {}
-        self.num_decodes = 0
-        self.kv_offset = 0
-        self.phase_counts = [0] * page_size
         self._owed_fixed = 0
         self._num_fixed = 0
         self._owed_open = 0
@@ -48,17 +40,7 @@ class RunningBatch:
         if seq.max_new - seq.base > CLIP_MAX_NEW_TOKENS:
             self._long[seq.rid] = seq
         if counted:
-            seq.counted = True
-            self.num_decodes += 1
-            self.kv_offset += seq.offset
-            self.phase_counts[seq.offset % self._page] += 1
-
-    def uncount(self, seq: Sequence) -> None:
-        """Its last token is in the tick decided last."""
-        seq.counted = False
-        self.num_decodes -= 1
-        self.kv_offset -= seq.offset
-        self.phase_counts[seq.offset % self._page] -= 1
+            self.count(seq)
 
     def part(self, seq: Sequence) -> None:
         """Let a sequence go, before its output so far is closed."""
@@ -99,31 +81,3 @@ class RunningBatch:
                 else:
                     open_ended -= excess
         return fixed + open_ended * ratio
-
-    def pages_of(self, step: int) -> int:
-        """Pages that begin in tick `step`."""
-        return self.phase_counts[(1 - step) % self._page]
-
-    def pages_of_run(self, first: int, last: int) -> int:
-        """Pages that begin in ticks `first` to `last`."""
-        cycles, rest = divmod(last - first + 1, self._page)
-        pages = cycles * self.num_decodes
-        for step in range(first, first + rest):
-            pages += self.phase_counts[(1 - step) % self._page]
-        return pages
-
-    def last_within(self, first: int, limit: int, pages: int) -> int:
-        """Largest tick <= `limit` such that `pages` suffice for ticks `first` to there."""
-        n = self.num_decodes
-        count = limit - first + 1
-        if count <= 0 or n * -(-count // self._page) <= pages:
-            return limit
-        cycles = pages // n
-        step = first + cycles * self._page
-        left = pages - cycles * n
-        while step <= limit:
-            left -= self.phase_counts[(1 - step) % self._page]
-            if left < 0:
-                break
-            step += 1
-        return min(step - 1, limit)

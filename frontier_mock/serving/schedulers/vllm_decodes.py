@@ -1,0 +1,91 @@
+"""vLLM's decodes from their first token to their last: who joins, who leaves, who ends when.
+
+Rule 1. A sequence joins in the step after the one that computes its last prompt token, and leaves
+        after its last step.
+Rule 2. With async scheduling a length cap is foreseen, an end of sequence is not: such a sequence
+        occupies one more step (specs/vllm.md section 8.4).
+"""
+
+from heapq import heappop, heappush
+
+from frontier_mock.serving.schedulers.decode_set import DecodeSet
+from frontier_mock.serving.sequence import DECODE, DRAINING, Sequence
+
+
+class Decodes(DecodeSet):
+    """The sequences whose prompt is computed. `joining` decode from the next step on.
+
+    `ends` is a heap of (step, place, sequence) over last tokens, outdated entries included.
+    """
+
+    __slots__ = ("_foresees", "_leaving", "ends", "joining")
+
+    def __init__(self, block: int, foresees: bool) -> None:
+        """`foresees`: a step is scheduled before the output of the one before it is seen."""
+        super().__init__(block)
+        self._foresees = foresees
+        self._leaving: dict[int, list[Sequence]] = {}
+        self.joining: list[Sequence] = []
+        self.ends: list[tuple[int, int, Sequence]] = []
+
+    def last_step(self, seq: Sequence) -> int:
+        """The last step that computes a token for `seq`, wanted or not."""
+        return seq.finish_step + 1 if self._foresees and seq.stops_early else seq.finish_step
+
+    def start(self, seq: Sequence, step: int) -> None:
+        """The prefill of `seq` completes in `step`: its next token ends that step."""
+        seq.state = DECODE
+        seq.first_step = step
+        seq.offset = seq.goal - step
+        self._set_finish(seq, step + seq.output_tokens - seq.base - 1)
+        if self.last_step(seq) > step:
+            self.joining.append(seq)
+
+    def _set_finish(self, seq: Sequence, step: int) -> None:
+        seq.finish_step = step
+        heappush(self.ends, (step, seq.place, seq))
+        if not seq.stops_early and self._foresees:
+            self._leaving.setdefault(step, []).append(seq)
+
+    def roll(self, step: int) -> None:
+        """Bring the set from `step - 1` to `step`."""
+        if self._leaving:
+            for seq in self._leaving.pop(step - 1, ()):
+                if seq.counted and seq.finish_step == step - 1:
+                    self.uncount(seq)
+        if self.joining:
+            for seq in self.joining:
+                if seq.state == DECODE:
+                    self.count(seq)
+            self.joining.clear()
+
+    def hold_back(self, seq: Sequence, step: int) -> None:
+        """`seq` gets nothing in `step`: it repeats its turn in the next one."""
+        self.uncount(seq)
+        finish = seq.finish_step + 1
+        seq.close_span(step - 1)
+        seq.first_step = step + 1
+        seq.offset -= 1
+        self._set_finish(seq, finish)
+        self.joining.append(seq)
+
+    def drop(self, seq: Sequence) -> None:
+        """`seq`, if it is among them, decodes no more."""
+        if seq.counted:
+            self.uncount(seq)
+        if seq in self.joining:
+            self.joining.remove(seq)
+
+    def next_finish(self) -> int | None:
+        """The earliest step in which some sequence produces its last token."""
+        ends = self.ends
+        while ends:
+            step, _, seq = ends[0]
+            if seq.finish_step == step and seq.state in (DECODE, DRAINING):
+                return step
+            heappop(ends)
+        return None
+
+    def pop_finished(self, step: int) -> Sequence | None:
+        """The next one whose last token `step` produced."""
+        return heappop(self.ends)[2] if self.next_finish() == step else None
