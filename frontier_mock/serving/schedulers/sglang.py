@@ -5,22 +5,19 @@ be admitted (or both together with `--enable-mixed-chunk`). Tokens are numbered 
 (`protocol`), so that prompts that come in between cost the decodes nothing.
 
 Rule 1. Tick `s` contains every counted sequence (`decode_set`), whose pages are its blocks.
-Rule 2. A prompt computed by the step decided last is in the running batch when the next one is
-        decided, whether or not its token is known yet. One request at most is chunked; it is not
-        in the running batch, and no decode-only step runs before its last chunk is out.
-Rule 3. With overlap a step is decided before the output of the one before it is seen. A sequence
-        that step will end by its length cap is left out; one that meets EOS takes part in one step
-        too many, if that step is a decode (`classic`: so does every sequence).
-Rule 4. Admission stops being tried when the batch is *full*: a request did not fit the memory or
+Rule 2. A prompt computed by the step decided last is in the running batch (`sglang_batch`) when the
+        next one is decided, whether or not its token is known yet. One request at most is chunked;
+        it is not in the running batch, and no decode-only step runs before its last chunk is out.
+Rule 3. Admission stops being tried when the batch is *full*: a request did not fit the memory or
         the request slots. Only a request leaving the batch makes it try again; arrivals do not.
-Rule 5. If a tick lacks pages even after eviction, requests are retracted, those with the least
+Rule 4. If a tick lacks pages even after eviction, requests are retracted, those with the least
         output first, until it has them; they go to the end of the waiting queue. What is in flight
         for a retracted request is thrown away. If a request is about to end anyway, the tick is put
         off until it has ended instead.
-Rule 6. The new-token ratio, by which output is promised memory at admission, falls with every
+Rule 5. The new-token ratio, by which output is promised memory at admission, falls with every
         decode tick that is decided and is set anew by a retraction and when the engine is idle.
-Rule 7. An abort of a running request takes effect with its next token.
-Rule 8. On a decode engine (`sglang_remote`) a request gets pages for its whole prompt before that
+Rule 6. An abort of a running request takes effect with its next token.
+Rule 7. On a decode engine (`sglang_remote`) a request gets pages for its whole prompt before that
         is computed elsewhere, if that leaves enough for those that run; when its KV has come it
         joins the batch in a step of no duration, whose first token has come with the KV. A prefill
         engine's request is over when its pages have been sent.
@@ -28,8 +25,6 @@ Rule 8. On a decode engine (`sglang_remote`) a request gets pages for its whole 
 Source: SGLang 0.5.23, managers/scheduler.py and schedule_batch.py; specs/sglang_and_routers.md
 section 8. `classic` rules from 0.5.5 and 0.5.9.
 """
-
-from heapq import heappop, heappush
 
 from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
@@ -77,13 +72,12 @@ class SglangScheduler:
         self._worker = worker
         self._page = spec.page_size
         self._lag = spec.enable_overlap
-        self._foresees = spec.enable_overlap and not spec.classic
         self._mixed = spec.enable_mixed_chunk and spec.chunked_prefill_size > 0
         self._preempts = spec.enable_priority_scheduling and not spec.disable_priority_preemption
         self._ratio = NewTokenRatio(spec.schedule_conservativeness)
         self._holdings = Holdings(kv, not spec.classic)
         self._order = WaitingOrder(spec, kv, self._holdings.content_keys)
-        self._batch = RunningBatch(spec.page_size)
+        self._batch = RunningBatch(spec.page_size, spec.enable_overlap and not spec.classic)
         self._inbound = Inbound(spec, kv)
         self._num_pinned = 0
         self._sending: dict[int, tuple[Sequence, int]] = {}
@@ -91,17 +85,10 @@ class SglangScheduler:
         self.running = self._batch.members
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
-        self._joining: list[Sequence] = []
-        self._join_in_front = False
         self._had_chunk = False
-        self._leaving: dict[int, list[Sequence]] = {}
         self._marked: list[Sequence] = []
-        self._ends: list[tuple[int, int, int, Sequence]] = []
         self._full = False
         self._entered = 0
-        self._last_place = 0
-        self._first_place = 0
-        self._pushes = 0
         self._prefill_steps = 0
         self.last_scheduled = 0
         self.seen_step = 0
@@ -120,7 +107,7 @@ class SglangScheduler:
     @property
     def num_live(self) -> int:
         """Waiting and running sequences, and those whose prompt is being computed."""
-        computing = sum(seq.state == DECODE for seq in self._joining)
+        computing = sum(seq.state == DECODE for seq in self._batch.joining)
         computing += self._chunked is not None
         return self.num_waiting + len(self.running) + computing
 
@@ -163,52 +150,11 @@ class SglangScheduler:
             return
         self._queue(seq)
 
-    # The running batch -----------------------------------------------------------------------
-
-    def _roll(self, step: int) -> None:
-        """Bring the running batch from the step decided last to the one about to be decided."""
-        for seq in self._leaving.pop(step - 1, ()):
-            if seq.counted and seq.finish_step == step - 1:
-                self._batch.uncount(seq)
-        joining = self._joining
-        if not joining:
-            return
-        if not self.running or self._join_in_front:
-            self._full = False
-        if self._join_in_front:
-            self._first_place -= len(joining)
-            place = self._first_place
-        else:
-            place = self._last_place
-            self._last_place += len(joining)
-        for seq in joining:
-            if seq.state == DECODE:
-                seq.place = place
-                # One whose last token is in flight already has no tick left, if that is foreseen.
-                counted = not self._foresees or seq.stops_early or seq.finish_step >= step
-                self._batch.join(seq, counted)
-            place += 1
-        joining.clear()
-
-    def _set_finish(self, seq: Sequence, step: int) -> None:
-        seq.finish_step = step
-        self._pushes += 1
-        # Ends of one tick come in batch order; a joining sequence's place is not known yet.
-        heappush(self._ends, (step, self._pushes, seq.rid, seq))
-        if self._foresees and not seq.stops_early:
-            self._leaving.setdefault(step, []).append(seq)
+    # Output ----------------------------------------------------------------------------------
 
     def next_finish(self) -> int | None:
         """The earliest tick in which some sequence produces its last token."""
-        ends = self._ends
-        while ends:
-            step, _, _, seq = ends[0]
-            if seq.finish_step == step and seq.state == DECODE:
-                return step
-            heappop(ends)
-        return None
-
-    # Output ----------------------------------------------------------------------------------
+        return self._batch.next_finish()
 
     def complete(self, executed: Step, step: int, t_ns: SimTime) -> list[Sequence]:
         """Take the output of `executed`, the last of a run that ends with tick `step`."""
@@ -230,8 +176,12 @@ class SglangScheduler:
                 finished.append(seq)
             elif seq.finish_step > step or not executed.ticks:
                 self._holdings.checkpoint(seq, seq.goal)
-        if executed.ticks and self._ends and self._ends[0][0] <= step:
-            finished += self._pop_finished(step)
+        ends = self._batch.ends
+        if executed.ticks and ends and ends[0][0] <= step:
+            for seq in self._batch.pop_ended(step):
+                if seq.state == DECODE:
+                    self._end(seq)
+                    finished.append(seq)
         return finished
 
     def _take_first(self, seq: Sequence, number: int) -> None:
@@ -241,23 +191,9 @@ class SglangScheduler:
         if seq.rid in self.running:
             self._batch.produced_first(seq)
 
-    def _pop_finished(self, step: int) -> list[Sequence]:
-        ended = []
-        while self.next_finish() == step:
-            ended.append(heappop(self._ends)[3])
-        if len(ended) > 1:
-            ended.sort(key=lambda seq: seq.place)
-        finished = []
-        for seq in ended:
-            # An end that was set twice is found twice.
-            if seq.state == DECODE:
-                self._end(seq)
-                finished.append(seq)
-        return finished
-
     def _end(self, seq: Sequence) -> None:
         """A sequence is over: its prompt and output go to the tree, the rest is freed."""
-        context = self._context(seq)
+        context = self._batch.context(seq, self.last_scheduled)
         if seq.rid in self.running:
             self._batch.part(seq)
         seq.close_span(seq.finish_step)
@@ -304,12 +240,6 @@ class SglangScheduler:
         if self.exchange is not None and seq.state != DONE:
             self.exchange.computed(seq, tokens, t_ns)
 
-    def _context(self, seq: Sequence) -> int:
-        """Tokens that have a place in the cache, as of the last tick decided."""
-        if seq.counted:
-            return seq.offset + max(self.last_scheduled, seq.first_step - 1)
-        return seq.goal if seq.finish_step < seq.first_step else seq.offset + seq.finish_step
-
     def abort(self, seq: Sequence, step: int) -> bool:
         """Stop `seq`: at once while it waits or is chunked, else with its next token."""
         if seq.state == DECODE:
@@ -338,7 +268,7 @@ class SglangScheduler:
                 last = max(seq.first_step, done + 1)
                 if last < seq.finish_step:
                     seq.stops_early = True
-                    self._set_finish(seq, last)
+                    self._batch.set_finish(seq, last)
         self._marked.clear()
         self.blocked = False
 
@@ -353,8 +283,8 @@ class SglangScheduler:
             self._full = self._had_chunk = False
             if self._chunked is not None:
                 self._holdings.checkpoint(self._chunked, self._chunked.computed)
-        if self._leaving or self._joining:
-            self._roll(step)
+        if self._batch.roll(step):
+            self._full = False
         if self._preempts or not self.running:
             self._full = False
         decided = None
@@ -366,7 +296,7 @@ class SglangScheduler:
             decided = self._decode(step, t_ns, done)
         self.blocked = (
             self._chunked is None
-            and not self._joining
+            and not self._batch.joining
             and (not self._waiting or (self._full and not self._preempts))
             and self._inbound.idle
         )
@@ -384,7 +314,6 @@ class SglangScheduler:
             return None
         number = PREFILL_STEP + self._prefill_steps
         self._prefill_steps += 1
-        self._join_in_front = False
         for seq in ready:
             seq.computed = seq.goal
             if seq.cached_tokens < 0:
@@ -392,7 +321,7 @@ class SglangScheduler:
                 self.query_tokens += seq.goal
             seq.transfer = None
             self._log.append(Scheduled(t_ns, self._worker, seq.rid, 0, False))
-            self._start_output(seq, step, number)
+            self._batch.start(seq, step, number)
         return Step(number, 0, 0, (), tuple(ready), 0)
 
     def went_idle(self) -> None:
@@ -479,7 +408,6 @@ class SglangScheduler:
             if len(self.running) > self._batch.num_decodes:
                 self._full = False
             decodes = self._take_tick(step)
-        self._join_in_front = decodes > 0
         number = step if decodes else PREFILL_STEP + self._prefill_steps
         self._prefill_steps += not decodes
         for seq, _ in batch.grants:
@@ -487,7 +415,7 @@ class SglangScheduler:
                 self._sending[number] = (seq, seq.computed)
         firsts = [seq for seq, _ in batch.grants if seq.computed == seq.goal]
         for seq in firsts:
-            self._start_output(seq, step, number)
+            self._batch.start(seq, step, number)
         offset = self._batch.kv_offset if decodes else 0
         return Step(number, decodes, offset, tuple(chunks), tuple(firsts), int(decodes > 0))
 
@@ -505,24 +433,6 @@ class SglangScheduler:
         if sends(seq) and self.exchange is not None:
             self.exchange.scheduled(seq, t_ns)
             self.exchange.computed(seq, hit, t_ns)
-
-    def _start_output(self, seq: Sequence, step: int, number: int) -> None:
-        """The last chunk of `seq` is in step `number`; `step` is its tick, or the next one."""
-        seq.state = DECODE
-        seq.prefill = number
-        seq.first_step = step
-        left = seq.output_tokens - seq.base
-        if number == step:
-            seq.offset = seq.goal - step
-            self._set_finish(seq, step + left - 1)
-        else:
-            seq.offset = seq.goal + 1 - step
-            if left > 1:
-                self._set_finish(seq, step + left - 2)
-            else:
-                # It ends with this step, not with a tick.
-                seq.finish_step = step - 1
-        self._joining.append(seq)
 
     def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Tick `step` of the running batch, or None if it is empty or has to wait."""
@@ -581,7 +491,7 @@ class SglangScheduler:
 
     def _evict_running(self, seq: Sequence, t_ns: SimTime, done: int) -> None:
         """Free what a running request holds and forget what is in flight for it."""
-        context = self._context(seq)
+        context = self._batch.context(seq, self.last_scheduled)
         self._batch.part(seq)
         seq.close_span(min(done, seq.finish_step))
         self._holdings.release(seq, context)
@@ -598,7 +508,7 @@ class SglangScheduler:
         SGLang 0.5.23's `pause_generation` in mode "retract".
         """
         done = self.seen_step
-        self._roll(done + 1)
+        self._batch.roll(done + 1)
         retracted = sorted(self.running.values(), key=lambda seq: seq.place)
         for seq in retracted:
             self._evict_running(seq, t_ns, done)
