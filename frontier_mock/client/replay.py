@@ -27,7 +27,14 @@ from frontier_mock.report.oracle import OracleStats
 from frontier_mock.report.records import ABORTED, COMPLETED, REJECTED, RequestRecord
 from frontier_mock.report.roles import RoleStats, cost_stats
 from frontier_mock.report.specs import SloSpec
-from frontier_mock.report.summary import ClientStats, RunReport, WorkerStats, report_records
+from frontier_mock.report.summary import (
+    ClientStats,
+    RunReport,
+    WorkerStats,
+    prefix_cache_stats,
+    report_records,
+)
+from frontier_mock.report.transfers import TransferStats
 from frontier_mock.simtime import SimTime
 from frontier_mock.workload.source import Source
 
@@ -241,6 +248,12 @@ async def _merge_server(clock: HttpClient, report: RunReport, before: ClockState
         result["cost"] = cost_stats(roles, *rates)
     if "cache_oracle" in server:
         result["cache_oracle"] = cast(OracleStats, server["cache_oracle"])
+    if "transfers" in server:
+        result["transfers"] = cast(TransferStats, server["transfers"])
+        # To a decode engine's API a prompt that came from elsewhere is cached as a whole.
+        hits = sum(worker["hit_tokens"] for worker in result["workers"])
+        queries = sum(worker["query_tokens"] for worker in result["workers"])
+        result["prefix_cache"] = prefix_cache_stats(hits, queries)
     result["preemptions"] = cast(int, server["preemptions"])
     result["itl_ms"] = cast(LatencyStats, server["itl_ms"])
 

@@ -272,14 +272,18 @@ def report_records(
         input_tokens_per_s=rate(inputs),
         requests_per_s=rate(len(done)),
         goodput_requests_per_s=None if good is None else rate(good),
-        prefix_cache=PrefixCacheStats(
-            hit_tokens=hits, query_tokens=queries, hit_rate=hits / queries if queries else 0.0
-        ),
+        prefix_cache=prefix_cache_stats(hits, queries),
         preemptions=sum(record.preemptions for record in records),
         workers=workers,
         digest=digest,
     )
     return RunReport(result, records, samples)
+
+
+def prefix_cache_stats(hits: int, queries: int) -> PrefixCacheStats:
+    """So many prompt tokens found of so many looked up."""
+    rate = hits / queries if queries else 0.0
+    return PrefixCacheStats(hit_tokens=hits, query_tokens=queries, hit_rate=rate)
 
 
 def _column(values: list[int]) -> Ints:

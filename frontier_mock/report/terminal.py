@@ -205,8 +205,9 @@ def _client_notes(client: ClientStats, result: Result) -> Iterable[str]:
     submitted = result["requests"]["submitted"] + result["warmup_requests"]
     server = client["server_requests"]
     if server is not None and server > submitted:
+        legs = " (a prompt computed elsewhere is one more)" if "transfers" in result else ""
         yield (
-            f"client: the server's ITL, preemptions and workers cover {server:,} requests, "
+            f"client: the server's ITL, preemptions and workers cover {server:,} requests{legs}, "
             f"of which these are {submitted:,}"
         )
 

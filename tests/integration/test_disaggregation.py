@@ -54,7 +54,10 @@ def test_a_router_pairs_prefill_and_decode_workers(
     replayed = json.loads(result.read_text())
     assert replayed["requests"]["completed"] == 64
     assert (replayed["client"]["stalls"], replayed["client"]["grace_jumps"]) == (0, 0)
+    # What came over the fabric is no hit of the prefix cache.
+    assert replayed["prefix_cache"]["hit_rate"] < 0.01
     transfers = report["transfers"]
+    assert replayed["transfers"] == transfers
     assert transfers["requests"] == 80
     assert transfers["failed"] == {}
     assert transfers["released"] == {"sent": 80}
