@@ -43,6 +43,7 @@ from frontier_mock.cost.specs import (
     RoutingSpec,
     StepSpec,
 )
+from frontier_mock.cost.staged import build_staged_cost
 from frontier_mock.cost.step import build_step_cost
 from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
 
@@ -416,6 +417,8 @@ def _build_cost(step: StepSpec, afd: AfdSpec | None) -> StepCost:
     try:
         if afd is not None:
             return build_afd_cost(step, afd, tables, load_kernels(afd.ffn_hardware.kernels))
+        if step.parallel.pp > 1:
+            return build_staged_cost(step, tables)
         return build_step_cost(step, tables)
     except ValueError as error:
         raise ConfigError(f"{step.model.name} on {step.hardware.name}: {error}") from None

@@ -130,17 +130,18 @@ def _gathered_us(hw: HardwareSpec, tables: KernelTables, ranks: int, size: Float
     return made
 
 
-def stage_us(spec: StepSpec, tokens: Floats) -> Floats:
-    """Microseconds to hand hidden states and residual to the next pipeline stage.
+def hop_us(spec: StepSpec, stage: int) -> tuple[float, float]:
+    """Microseconds to hand hidden states and residual from `stage` to the next: at all, per token.
 
-    Between nodes once a stage fills one, else within it (cost_model.md section 1.9).
+    Each rank sends its share of them. Stages are in line over the GPUs: from the last one of a node
+    the way is over the NIC, else over NVLink (cost_model.md section 1.9).
     """
     hw, parallel = spec.hardware, spec.parallel
-    alone = parallel.tp * parallel.dp >= GPUS_PER_NODE
-    rate = hw.nic_bytes_per_s if alone else hw.nvlink_bytes_per_s
-    size = tokens * (2.0 * spec.model.hidden_size * _ACTIVATION_BYTES / parallel.tp)
-    made: Floats = _P2P_START_US + size / rate * 1e6
-    return made
+    ranks = parallel.tp * parallel.dp
+    across = (stage + 1) * ranks // GPUS_PER_NODE > (stage * ranks) // GPUS_PER_NODE
+    rate = hw.nic_bytes_per_s if across else hw.nvlink_bytes_per_s
+    size = 2.0 * spec.model.hidden_size * _ACTIVATION_BYTES / parallel.tp
+    return _P2P_START_US, size / rate * 1e6
 
 
 def _nodes(ranks: int) -> int:

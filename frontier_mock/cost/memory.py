@@ -21,6 +21,7 @@ from frontier_mock.cost.specs import (
     ParallelSpec,
     PrecisionSpec,
 )
+from frontier_mock.cost.stages import stage_models
 
 _GIB: Final = 1 << 30
 
@@ -88,65 +89,83 @@ def plan_kv_cache(
     lora: LoraSpec | None = None,
 ) -> MemoryPlan:
     """Size the KV cache of one worker. A block of `block_size` tokens a rank holds as many times
-    more of them as ranks share the context.
+    more of them as ranks share the context. Of pipeline stages the one with fewest blocks decides,
+    and the plan is that of its GPUs.
 
     `count_cudagraphs` is False for engines before vLLM 0.21, whose profiling left graphs out.
     Raises OutOfMemory when nothing is left, or when the cache cannot hold one sequence of
     `max_model_len` tokens; ValueError when the parallelism does not divide the model.
     """
     shard = shard_model(model, parallel, precision)
-    weights = weight_bytes(model, parallel, precision, shard)
+    non_torch = _CONTEXT_BYTES + _buffer_bytes(model, parallel, max_num_batched_tokens)
+    plans = []
+    stages = stage_models(model, parallel)
+    for number, stage in enumerate(stages):
+        ends = (number == 0, number == len(stages) - 1)
+        weights = weight_bytes(stage, precision, shard, ends)
+        weights += _extra_weight_bytes(stage, parallel, precision, shard, redundant_experts, lora)
+        sampled = max_num_seqs if ends[1] else 0
+        activation = _activation_bytes(model, shard, max_num_batched_tokens, sampled)
+        graphs = len(cudagraph_sizes) * stage.num_layers * _GRAPH_BYTES_PER_LAYER
+        per_block = block_size * shard.heads.bytes_per_token * cached_layers(stage)
+        if kv_cache_memory_bytes is not None:
+            available = kv_cache_memory_bytes
+        else:
+            available = int(hardware.hbm_bytes * gpu_memory_utilization)
+            available -= weights + activation + non_torch + (graphs if count_cudagraphs else 0)
+        num_blocks = num_gpu_blocks_override
+        if num_blocks is None:
+            num_blocks = max(available, 0) // per_block
+            if available <= 0:
+                shortage = _nothing_left(hardware, gpu_memory_utilization, weights, available)
+                raise OutOfMemory(shortage)
+        kv_bytes = num_blocks * per_block
+        plans.append(
+            MemoryPlan(num_blocks, weights, activation, graphs, non_torch, kv_bytes, per_block)
+        )
+    plan = min(plans, key=lambda one: one.num_blocks)
+    _check_longest(plan.num_blocks, plan.bytes_per_block, block_size * parallel.dcp, max_model_len)
+    return plan
+
+
+def _extra_weight_bytes(
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    precision: PrecisionSpec,
+    shard: Shard,
+    redundant_experts: int,
+    lora: LoraSpec | None,
+) -> int:
+    """Replicas of experts, and room for adapters, on one rank."""
+    extra = 0
     if redundant_experts and model.experts is not None:
         each = 3 * model.hidden_size * shard.expert_columns * WEIGHT_BYTES[precision.weights]
-        weights += int(model.expert_layers * each * redundant_experts / parallel.ep)
+        extra += int(model.expert_layers * each * redundant_experts / parallel.ep)
     if lora is not None:
         dense = model.experts is None
-        weights += adapter_bytes(shard, model.hidden_size, model.num_layers, dense, lora)
-    activation = _activation_bytes(model, shard, max_num_batched_tokens, max_num_seqs)
-    non_torch = _CONTEXT_BYTES + _buffer_bytes(model, parallel, max_num_batched_tokens)
-    stage_layers = -(-model.num_layers // parallel.pp)
-    graphs = len(cudagraph_sizes) * stage_layers * _GRAPH_BYTES_PER_LAYER
-    per_block = block_size * shard.heads.bytes_per_token * cached_layers(model, parallel.pp)
-    if kv_cache_memory_bytes is not None:
-        available = kv_cache_memory_bytes
-    else:
-        available = int(hardware.hbm_bytes * gpu_memory_utilization)
-        available -= weights + activation + non_torch + (graphs if count_cudagraphs else 0)
-    if num_gpu_blocks_override is not None:
-        num_blocks = num_gpu_blocks_override
-    else:
-        num_blocks = max(available, 0) // per_block
-    if available <= 0 and num_gpu_blocks_override is None:
-        raise OutOfMemory(_nothing_left(hardware, gpu_memory_utilization, weights, available))
-    _check_longest(num_blocks, per_block, block_size * parallel.dcp, max_model_len)
-    return MemoryPlan(
-        num_blocks=num_blocks,
-        weights_bytes=weights,
-        activation_bytes=activation,
-        cudagraph_bytes=graphs,
-        non_torch_bytes=non_torch,
-        kv_bytes=num_blocks * per_block,
-        bytes_per_block=per_block,
-    )
+        extra += adapter_bytes(shard, model.hidden_size, model.num_layers, dense, lora)
+    return extra
 
 
-def cached_layers(model: ModelSpec, stages: int = 1) -> int:
-    """Layers whose keys and values grow with the context, on one pipeline stage.
+def cached_layers(model: ModelSpec) -> int:
+    """Layers whose keys and values grow with the context.
 
     Layers with a sliding window share the blocks of the others in groups of equal size and give
     them back behind the window (vllm.md section 8.7): they hold a few blocks a sequence, not a
     share of every token.
     """
-    layers = max(model.num_layers - model.sliding_layers, model.sliding_layers)
-    return -(-layers // stages)
+    return max(model.num_layers - model.sliding_layers, model.sliding_layers)
 
 
 def weight_bytes(
-    model: ModelSpec, parallel: ParallelSpec, precision: PrecisionSpec, shard: Shard
+    model: ModelSpec,
+    precision: PrecisionSpec,
+    shard: Shard,
+    ends: tuple[bool, bool] = (True, True),
 ) -> int:
     """Bytes of weights on one rank, rope table included; embeddings and norms stay in bf16.
 
-    Of pipeline stages the one with most layers counts, and it has the embedding or the LM head.
+    `ends` says whether the embedding is among them, and whether the LM head is.
     """
     hidden = model.hidden_size
     linear = WEIGHT_BYTES[linear_weights(model, precision)]
@@ -164,12 +183,10 @@ def weight_bytes(
         routed_bytes = int(routed * WEIGHT_BYTES[precision.weights])
         router = hidden * model.experts.num_experts * ACTIVATION_BYTES
         layers += model.expert_layers * (routed_bytes + router)
-    tables = 1 if model.tie_word_embeddings or parallel.pp > 1 else 2
+    tables = 1 if model.tie_word_embeddings and all(ends) else sum(ends)
     embedding = tables * shard.vocab_columns * hidden * ACTIVATION_BYTES
     rope_size = model.head_dim if model.latent is None else model.latent.rope_size
     rope = model.max_position_embeddings * rope_size * ACTIVATION_BYTES
-    if parallel.pp > 1:
-        layers = layers * -(-model.num_layers // parallel.pp) // model.num_layers
     return layers + embedding + hidden * ACTIVATION_BYTES + rope
 
 

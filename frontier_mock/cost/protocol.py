@@ -69,3 +69,22 @@ class LockstepCost(StepCost, Protocol):
     def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
         """The steps from this one on while every rank goes on decoding what it decodes now."""
         ...
+
+
+@runtime_checkable
+class StagedCost(StepCost, Protocol):
+    """Also prices a step stage by stage, for an engine with pipeline parallelism.
+
+    `gap_ns` passes before each step on the first stage where steps are scheduled ahead.
+    """
+
+    stages: tuple[StepCost, ...]
+    gap_ns: float
+
+    def cpu_ns(self, rows: int) -> float:
+        """The engine core's own work on a step with so many sequences in it."""
+        ...
+
+    def hop_ns(self, stage: int, tokens: int) -> float:
+        """The way from `stage` to the next one of what so many tokens are by then."""
+        ...

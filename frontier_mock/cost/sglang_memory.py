@@ -12,6 +12,7 @@ from typing import Final
 from frontier_mock.cost.layers import shard_model
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, weight_bytes
 from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
+from frontier_mock.cost.stages import stage_models
 
 _MIB: Final = 1 << 20
 
@@ -96,34 +97,41 @@ def plan_sglang_kv_cache(
     max_total_tokens: int | None = None,
 ) -> MemoryPlan:
     """Size the KV cache of one worker; the plan's blocks are SGLang's pages, all of them usable.
+    Of pipeline stages the one with fewest decides.
 
     Raises OutOfMemory when the fraction does not even hold the weights; ValueError when the
     parallelism does not divide the model.
     """
     shard = shard_model(model, parallel, precision)
-    weights = weight_bytes(model, parallel, precision, shard)
     before_load = hardware.hbm_bytes - _CONTEXT_BYTES
-    kv_bytes = int(before_load * mem_fraction_static) - weights
-    cell = shard.heads.bytes_per_token * model.num_layers
-    tokens = max(kv_bytes, 0) // cell
-    if max_total_tokens is not None:
-        tokens = min(tokens, max_total_tokens)
-    pages = tokens // page_size
-    if not pages:
-        raise OutOfMemory(
-            f"Not enough memory. Please try to increase --mem-fraction-static. "
-            f"Current value: mem_fraction_static={mem_fraction_static} "
-            f"(weights {weights / (1 << 30):.2f} GiB)"
+    plans = []
+    stages = stage_models(model, parallel)
+    for number, stage in enumerate(stages):
+        weights = weight_bytes(stage, precision, shard, (number == 0, number == len(stages) - 1))
+        kv_bytes = int(before_load * mem_fraction_static) - weights
+        cell = shard.heads.bytes_per_token * stage.num_layers
+        tokens = max(kv_bytes, 0) // cell
+        if max_total_tokens is not None:
+            tokens = min(tokens, max_total_tokens)
+        pages = tokens // page_size
+        if not pages:
+            raise OutOfMemory(
+                f"Not enough memory. Please try to increase --mem-fraction-static. "
+                f"Current value: mem_fraction_static={mem_fraction_static} "
+                f"(weights {weights / (1 << 30):.2f} GiB)"
+            )
+        plans.append(
+            MemoryPlan(
+                num_blocks=pages,
+                weights_bytes=weights,
+                activation_bytes=0,
+                cudagraph_bytes=0,
+                non_torch_bytes=_CONTEXT_BYTES,
+                kv_bytes=pages * page_size * cell,
+                bytes_per_block=page_size * cell,
+            )
         )
-    return MemoryPlan(
-        num_blocks=pages,
-        weights_bytes=weights,
-        activation_bytes=0,
-        cudagraph_bytes=0,
-        non_torch_bytes=_CONTEXT_BYTES,
-        kv_bytes=pages * page_size * cell,
-        bytes_per_block=page_size * cell,
-    )
+    return min(plans, key=lambda plan: plan.num_blocks)
 
 
 def default_max_running_requests(total_tokens: int, context_length: int) -> int:

@@ -109,7 +109,8 @@ class ParallelSpec:
     the GPUs of their experts when `dp` is above 1: "allgather" (all-gather and reduce-scatter),
     "alltoall", "deepep_normal" or "deepep_low_latency". `overlap` splits batches in two so that one
     half's communication runs under the other's computation (DBO, TBO). `dcp` of the `tp` ranks
-    share the context of each sequence (decode context parallelism).
+    share the context of each sequence (decode context parallelism). `stage_layers` are the layers
+    of each pipeline stage, empty for as many as vLLM gives them.
     """
 
     tp: int = 1
@@ -119,6 +120,7 @@ class ParallelSpec:
     dispatch: str = "allgather"
     overlap: bool = False
     dcp: int = 1
+    stage_layers: tuple[int, ...] = ()
 
     @property
     def gpus(self) -> int:

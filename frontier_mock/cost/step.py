@@ -33,7 +33,7 @@ from frontier_mock.cost.context_parallel import (
     gathered_us,
 )
 from frontier_mock.cost.cuda_graphs import padded_size
-from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us, stage_us
+from frontier_mock.cost.dispatch import COMMUNICATION_SMS, DISPATCHES, moved_us
 from frontier_mock.cost.gemm import PACKED
 from frontier_mock.cost.latent import LatentPrice
 from frontier_mock.cost.launches import eager_launch_us
@@ -57,21 +57,26 @@ from frontier_mock.cost.tables import Floats, KernelTables, RaggedFit
 _Table = TypeVar("_Table")
 
 _BLOCK: Final = 512
+"""Token counts tabulated at a time."""
+
 _JOINT_KEPT: Final = 65536
 """Joint token counts whose price is remembered."""
-"""Token counts tabulated at a time."""
 
 _GRAPH_REPLAY_US: Final = 10.0
 """Launching a captured graph (cost_model.md section 1.9)."""
 
 
-def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
-    """Price steps by `tables`.
+def build_step_cost(
+    spec: StepSpec, tables: KernelTables, ends: tuple[bool, bool] = (True, True)
+) -> "TabledStepCost":
+    """Price steps by `tables`. One stage of several (`cost.stages`) says which `ends` it has.
 
     Raises ValueError for parallelism that does not divide the model, or for a weight type, cache
     type or degree the tables lack.
     """
     parallel, precision, model = spec.parallel, spec.precision, spec.model
+    if parallel.pp > 1:
+        raise ValueError(f"pp is {parallel.pp}: stages are priced one by one")
     if parallel.dp > 1 and model.experts is None:
         raise ValueError(
             f"dp={parallel.dp}: {model.name} has no experts to share; "
@@ -98,15 +103,15 @@ def build_step_cost(spec: StepSpec, tables: KernelTables) -> "TabledStepCost":
     if parallel.tp > 1 and parallel.tp not in tables.all_reduce:
         allowed = ", ".join(str(n) for n in (1, *sorted(tables.all_reduce)))
         raise ValueError(f"no all-reduce over tp={parallel.tp} for {tables.name}: tp is {allowed}")
-    return TabledStepCost(spec, tables)
+    return TabledStepCost(spec, tables, ends)
 
 
 class TabledStepCost:
     """`StepCost` from kernel tables; a pure function of its arguments, memoised.
 
-    Workers with the same `spec` may share one. With pipeline stages the price is that of one
-    micro-batch from the first stage to the last; with `dp` ranks it is that of one rank's batch
-    while the others have as many tokens (see `lockstep`).
+    Workers with the same `spec` may share one. With `dp` ranks the price is that of one rank's
+    batch while the others have as many tokens (see `lockstep`). `ends` says whether the layers have
+    the embedding before them, and the LM head behind.
     """
 
     __slots__ = (
@@ -117,9 +122,11 @@ class TabledStepCost:
         "_decode_table",
         "_eager_ns",
         "_experts",
+        "_first",
         "_full_layers",
         "_head_ns",
         "_joint_ns",
+        "_last",
         "_latent",
         "_lines",
         "_moved_ns",
@@ -127,21 +134,20 @@ class TabledStepCost:
         "_rank_lines",
         "_shard",
         "_sliding_layers",
-        "_stretch",
         "_tables",
         "_token_ns",
         "spec",
     )
 
-    def __init__(self, spec: StepSpec, tables: KernelTables) -> None:
+    def __init__(
+        self, spec: StepSpec, tables: KernelTables, ends: tuple[bool, bool] = (True, True)
+    ) -> None:
         self.spec = spec
         model, hw, precision = spec.model, spec.hardware, spec.precision
         self._tables = tables
         self._shard = shard_model(model, spec.parallel, precision)
-        # A step passes every stage, each as long as the longest of them.
-        stages = spec.parallel.pp
-        self._stretch = -(-model.num_layers // stages) * stages / model.num_layers
-        wait = self._stretch * straggling(spec.parallel.tp)
+        self._first, self._last = ends
+        wait = straggling(spec.parallel.tp)
         self._full_layers = (model.num_layers - model.sliding_layers) * wait
         self._sliding_layers = model.sliding_layers * wait
         read_as = "bf16" if spec.engine.fp8_decode_as_bf16 else precision.kv
@@ -281,7 +287,7 @@ class TabledStepCost:
         if dcp > 1:
             past = sum(chunk[1] for chunk in chunks)
             gathered = gathered_us(self._tables, self._shard.heads, dcp, past)
-            total += self.spec.model.num_layers * self._stretch * gathered
+            total += self.spec.model.num_layers * gathered
         return total * 1e3
 
     def decode_beside_ns(self, num_seqs: int, kv_tokens: int) -> float:
@@ -328,7 +334,7 @@ class TabledStepCost:
             return xs, ys
         value_size = model.latent.kv_rank if model.latent else model.head_dim
         each = exchanged_us(self._tables, self._shard.heads, value_size, dcp, num_seqs)
-        exchanged_ns = model.num_layers * self._stretch * each * 1e3
+        exchanged_ns = model.num_layers * each * 1e3
         return [x * dcp for x in xs], [y + exchanged_ns for y in ys]
 
     def _rank_attention_ns(self, num_seqs: int) -> tuple[list[float], list[float]]:
@@ -433,9 +439,9 @@ class TabledStepCost:
         self._token_ns += np.maximum.accumulate(total).tolist()
 
     def _forward_us(self, tokens: Floats, global_tokens: Floats) -> Floats:
-        """All layers without attention, the embedding, and the way from stage to stage."""
+        """All layers without attention, and the embedding."""
         spec, tables, shard = self.spec, self._tables, self._shard
-        model, pp = spec.model, spec.parallel.pp
+        model = spec.model
         layers = model.num_layers * attention_layer_us(spec, tables, shard, tokens)
         dense = model.num_layers - model.expert_layers
         if dense:
@@ -445,24 +451,25 @@ class TabledStepCost:
             layers += model.expert_layers * expert
         if spec.lora is not None:
             layers += lora_us(spec, tables, shard, spec.lora, tokens)
-        total = layers * self._stretch + embed_us(spec, tables, tokens)
-        if pp > 1:
-            total = total + (pp - 1) * stage_us(spec, tokens)
-        return np.asarray(total, dtype=np.float64)
+        if self._first:
+            layers = layers + embed_us(spec, tables, tokens)
+        return np.asarray(layers, dtype=np.float64)
 
     def _moved_us(self, tokens: Floats, global_tokens: Floats) -> Floats:
         """All layers' dispatch and combine between ranks of attention."""
         spec = self.spec
         if spec.parallel.dp == 1:
             return np.zeros_like(tokens)
-        layers = spec.model.expert_layers * self._stretch
+        layers = spec.model.expert_layers
         made: Floats = layers * moved_us(spec, self._tables, tokens, global_tokens)
         return made
 
     def _extend_rows(self) -> None:
         start = len(self._head_ns)
         rows = np.maximum(np.arange(start, start + _BLOCK, dtype=np.float64), 1.0)
-        total = head_us(self.spec, self._tables, self._shard, rows) * 1e3
+        total = np.zeros_like(rows)
+        if self._last:
+            total = head_us(self.spec, self._tables, self._shard, rows) * 1e3
         if start:
             total[0] = max(total[0], self._head_ns[-1])
         self._head_ns += np.maximum.accumulate(total).tolist()

@@ -78,7 +78,7 @@ def test_shapes_add_up_to_the_published_parameter_counts(model: str, parameters:
     card = load_model(model)
     bf16 = replace(card, max_position_embeddings=0)
     one, precision = ParallelSpec(), PrecisionSpec("bf16")
-    counted = weight_bytes(bf16, one, precision, shard_model(bf16, one, precision)) / 2
+    counted = weight_bytes(bf16, precision, shard_model(bf16, one, precision)) / 2
     assert counted == pytest.approx(parameters, rel=0.005)
 
 

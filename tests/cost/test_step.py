@@ -181,19 +181,6 @@ def parallel_cost(model: str, parallel: ParallelSpec, weights: str) -> TabledSte
     return build_step_cost(spec, load_kernels(hw.kernels))
 
 
-def test_pipeline_stages_add_only_the_way_between_them() -> None:
-    whole = parallel_cost(LLAMA_70B, ParallelSpec(tp=4), "fp8")
-    staged = parallel_cost(LLAMA_70B, ParallelSpec(tp=4, pp=2), "fp8")
-    more = decode_ns(staged, 16, 16_000) - decode_ns(whole, 16, 16_000)
-    assert 10_000 < more < 50_000
-
-
-def test_uneven_pipeline_stages_cost_as_the_longest() -> None:
-    even = parallel_cost(LLAMA_70B, ParallelSpec(pp=8), "fp8")
-    uneven = parallel_cost(LLAMA_70B, ParallelSpec(pp=7), "fp8")
-    assert decode_ns(uneven, 16, 16_000) > decode_ns(even, 16, 16_000) * 1.03
-
-
 def test_replicas_of_a_dense_model_are_no_data_parallel_worker() -> None:
     with pytest.raises(ValueError, match=r"dp=2: .* has no experts to share"):
         parallel_cost(LLAMA_70B, ParallelSpec(dp=2), "fp8")
