@@ -12,7 +12,7 @@ from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.sglang.disaggregation import Disaggregation
-from frontier_mock.wire.sglang.served import SglangFront
+from frontier_mock.wire.sglang.served import RouteNames, SglangFront
 from frontier_mock.wire.tokenizer import Json
 
 _INPUT_MARGIN_TOKENS = 5
@@ -79,6 +79,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         health_generates=_truth(environment, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"),
         health_timeout_s=_seconds(environment, "SGLANG_HEALTH_CHECK_TIMEOUT", 20),
         version=step.engine.version,
+        routes=_route_names(environment),
     )
 
 
@@ -201,6 +202,27 @@ def _object(given: Mapping[str, object], name: str) -> dict[str, Json] | None:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"argument {option}: {shown(text)} is not a JSON object")
     return value
+
+
+def _route_names(environment: Mapping[str, str]) -> RouteNames:
+    named = {field: environment.get(name) for field, name in _ROUTE_VARIABLES.items()}
+    for field, path in named.items():
+        if path is not None and not path.startswith("/"):
+            name = _ROUTE_VARIABLES[field]
+            raise ConfigError(
+                f"environment variable {name}: {shown(path)}; allowed: a path that begins with /"
+            )
+    return RouteNames(**{field: path for field, path in named.items() if path is not None})
+
+
+_ROUTE_VARIABLES = {
+    "root": "SGLANG_OLLAMA_ROOT_ROUTE",
+    "ollama_chat": "SGLANG_OLLAMA_CHAT_ROUTE",
+    "ollama_generate": "SGLANG_OLLAMA_GENERATE_ROUTE",
+    "ollama_tags": "SGLANG_OLLAMA_TAGS_ROUTE",
+    "ollama_show": "SGLANG_OLLAMA_SHOW_ROUTE",
+    "vertex": "AIP_PREDICT_ROUTE",
+}
 
 
 def _truth(environment: Mapping[str, str], name: str) -> bool:

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 JSON = "application/json"
-EVENT_STREAM = "text/event-stream; charset=utf-8"
 NDJSON = "application/x-ndjson"
 
 LAST_CHUNK = b"0\r\n\r\n"

@@ -107,6 +107,13 @@ class Exchange:
         connection.app.answered(self, 200, 0)
         self._done(not (self._chunked and self.request.keep_alive) or connection.closing)
 
+    def break_off(self) -> None:
+        """End the connection in mid-answer, as uvicorn does if a handler fails there."""
+        connection = self._connection
+        if connection is not None:
+            connection.app.answered(self, 200, 0)
+            self._done(close=True)
+
     def hand_over(self, protocol: asyncio.Protocol, head: bytes) -> None:
         """Send `head` and leave the connection to `protocol`, which speaks something else."""
         connection, self._connection = self._connection, None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from frontier_mock.core.commands import AUTO_WORKER, Submit
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.protocol import ShutdownError, Subscriber
-from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.cors import Cors
 from frontier_mock.serve.entrance import Accepted, enter
@@ -26,14 +26,16 @@ from frontier_mock.serve.sglang_streaming import (
     Warming,
     Whole,
     engine_gone,
-    in_envelope,
 )
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.anthropic import NOT_JSON, count_tokens_body, parse_messages
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
+from frontier_mock.wire.sglang.dialects import in_envelope
 from frontier_mock.wire.sglang.disaggregation import legs
 from frontier_mock.wire.sglang.errors import (
+    CrashError,
+    SettledError,
     SglangError,
     anthropic_error,
     denied,
@@ -44,11 +46,20 @@ from frontier_mock.wire.sglang.errors import (
     unsupported_media_type,
 )
 from frontier_mock.wire.sglang.generate import LateError, parse_generate, read_abort
-from frontier_mock.wire.sglang.request import GENERATE, SglangRequest
+from frontier_mock.wire.sglang.ollama import parse_ollama_chat, parse_ollama_generate
+from frontier_mock.wire.sglang.ollama_answer import NDJSON
+from frontier_mock.wire.sglang.request import (
+    GENERATE,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    VERTEX,
+    SglangRequest,
+)
 from frontier_mock.wire.sglang.responses import parse_responses, store_disabled
 from frontier_mock.wire.sglang.score import parse_score, refuse_embeddings
 from frontier_mock.wire.sglang.tokenize import detokenize_body, tokenize_body
-from frontier_mock.wire.sse import DONE
+from frontier_mock.wire.sglang.vertex import parse_vertex
+from frontier_mock.wire.sse import DONE, EVENT_STREAM
 
 logger = logging.getLogger("frontier_mock")
 
@@ -62,6 +73,8 @@ _JSON_ROUTES = frozenset(
     )
 )
 """Routes that want to be told that the body is JSON."""
+
+_TEXT = "text/plain; charset=utf-8"
 
 
 class SglangApp:
@@ -99,6 +112,13 @@ class SglangApp:
             "/v1/messages": parse_messages,
             "/v1/responses": parse_responses,
         }
+        if front is not None:
+            names = front.routes
+            self._generators |= {
+                names.ollama_chat: parse_ollama_chat,
+                names.ollama_generate: parse_ollama_generate,
+                names.vertex: parse_vertex,
+            }
         self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
 
     def open(self) -> None:
@@ -118,7 +138,8 @@ class SglangApp:
         table["POST", "/v1/messages/count_tokens"] = self._count_tokens
         for path in ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/encode", "/classify"):
             table["POST", path] = self._embed
-        table["PUT", "/v1/rerank"] = self._embed
+        for path in ("/v1/rerank", "/encode", "/classify"):
+            table["PUT", path] = self._embed
         for prefix in ("", "/v1"):
             table["POST", f"{prefix}/tokenize"] = self._tokenize
             table["POST", f"{prefix}/detokenize"] = self._detokenize
@@ -142,7 +163,7 @@ class SglangApp:
         except Exception as error:
             logger.error("%s %s failed: %r", request.method, request.path, error)
             logger.debug("cause", exc_info=error)
-            answer = Answer(500, b"Internal Server Error", "text/plain; charset=utf-8")
+            answer = Answer(500, b"Internal Server Error", _TEXT)
         if answer is not None:
             exchange.reply(answer)
 
@@ -188,9 +209,7 @@ class SglangApp:
                 submits = legs(self._part, parsed.sequences)
                 entry = state.enter(parsed)
             except ValueError as error:
-                if parsed.kind == GENERATE:
-                    raise LateError(str(error), parsed.stream) from None
-                raise in_envelope(openai_error(str(error)), parsed) from None
+                raise _refused(str(error), parsed) from None
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
             return self.first(entry, kind(entry, exchange, state), submits)
@@ -204,10 +223,14 @@ class SglangApp:
                     return Answer(200, error.frames(int(time.time())), EVENT_STREAM)
                 return Answer(200, stream_error_frame(error.message) + DONE, EVENT_STREAM)
             raise native_error(error.message) from None
+        except SettledError as settled:
+            return Answer(200, settled.body(time.time()), settled.media_type)
+        except CrashError as error:
+            return self._crash(exchange, error)
         except ShutdownError:
             (entry,) = entries
             state.leave(entry)
-            raise in_envelope(engine_gone(), entry.request) from None
+            raise in_envelope(engine_gone(), entry.request.kind) from None
         (entry,) = entries
         entry.ticket = ticket
 
@@ -217,6 +240,14 @@ class SglangApp:
                 self._driver.abort(entry.ticket)
 
         exchange.on_lost = lost
+        return None
+
+    def _crash(self, exchange: Exchange, error: CrashError) -> Answer | None:
+        logger.error("%s %s failed: %s", exchange.request.method, exchange.request.path, error)
+        if not error.media_type:
+            return Answer(500, b"Internal Server Error", _TEXT)
+        exchange.begin(error.media_type)
+        exchange.break_off()
         return None
 
     def first(
@@ -308,3 +339,12 @@ class SglangApp:
     def _detokenize(self, exchange: Exchange) -> Answer:
         self._check_json(exchange.request)
         return Answer(200, detokenize_body(exchange.request.body, self._served))
+
+
+def _refused(message: str, request: SglangRequest) -> Exception:
+    """A ValueError of the tokenizer manager, as the route's handler tells of it."""
+    if request.kind in (GENERATE, VERTEX):
+        return LateError(message, request.stream)
+    if request.kind in (OLLAMA_CHAT, OLLAMA_GENERATE):
+        return CrashError(message, NDJSON if request.stream else "")
+    return in_envelope(openai_error(message), request.kind)

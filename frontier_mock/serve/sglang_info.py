@@ -79,7 +79,6 @@ class InfoRoutes:
             ("GET", "/server_info"): self._server_info,
             ("GET", "/get_server_info"): self._server_info,
             ("GET", "/v1/loads"): self._loads,
-            ("GET", "/"): lambda _: Answer(200, b"Ollama is running", "text/plain; charset=utf-8"),
         }
         if self._front.enable_metrics:
             for path in ("/metrics", "/metrics/"):

@@ -8,6 +8,7 @@ from frontier_mock.drive.protocol import Ticket
 from frontier_mock.serve.routing import Routes
 from frontier_mock.serve.sglang_app import SglangApp
 from frontier_mock.serve.sglang_control import ControlRoutes
+from frontier_mock.serve.sglang_edges import EdgeRoutes
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_info import InfoRoutes
 from frontier_mock.serve.sglang_keys import Keys
@@ -48,6 +49,7 @@ def sglang_app(
     routes: list[Routes] = [
         InfoRoutes(served, driver, state, ranks, http),
         ControlRoutes(served, driver, state, ranks),
+        EdgeRoutes(served, state),
         *more,
     ]
     keys = Keys(front.api_key, front.admin_api_key)

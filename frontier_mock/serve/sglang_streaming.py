@@ -4,38 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from frontier_mock.drive.protocol import Flight, Subscriber, Ticket
-from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.sglang_state import InFlight, ServerState
 from frontier_mock.serve.streaming import ERROR, virtual_times
-from frontier_mock.wire.sglang.anthropic_answer import MessagesStream, render_messages
+from frontier_mock.wire.sglang.dialects import DIALECTS, in_envelope
 from frontier_mock.wire.sglang.disaggregation import failure
-from frontier_mock.wire.sglang.errors import (
-    QUEUE_FULL,
-    SglangError,
-    anthropic_error,
-    http_error,
-    nested_error,
-    openai_error,
-    openai_stream_error_frame,
-    stream_error_frame,
-)
-from frontier_mock.wire.sglang.native import GenerateStream, render_generate
-from frontier_mock.wire.sglang.openai import OpenAiStream, render_openai
-from frontier_mock.wire.sglang.request import (
-    GENERATE,
-    MESSAGES,
-    RESPONSES,
-    SCORE,
-    Ended,
-    Live,
-    SglangRequest,
-)
-from frontier_mock.wire.sglang.responses_answer import ResponsesStream, render_responses
-from frontier_mock.wire.sglang.score import render_score
-from frontier_mock.wire.sse import DONE
-
-_NAMES = {400: "BAD_REQUEST", 503: "SERVICE_UNAVAILABLE", 500: "INTERNAL_SERVER_ERROR"}
+from frontier_mock.wire.sglang.errors import QUEUE_FULL, SglangError, http_error, openai_error
+from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest
 
 
 def ended(
@@ -65,17 +41,6 @@ def refusal(ticket: Ticket) -> SglangError:
     if ticket.rejected == "queue_full":
         return http_error(QUEUE_FULL, 503)
     return openai_error(f"Internal server error: {ticket.rejected}", "InternalServerError", 500)
-
-
-def in_envelope(error: SglangError, request: SglangRequest) -> SglangError:
-    """The same in the envelope of the request's route."""
-    if request.kind == MESSAGES:
-        return anthropic_error(error.message, error.status)
-    if request.kind == RESPONSES:
-        # The handler answers whatever it catches with a 400 that says what it was.
-        message = error.message if error.status == 400 else f"{error.status}: {error.message}"
-        return nested_error(message, "invalid_request_error", 400)
-    return error
 
 
 def engine_gone() -> SglangError:
@@ -113,33 +78,25 @@ class Whole:
         self._state.leave(self._entry)
         self._state.last_output_ns = ticket.arrival_ns
         if ticket.rejected:
-            error = in_envelope(refusal(ticket), self._request)
-            self._exchange.reply(Answer(error.status, error.body()))
+            self._give_up(refusal(ticket))
             return
         request, endings = self._request, self._endings
         broken = _broken(self._state, endings)
         if broken is not None:
-            error = in_envelope(broken, request)
-            self._exchange.reply(Answer(error.status, error.body()))
+            self._give_up(broken)
             return
-        if request.kind == GENERATE:
-            body = render_generate(request, endings)
-        elif request.kind == SCORE:
-            body = render_score(request, endings)
-        elif request.kind == MESSAGES:
-            body = render_messages(request, endings)
-        elif request.kind == RESPONSES:
-            body = render_responses(request, endings, int(time.time()))
-        else:
-            body = render_openai(request, endings, int(time.time()))
+        body = DIALECTS[request.kind].whole(request, endings, int(time.time()))
         times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])
         self._exchange.reply(Answer(200, body, extra=times))
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
         self._state.leave(self._entry)
-        gone = in_envelope(engine_gone(), self._request)
-        self._exchange.reply(Answer(gone.status, gone.body()))
+        self._give_up(engine_gone())
+
+    def _give_up(self, error: SglangError) -> None:
+        shown = in_envelope(error, self._request.kind)
+        self._exchange.reply(Answer(shown.status, shown.body()))
 
 
 class Warming:
@@ -182,12 +139,12 @@ class Warming:
 class Stream:
     """Writes one event stream.
 
-    Most routes send their status as soon as a request is in; chat and completions wait for the
-    first chunk, so that a refusal can still be a plain error.
+    `wire.sglang.dialects` says when its status leaves, and how it ends if something fails.
     """
 
     __slots__ = (
         "_begun",
+        "_dialect",
         "_endings",
         "_entry",
         "_exchange",
@@ -206,7 +163,8 @@ class Stream:
         self._request = request
         self._exchange = exchange
         self._state = state
-        self._renderer = _renderer(request)
+        self._dialect = DIALECTS[request.kind]
+        self._renderer = self._dialect.stream(request, int(time.time()))
         self._endings: list[Ended] = []
         self._ticket: Ticket | None = None
         self._begun = False
@@ -217,17 +175,17 @@ class Stream:
         self._ticket = ticket
         if self._state.streams is not None:
             self._state.streams(ticket)
-        renderer = self._renderer
-        if not isinstance(renderer, OpenAiStream):
+        if self._dialect.at_once:
             self._begin(ticket)
-        if isinstance(renderer, ResponsesStream):
-            self._exchange.write(renderer.head())
+            self._exchange.write(self._renderer.head())
 
     def _begin(self, ticket: Ticket) -> None:
         if not self._begun:
             self._begun = True
+            dialect = self._dialect
             arrival_ns = self._entry.arrived_ns(ticket)
-            self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {arrival_ns}\r\n")
+            lines = f"x-frontier-arrival-ns: {arrival_ns}\r\n{dialect.headers}"
+            self._exchange.begin(dialect.media_type, lines)
 
     def tokens(self, position: int, first: int, last: int) -> bool:
         """One step's worth of one sequence; a reader that is behind gets several at once later."""
@@ -270,11 +228,7 @@ class Stream:
             return
         broken = _broken(self._state, self._endings)
         if broken is not None:
-            error = in_envelope(broken, self._request)
-            if self._begun:
-                self._exchange.end(self._error_end(error))
-            else:
-                self._exchange.reply(Answer(error.status, error.body()))
+            self._give_up(broken)
             return
         self._begin(ticket)
         self._exchange.end(self._last + self._renderer.tail(self._endings))
@@ -282,21 +236,16 @@ class Stream:
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
         self._state.leave(self._entry)
-        gone = in_envelope(engine_gone(), self._request)
-        if self._begun:
-            self._exchange.end(self._error_end(gone))
-        else:
-            self._exchange.reply(Answer(gone.status, gone.body()))
+        self._give_up(engine_gone())
 
     def _refuse(self, ticket: Ticket) -> None:
         """A refusal by the scheduler is a chunk of /generate, and an error frame elsewhere."""
         error = refusal(ticket)
         self._begin(ticket)
-        if self._request.kind != GENERATE:
-            self._exchange.end(self._error_end(error))
+        if not self._dialect.refused_in_chunk:
+            self._fail(error)
             return
         renderer = self._renderer
-        assert isinstance(renderer, GenerateStream)
         word = Ended(
             0,
             0,
@@ -309,18 +258,22 @@ class Stream:
             status=error.status,
             now_s=time.time(),
         )
-        self._exchange.end(renderer.finish(0, 0, word) + DONE)
+        self._exchange.end(renderer.finish(0, 0, word) + renderer.tail([word]))
 
-    def _error_end(self, error: SglangError) -> bytes:
-        """An error and the end of the stream."""
-        if isinstance(self._renderer, MessagesStream):
-            return self._renderer.error(error.message, error.status)
-        if isinstance(self._renderer, ResponsesStream):
-            return self._renderer.error(error.message)
-        if self._request.kind == GENERATE:
-            return stream_error_frame(error.message, error.status) + DONE
-        name = _NAMES.get(error.status, str(error.status))
-        return openai_stream_error_frame(error.message, name, error.status) + DONE
+    def _give_up(self, error: SglangError) -> None:
+        shown = in_envelope(error, self._request.kind)
+        if self._begun:
+            self._fail(shown)
+        else:
+            self._exchange.reply(Answer(shown.status, shown.body()))
+
+    def _fail(self, error: SglangError) -> None:
+        """An error and the end of a stream that has begun."""
+        frame = self._renderer.error(error)
+        if frame is None:
+            self._exchange.break_off()
+        else:
+            self._exchange.end(frame)
 
 
 def _broken(state: ServerState, endings: Sequence[Ended]) -> SglangError | None:
@@ -331,16 +284,3 @@ def _broken(state: ServerState, endings: Sequence[Ended]) -> SglangError | None:
             message = failure(state.disaggregation_mode, met)
             return openai_error(message, "InternalServerError", 500)
     return None
-
-
-Renderer = GenerateStream | MessagesStream | OpenAiStream | ResponsesStream
-
-
-def _renderer(request: SglangRequest) -> Renderer:
-    if request.kind == GENERATE:
-        return GenerateStream(request)
-    if request.kind == MESSAGES:
-        return MessagesStream(request)
-    if request.kind == RESPONSES:
-        return ResponsesStream(request, int(time.time()))
-    return OpenAiStream(request, int(time.time()))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from frontier_mock.drive.protocol import Flight, Ticket
-from frontier_mock.serve.answers import EVENT_STREAM, Answer
+from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import Exchange
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.simtime import SimTime
@@ -23,7 +23,7 @@ from frontier_mock.wire.errors import (
     queue_full,
 )
 from frontier_mock.wire.generation import Generation, Outcome, WeightSpan
-from frontier_mock.wire.sse import KEEP_ALIVE
+from frontier_mock.wire.sse import EVENT_STREAM, KEEP_ALIVE
 
 ERROR = "error"
 """Why a sequence ended whose KV transfer failed."""

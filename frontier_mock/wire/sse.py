@@ -26,6 +26,9 @@ from frontier_mock.wire.render import (
     weight_spans,
 )
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+"""The media type of what this module writes."""
+
 DONE = b"data: [DONE]\n\n"
 """The frame that ends every stream, after an error too."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from frontier_mock.wire.generation import ToolCall
 from frontier_mock.wire.render import dumps, frontier_json
 from frontier_mock.wire.sglang.calls import Progress, arguments_of, progress
-from frontier_mock.wire.sglang.errors import anthropic_kind
+from frontier_mock.wire.sglang.errors import SglangError, anthropic_kind
 from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest, finish_reason
 from frontier_mock.wire.tokenizer import Json
 
@@ -19,7 +19,7 @@ _REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 """Why a message ended; anything else is the end of a turn."""
 
 
-def render_messages(request: SglangRequest, endings: Sequence[Ended]) -> bytes:
+def render_messages(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> bytes:
     """The body of a whole answer."""
     (ended,) = endings
     (sequence,) = request.sequences
@@ -46,10 +46,15 @@ class MessagesStream:
 
     __slots__ = ("_begun", "_open", "_request")
 
-    def __init__(self, request: SglangRequest) -> None:
+    def __init__(self, request: SglangRequest, created_s: int) -> None:
+        """`created_s` is for other kinds of stream."""
         self._request = request
         self._begun = False
         self._open = False
+
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
 
     def delta(self, index: int, first: int, last: int, live: Live) -> bytes:
         """The text of output tokens [first, last)."""
@@ -74,12 +79,13 @@ class MessagesStream:
         end = f"event: message_delta\ndata: {dumps(delta)[:-1]}{more}}}\n\n".encode()
         return self._close() + end + _STOP
 
-    def error(self, message: str, status: int) -> bytes:
+    def error(self, error: SglangError) -> bytes:
         """What ends the stream if the engine fails."""
         if self._begun:
-            return self._close() + _error(message, status)
+            return self._close() + _error(error.message, error.status)
         request = self._request
-        return error_frames(request.sequences[0].rid, request.model, message, status)
+        rid = request.sequences[0].rid
+        return error_frames(rid, request.model, error.message, error.status)
 
     def _said(self, first: int, last: int, cached: int, *, final: bool) -> bytes:
         request = self._request

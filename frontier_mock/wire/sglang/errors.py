@@ -5,6 +5,7 @@ Shapes and types are those of SGLang 0.5.23 (`entrypoints/http_server.py` and
 """
 
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 
 from frontier_mock.wire.errors import ApiError
@@ -37,6 +38,26 @@ class SglangError(Exception):
         """The body as compact UTF-8 JSON, as orjson writes it."""
         text = json.dumps(self.payload, ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "surrogatepass")
+
+
+class CrashError(Exception):
+    """What nobody catches in SGLang: a bare 500, or a stream that breaks off as soon as it began.
+
+    `media_type` is that of the stream, empty if a whole answer was asked for.
+    """
+
+    def __init__(self, message: str, media_type: str = "") -> None:
+        super().__init__(message)
+        self.media_type = media_type
+
+
+class SettledError(Exception):
+    """There is an answer already, which the engine has no part in: `body`, given unix time."""
+
+    def __init__(self, body: Callable[[float], bytes], media_type: str) -> None:
+        super().__init__()
+        self.body = body
+        self.media_type = media_type
 
 
 def error_object(message: str, kind: str, status: int) -> Json:

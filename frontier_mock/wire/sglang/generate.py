@@ -172,6 +172,14 @@ def parse_generate(body: bytes, headers: Headers, served: ServedModel) -> Sglang
     """
     try:
         raw = load_object(body)
+    except ApiError as error:
+        raise validation_error(error) from None
+    return request_of(raw, headers, served)
+
+
+def request_of(raw: dict[str, Json], headers: Headers, served: ServedModel) -> SglangRequest:
+    """`parse_generate` of a body that has been read as JSON."""
+    try:
         fields = check_fields(raw, FIELDS)
     except ApiError as error:
         raise validation_error(error) from None

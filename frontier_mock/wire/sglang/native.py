@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from frontier_mock.wire.render import dumps, frontier_json
+from frontier_mock.wire.sglang.errors import SglangError, stream_error_frame
 from frontier_mock.wire.sglang.meta import Triples, ended_meta, live_meta
 from frontier_mock.wire.sglang.request import (
     Ended,
@@ -15,11 +16,16 @@ from frontier_mock.wire.sse import DONE
 from frontier_mock.wire.text import FixedText
 
 
-def render_generate(request: SglangRequest, endings: Sequence[Ended]) -> bytes:
-    """The body of a whole answer."""
+def render_generate(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> bytes:
+    """The body of a whole answer, which does not say when it was made."""
     items = [_item(request, ended) for ended in in_order(endings)]
     text = items[0] if request.single else f"[{','.join(items)}]"
     return text.encode("utf-8", "surrogatepass")
+
+
+def render_vertex(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> bytes:
+    """The same in the frame of Vertex AI."""
+    return b'{"predictions":%b}' % render_generate(request, endings, created_s)
 
 
 def _item(request: SglangRequest, ended: Ended) -> str:
@@ -62,7 +68,8 @@ class GenerateStream:
 
     __slots__ = ("_endings", "_ids", "_incremental", "_request", "_spoken", "_tails", "_triples")
 
-    def __init__(self, request: SglangRequest) -> None:
+    def __init__(self, request: SglangRequest, created_s: int) -> None:
+        """`created_s` is for other kinds of stream."""
         self._request = request
         self._incremental = request.incremental
         sequences = request.sequences
@@ -74,6 +81,10 @@ class GenerateStream:
             for i, s in enumerate(sequences)
         ]
         self._endings: list[Ended] = []
+
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
 
     def delta(self, index: int, first: int, last: int, live: Live) -> bytes:
         """A chunk once output tokens `first` to `last` (exclusive) exist, more to follow."""
@@ -109,6 +120,10 @@ class GenerateStream:
     def tail(self, endings: Sequence[Ended]) -> bytes:
         """The end of the stream."""
         return DONE
+
+    def error(self, error: SglangError) -> bytes:
+        """An error and the end of the stream."""
+        return stream_error_frame(error.message, error.status) + DONE
 
     def _chunk(self, index: int, first: int, last: int, meta: str, *, final: bool) -> bytes:
         text = self._request.sequences[index].plan.text

@@ -5,11 +5,13 @@ Key sets and order are those of SGLang 0.5.23 (`serving_chat.py`, `serving_compl
 """
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from frontier_mock.wire.generation import LogprobsPlan
 from frontier_mock.wire.logprobs import candidates
 from frontier_mock.wire.render import dumps, frontier_json
 from frontier_mock.wire.sglang.calls import arguments_of, call_deltas, call_json, progress
+from frontier_mock.wire.sglang.errors import SglangError, openai_stream_error_frame
 from frontier_mock.wire.sglang.meta import Triples, ended_meta, weight_metadata
 from frontier_mock.wire.sglang.request import (
     CHAT,
@@ -270,6 +272,10 @@ class OpenAiStream:
             f'"model":{dumps(self._request.model)},"choices":['
         )
 
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
+
     def delta(self, index: int, first: int, last: int, live: Live) -> bytes:
         """A chunk with output tokens `first` to `last` (exclusive) of a choice, more to follow."""
         self._id = self._request.sequences[index].rid
@@ -312,6 +318,11 @@ class OpenAiStream:
                 frontier = f',"frontier":{frontier_json([ended.outcome for ended in ordered])}'
             frames.append(f'{self._chunk_head(self._id)}],"usage":{dumps(usage)}{frontier}}}\n\n')
         return "".join(frames).encode("utf-8", "surrogatepass") + DONE
+
+    def error(self, error: SglangError) -> bytes:
+        """An error and the end of the stream."""
+        name = HTTPStatus(error.status).name
+        return openai_stream_error_frame(error.message, name, error.status) + DONE
 
     def _reason(self, ended: Ended) -> str:
         sequence = self._request.sequences[ended.index]

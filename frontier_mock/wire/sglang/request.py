@@ -13,6 +13,9 @@ COMPLETION = "completion"
 SCORE = "score"
 MESSAGES = "messages"
 RESPONSES = "responses"
+VERTEX = "vertex"
+OLLAMA_CHAT = "ollama chat"
+OLLAMA_GENERATE = "ollama generate"
 
 
 class Bootstrap(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from frontier_mock.wire.generation import ToolCall
 from frontier_mock.wire.render import dumps, frontier_json
 from frontier_mock.wire.sglang.calls import Progress, arguments_of, progress
+from frontier_mock.wire.sglang.errors import SglangError
 from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest, finish_reason
 from frontier_mock.wire.tokenizer import Json
 
@@ -64,9 +65,9 @@ class ResponsesStream:
             data = self._close(output[0])
         return data + self._event(f"response.{response['status']}", {"response": response})
 
-    def error(self, message: str) -> bytes:
+    def error(self, error: SglangError) -> bytes:
         """What ends the stream if the engine fails."""
-        echo = self._request.echo
+        echo, message = self._request.echo, error.message
         if self._number == 0:
             return failed_frames(echo, message, self._created_s)
         return _failure(echo, message, self._created_s, self._number)

@@ -154,7 +154,7 @@ def _prompt(fields: Fields, item: Json, served: ServedModel) -> TokenIds:
     return read_ids([*own, *before] if first else [*before, *own])
 
 
-def render_score(request: SglangRequest, endings: Sequence[Ended]) -> bytes:
+def render_score(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> bytes:
     """The body of an answer; the figures are made up, as log-probabilities are."""
     scoring = request.scoring
     assert scoring is not None

@@ -8,6 +8,21 @@ from frontier_mock.wire.tokenizer import Json
 
 
 @dataclass(frozen=True, slots=True)
+class RouteNames:
+    """Paths that SGLang takes from its environment, and their defaults.
+
+    `root` is where a server says that Ollama is running; None: it says at / that SGLang is.
+    """
+
+    root: str | None = None
+    ollama_chat: str = "/api/chat"
+    ollama_generate: str = "/api/generate"
+    ollama_tags: str = "/api/tags"
+    ollama_show: str = "/api/show"
+    vertex: str = "/vertex_generate"
+
+
+@dataclass(frozen=True, slots=True)
 class SglangFront:
     """SGLang's own settings under its names (SGLang 0.5.23 ServerArgs), lengths in tokens.
 
@@ -65,5 +80,6 @@ class SglangFront:
     health_timeout_s: int = 20
     """How /health finds out: by waiting for output, so long; or not at all."""
     version: str = "0.5.23"
+    routes: RouteNames = RouteNames()
     compat: bool = True
     """Whether routes that 0.5.23 has removed are served for routers and trainers that call them."""

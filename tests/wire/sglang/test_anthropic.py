@@ -40,7 +40,7 @@ def events(data: bytes) -> list[tuple[str, Any]]:
 
 
 def streamed(request: SglangRequest) -> list[tuple[str, Any]]:
-    stream, (ended,) = MessagesStream(request), ends(request, cached_tokens=2)
+    stream, (ended,) = MessagesStream(request, 9), ends(request, cached_tokens=2)
     data = b"".join(stream.delta(0, i, i + 1, LIVE) for i in range(ended.output_tokens - 1))
     data += stream.finish(0, ended.output_tokens - 1, ended)
     return events(data + stream.tail([ended]))
@@ -48,7 +48,7 @@ def streamed(request: SglangRequest) -> list[tuple[str, Any]]:
 
 def test_a_whole_message(sglang: ServedModel) -> None:
     request = parse(reporting(sglang), temperature=0.5, stop_sequences=["zzz"])
-    body = json.loads(render_messages(request, ends(request, cached_tokens=2)))
+    body = json.loads(render_messages(request, ends(request, cached_tokens=2), 9))
     assert list(body) == ["id", "type", "role", "content", "model", "stop_reason", "usage"]
     assert body["id"].startswith("msg_")
     assert (body["type"], body["role"], body["model"]) == ("message", "assistant", "mock")
@@ -63,7 +63,7 @@ def test_a_whole_message(sglang: ServedModel) -> None:
 
 def test_a_stream_adds_up_to_the_whole(sglang: ServedModel) -> None:
     request = parse(sglang, max_tokens=9)
-    whole = json.loads(render_messages(request, ends(request)))
+    whole = json.loads(render_messages(request, ends(request), 9))
     told = streamed(request)
     names = [name for name, _ in told]
     assert names[:2] == ["message_start", "content_block_start"]
@@ -189,8 +189,8 @@ def test_a_stream_has_begun_before_its_prompt_is_found_too_long(sglang: ServedMo
 
 
 def test_an_engine_that_fails_closes_what_is_open(sglang: ServedModel) -> None:
-    stream = MessagesStream(parse(sglang))
-    told = events(stream.delta(0, 0, 2, LIVE) + stream.error("gone", 500))
+    stream = MessagesStream(parse(sglang), 9)
+    told = events(stream.delta(0, 0, 2, LIVE) + stream.error(SglangError(500, "gone", None)))
     names = [name for name, _ in told]
     assert names[-3:] == ["content_block_stop", "error", "message_stop"]
     assert told[-2][1]["error"] == {"type": "api_error", "message": "gone"}

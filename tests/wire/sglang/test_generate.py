@@ -38,7 +38,7 @@ def ends(request: SglangRequest, **more: Any) -> list[Ended]:
 
 
 def whole(request: SglangRequest, **more: Any) -> Any:
-    return json.loads(render_generate(request, ends(request, **more)))
+    return json.loads(render_generate(request, ends(request, **more), 9))
 
 
 def events(data: bytes) -> list[Any]:
@@ -48,7 +48,7 @@ def events(data: bytes) -> list[Any]:
 
 
 def streamed(request: SglangRequest, step: int = 1) -> list[Any]:
-    stream = GenerateStream(request)
+    stream = GenerateStream(request, 9)
     data = b""
     endings = ends(request)
     for sequence, ended in zip(request.sequences, endings, strict=True):
@@ -353,7 +353,7 @@ def test_a_header_pins_the_rank_and_must_be_a_number(sglang: ServedModel) -> Non
 def test_an_abort_in_the_queue_says_little(sglang: ServedModel) -> None:
     request = parse(sglang, text="hello", return_logprob=True)
     ended = Ended(0, 0, "abort", queued=True, arrival_ns=0, finish_ns=2_000_000_000)
-    meta = json.loads(render_generate(request, [ended]))["meta_info"]
+    meta = json.loads(render_generate(request, [ended], 9))["meta_info"]
     assert meta == {
         "id": request.sequences[0].rid,
         "finish_reason": {"type": "abort", "message": "Abort in waiting queue"},
@@ -365,7 +365,7 @@ def test_an_abort_in_the_queue_says_little(sglang: ServedModel) -> None:
         "completion_tokens": 0,
     }
     ended = Ended(0, 7, "abort", arrival_ns=0, finish_ns=2_000_000_000)
-    body = json.loads(render_generate(request, [ended]))
+    body = json.loads(render_generate(request, [ended], 9))
     assert len(body["output_ids"]) == 7 == body["meta_info"]["output_token_logprobs_length"]
     assert body["meta_info"]["finish_reason"] == {
         "type": "abort",

@@ -32,7 +32,7 @@ def test_each_item_is_scored(sglang: ServedModel) -> None:
     )
     assert [sequence.prompt_tokens for sequence in request.sequences] == [10, 13]
     assert [sequence.plan.submit.output_tokens for sequence in request.sequences] == [1, 1]
-    body = json.loads(render_score(request, ends(request)))
+    body = json.loads(render_score(request, ends(request), 9))
     assert [sum(row) for row in body["scores"]] == pytest.approx([1.0, 1.0])
     assert [len(row) for row in body["token_logprobs"]] == [2, 2]
     assert body["usage"]["prompt_tokens"] == 23

@@ -50,10 +50,10 @@ def fits(value: Any) -> bool:
 def test_a_schema_shapes_native_output(sglang: ServedModel) -> None:
     request = generate(sglang, json_schema=json.dumps(SCHEMA))
     (ended,) = ends(request)
-    body = json.loads(render_generate(request, [ended]))
+    body = json.loads(render_generate(request, [ended], 9))
     assert fits(json.loads(body["text"]))
     assert body["meta_info"]["finish_reason"]["type"] == "stop"
-    stream = GenerateStream(request)
+    stream = GenerateStream(request, 9)
     half = ended.output_tokens // 2
     data = stream.delta(0, 0, half, LIVE) + stream.finish(0, half, ended) + stream.tail([ended])
     chunks = events(data)
@@ -63,9 +63,11 @@ def test_a_schema_shapes_native_output(sglang: ServedModel) -> None:
 
 def test_choices_and_any_json(sglang: ServedModel) -> None:
     request = generate(sglang, choice=["yes", "no"])
-    assert json.loads(render_generate(request, ends(request)))["text"] in ("yes", "no")
+    assert json.loads(render_generate(request, ends(request), 9))["text"] in ("yes", "no")
     request = generate(sglang, json_schema="$$ANY$$")
-    assert isinstance(json.loads(json.loads(render_generate(request, ends(request)))["text"]), dict)
+    assert isinstance(
+        json.loads(json.loads(render_generate(request, ends(request), 9))["text"]), dict
+    )
     with pytest.raises(LateError, match="json_schema is not valid JSON"):
         generate(sglang, json_schema="{")
 
@@ -135,7 +137,7 @@ def test_anthropics_clients_see_a_tool_used(sglang: ServedModel) -> None:
         tools=[{"name": "look", "input_schema": SCHEMA}],
         tool_choice={"type": "tool", "name": "look"},
     )
-    body = json.loads(render_messages(request, ends(request)))
+    body = json.loads(render_messages(request, ends(request), 9))
     (block,) = body["content"]
     assert (block["type"], block["name"], body["stop_reason"]) == ("tool_use", "look", "tool_use")
     assert fits(block["input"])
