@@ -44,7 +44,7 @@ from frontier_mock.wire.plan import (
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.schema import CHAT_FIELDS, with_stop_limit
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import json_writer, writer_of
+from frontier_mock.wire.structured import call_writer, writer_of
 from frontier_mock.wire.tokenizer import Json
 
 # Most requests have none of these, and skip the checks that look at them.
@@ -290,7 +290,7 @@ def _plan(
         frame = (
             f'[{{"name": {dumps(forced.name)}, {CALL_PARAMETERS}%s}}]' if forced.listed else "%s"
         )
-        write = json_writer(forced.parameters, served.ring, frame)
+        write = call_writer(forced.parameters, served.ring, frame)
     plans = plan_sequences(
         ids,
         0,

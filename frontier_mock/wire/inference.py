@@ -258,10 +258,6 @@ def _plan(
     if dictated:
         check_prompt_ids(np.array(dictated, np.uint32), served, encoded=False)
         max_tokens = min(max_tokens, len(dictated))
-
-        def write(seed: int, key: int, choice: int) -> tuple[int, ...]:
-            return dictated
-
     plans = plan_sequences(
         ids,
         0,
@@ -272,6 +268,7 @@ def _plan(
         served,
         resumable=True,
         write=write,
+        dictated=dictated,
         reads_cache=not flag_field(
             wishes, "skip_reading_prefix_cache", bool(logprobs and logprobs.prompt is not None)
         ),

@@ -1,6 +1,6 @@
 """From a prompt's token ids and checked fields to the sequences an engine is given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +26,12 @@ from frontier_mock.wire.fields import (
     strings_field,
     text_field,
 )
+from frontier_mock.wire.fitting import dictated_ending, fitted_ending
 from frontier_mock.wire.generation import SequencePlan
 from frontier_mock.wire.kv_hashes import Namespace
 from frontier_mock.wire.kv_tokens import TokenPrompt
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.stops import Ending, StopRules, find_ending, fixed_ending
+from frontier_mock.wire.stops import Ending, StopRules, find_ending
 from frontier_mock.wire.structured import Write
 from frontier_mock.wire.text import keys_after
 from frontier_mock.wire.tokenizer import TokenIds
@@ -230,6 +231,7 @@ def plan_sequences(
     *,
     resumable: int = 0,
     write: Write | None = None,
+    dictated: Sequence[int] = (),
     reads_cache: bool = True,
     session_id: str | None = None,
 ) -> list[SequencePlan]:
@@ -237,7 +239,8 @@ def plan_sequences(
 
     A prompt that ends with at least `resumable` tokens of output is taken for one, and its first
     choice goes on with that output (`wire.continuation`); 0 takes none. `write` says what the text
-    is where the request prescribes its shape (`wire.structured`). A prompt whose own logprobs are
+    is where the request prescribes its shape (`wire.structured`), `dictated` are the very tokens
+    where it prescribes those. A prompt whose own logprobs are
     wanted must be computed whole, and so does not read the cache.
     """
     ring = served.ring
@@ -257,13 +260,14 @@ def plan_sequences(
     if wishes.seed is not None and wishes.seed != -1:
         seed = seed * 0x1_0001 + wishes.seed + 1
     resumed = None
-    if resumable and write is None:
+    if resumable and write is None and not dictated:
         resumed = find_resumed(ids, keys, salt, seed, ring, resumable)
     plans = []
     for choice in range(n):
-        if write is not None:
-            written = write(seed, identity, choice)
-            ending = fixed_ending(ring, served.tokenizer, written, max_tokens)
+        if dictated:
+            ending = dictated_ending(ring, served.tokenizer, dictated, max_tokens)
+        elif write is not None:
+            ending = _shaped(write, seed, identity, choice, max_tokens, wishes, served)
         else:
             mine = resumed if choice == 0 else None
             ending = _ending(seed, identity, choice, max_tokens, wishes, mine, served)
@@ -321,6 +325,30 @@ def _ending(
         wishes.include_stop,
     )
     return find_ending(ring, start, rules)
+
+
+def _shaped(
+    write: Write,
+    seed: int,
+    identity: int,
+    choice: int,
+    max_tokens: int,
+    wishes: _Wishes,
+    served: ServedModel,
+) -> Ending:
+    """What a choice of a prescribed shape says, as long as a free answer would have been."""
+    eos = None if wishes.ignore_eos else served.eos
+    length = 0 if eos is None else eos.length(seed, identity, choice)
+    rules = StopRules(
+        max_tokens,
+        wishes.min_tokens,
+        length,
+        wishes.ignore_eos,
+        wishes.stop,
+        wishes.stop_token_ids,
+        wishes.include_stop,
+    )
+    return fitted_ending(write, served.ring, served.tokenizer, seed, identity, choice, rules)
 
 
 def _namespace(fields: Fields, served: ServedModel) -> Namespace:

@@ -5,13 +5,11 @@ rules are vLLM 0.33's: none but the cap applies to the first `min_tokens` tokens
 counts once its last character has appeared, and among equals tokens come before strings.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from frontier_mock.wire.text import FixedText, SyntheticText, TextRing
-from frontier_mock.wire.tokenizer import Tokenizer
+from frontier_mock.wire.text import SyntheticText, TextRing
 
 _SCAN_TOKENS = 4096
 
@@ -67,28 +65,6 @@ def find_ending(ring: TextRing, start: int, rules: StopRules) -> Ending:
         return Ending(text, finish_reason, stop_reason)
     tokens, cut, matched = string
     return Ending(SyntheticText(ring, start, tokens, -1, cut, hold), "stop", matched)
-
-
-def fixed_ending(
-    ring: TextRing, tokenizer: Tokenizer, written: str | Sequence[int], max_tokens: int
-) -> Ending:
-    """How a prescribed text ends: with an end token after it, or at the cap.
-
-    As a grammar that has come to its end allows nothing but the end token, it ends there even
-    where the client ignores ends. Prescribed token ids end with the last of them, as by a cap.
-    """
-    if not isinstance(written, str):
-        pieces = [tokenizer.decode([token_id]) for token_id in written]
-        length = min(len(written), max_tokens)
-        return Ending(FixedText(ring, written, pieces, length), "length", None)
-    ids: list[int] = tokenizer.encode(written).tolist()
-    pieces = [tokenizer.token_text(token_id) for token_id in ids]
-    if "".join(pieces) != written:
-        # Characters that several tokens share: all of it comes with the first.
-        pieces = [written, *[""] * (len(ids) - 1)]
-    if len(ids) + 1 > max_tokens:
-        return Ending(FixedText(ring, ids, pieces, max_tokens), "length", None)
-    return Ending(FixedText(ring, ids, pieces, len(ids) + 1, ring.end_id), "stop", None)
 
 
 def _first_stop_token(

@@ -238,9 +238,11 @@ class FixedText(SyntheticText):
         pieces: Sequence[str],
         num_tokens: int,
         end_id: int = -1,
+        cut_chars: int = -1,
+        hold_chars: int = 0,
     ) -> None:
         """`ring` is that of the same tokenizer, for whom it matters."""
-        super().__init__(ring, 0, num_tokens, end_id)
+        super().__init__(ring, 0, num_tokens, end_id, cut_chars, hold_chars)
         self.plain_tokens = 0
         self._ids = [*ids[: num_tokens - (end_id >= 0)], *([end_id] if end_id >= 0 else [])]
         self._text = "".join(pieces)
@@ -258,7 +260,10 @@ class FixedText(SyntheticText):
 
     def sent_chars(self, tokens: int, final: bool = False) -> int:
         """Characters of the first `tokens` tokens."""
-        return self._offsets[min(tokens, self.num_tokens - (self.end_id >= 0))]
+        chars = self._offsets[min(tokens, self.num_tokens - (self.end_id >= 0))]
+        if not final and tokens < self.num_tokens:
+            chars = max(0, chars - self.hold_chars)
+        return chars if self.cut_chars < 0 else min(chars, self.cut_chars)
 
     def spoken_ids(self) -> TokenIds:
         """The ids that have text."""

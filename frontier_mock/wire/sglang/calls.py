@@ -14,7 +14,7 @@ from frontier_mock.wire.generation import CALL_PARAMETERS, SequencePlan, ToolCal
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.plan import front_of
-from frontier_mock.wire.structured import Write, json_writer
+from frontier_mock.wire.structured import Write, call_writer
 from frontier_mock.wire.tokenizer import Json
 
 
@@ -28,7 +28,7 @@ class Forced(NamedTuple):
     def writer(self, served: ServedModel) -> Write:
         """Writes the list with the call in it."""
         frame = f"{_before_parameters(self.name)}%s}}]"
-        return json_writer(self.parameters, served.ring, frame)
+        return call_writer(self.parameters, served.ring, frame)
 
     def call(self, served: ServedModel) -> ToolCall:
         """One call of it, under an id as the tool call parser makes it."""

@@ -8,8 +8,8 @@ from frontier_mock.wire.plan import plan_sequences
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.sampling import Sampling
 from frontier_mock.wire.sglang.served import SglangFront
-from frontier_mock.wire.structured import Write, writer_of
-from frontier_mock.wire.text import SyntheticText
+from frontier_mock.wire.structured import Write, sglang_writer
+from frontier_mock.wire.text import FixedText, SyntheticText
 from frontier_mock.wire.tokenizer import TokenIds
 
 
@@ -93,7 +93,7 @@ def plan_prompt(
     if sampling.no_stop_trim:
         wishes["include_stop_str_in_output"] = True
     if write is None and sampling.shape is not None:
-        write = writer_of({"structured_outputs": dict(sampling.shape)}, served.ring)
+        write = sglang_writer(dict(sampling.shape), served.ring)
     plans = plan_sequences(
         ids,
         prompt_index,
@@ -105,7 +105,7 @@ def plan_prompt(
         resumable=resumable,
         write=write,
     )
-    if sampling.stop and write is None:
+    if sampling.stop:
         plans = [_unheld(plan) for plan in plans]
     if rank is not None:
         plans = [replace(plan, submit=replace(plan.submit, rank=rank)) for plan in plans]
@@ -115,6 +115,9 @@ def plan_prompt(
 def _unheld(plan: SequencePlan) -> SequencePlan:
     """SGLang keeps text back only where a stop string has really begun, which the cut sees to."""
     text = plan.text
+    if isinstance(text, FixedText):
+        text.hold_chars = 0
+        return plan
     free = SyntheticText(text.ring, text.start, text.num_tokens, text.end_id, text.cut_chars)
     if text.cut_chars >= 0:
         # The cut may lie several tokens before the last one.

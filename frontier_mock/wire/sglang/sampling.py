@@ -202,7 +202,7 @@ _ANY_JSON = "$$ANY$$"
 
 
 def _shape(given: Mapping[str, Json]) -> Mapping[str, Json] | None:
-    """A schema or choices; other grammars do not shape the text. Raises ValueError for no JSON."""
+    """The constraint that is set, if any. Raises ValueError for a schema that is no JSON."""
     schema = given.get("json_schema")
     if isinstance(schema, str) and schema:
         if schema == _ANY_JSON:
@@ -211,6 +211,9 @@ def _shape(given: Mapping[str, Json]) -> Mapping[str, Json] | None:
             return {"json": json.loads(schema)}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"json_schema is not valid JSON: {error}") from None
+    for name in GRAMMARS[1:]:
+        if given.get(name):
+            return {name: given[name]}
     choices = given.get("choice")
     return {"choice": choices} if isinstance(choices, list) and choices else None
 

@@ -1,0 +1,158 @@
+"""Regexes and grammars in requests of both engines: what is said, how it ends, what is refused."""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from frontier_mock.wire.chat import parse_chat
+from frontier_mock.wire.completions import parse_completion
+from frontier_mock.wire.eos import EosModel
+from frontier_mock.wire.errors import ApiError
+from frontier_mock.wire.generation import Generation, SequencePlan
+from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.chat import parse_chat as parse_sglang_chat
+from frontier_mock.wire.sglang.errors import SglangError
+from frontier_mock.wire.sglang.generate import LateError, parse_generate
+from frontier_mock.wire.sglang.served import SglangFront
+
+
+def complete(served: ServedModel, **more: Any) -> SequencePlan:
+    body = {"prompt": "hello", "max_tokens": 400, **more}
+    (plan,) = parse_completion(json.dumps(body).encode(), {}, served).sequences
+    return plan
+
+
+def chat(served: ServedModel, **more: Any) -> Generation:
+    body = {"messages": [{"role": "user", "content": "hello"}], **more}
+    return parse_chat(json.dumps(body).encode(), {}, served)
+
+
+def said(plan: SequencePlan) -> str:
+    return plan.text.piece(0, plan.text.num_tokens, final=True)
+
+
+def regex(pattern: str) -> dict[str, Any]:
+    return {"structured_outputs": {"regex": pattern}}
+
+
+@pytest.fixture
+def sglang(served: ServedModel) -> ServedModel:
+    return replace(served, sglang=SglangFront(4096, 4095, 4090, 65536))
+
+
+def test_a_regex_is_matched_and_ends(served: ServedModel) -> None:
+    plan = complete(served, **regex(r"\d{3}-\d{4}"))
+    assert re.fullmatch(r"\d{3}-\d{4}", said(plan))
+    assert plan.submit.finish_reason == "stop"
+    assert plan.submit.output_tokens == 9
+    assert plan.text.ids(8, 9) == [served.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("mean", [20, 200])
+def test_an_open_sentence_is_as_long_as_the_answer_would_be(
+    served: ServedModel, mean: float
+) -> None:
+    served = replace(served, eos=EosModel(mean, 0.0))
+    for wanted in (regex("[a-z ]+"), {"structured_outputs": {"json": {"type": "string"}}}):
+        plan = complete(served, **wanted)
+        assert abs(plan.submit.output_tokens - mean) <= 0.1 * mean
+        assert plan.submit.finish_reason == "stop"
+
+
+def test_choices_and_seeds_differ_and_repeat(served: ServedModel) -> None:
+    body = json.dumps({"prompt": "hello", "max_tokens": 40, "n": 4, **regex("[a-z]{30}")}).encode()
+    plans = parse_completion(body, {}, served).sequences
+    assert len({said(plan) for plan in plans}) == 4
+    assert list(map(said, plans)) == list(map(said, parse_completion(body, {}, served).sequences))
+    assert said(complete(served, seed=7, **regex("[a-z]{30}"))) != said(plans[0])
+
+
+def test_ends_may_be_ignored_and_come_all_the_same(served: ServedModel) -> None:
+    plan = complete(served, ignore_eos=True, min_tokens=30, **regex("[a-z]*"))
+    assert plan.submit.output_tokens == 400
+    assert plan.submit.finish_reason == "stop"
+
+
+def test_the_cap_cuts_a_sentence_that_needs_more(served: ServedModel) -> None:
+    plan = complete(served, max_tokens=10, **regex("[a-z]{12}"))
+    assert re.fullmatch("[a-z]{10}", said(plan))
+    assert plan.submit.finish_reason == "length"
+
+
+@pytest.mark.parametrize("pattern", ["é{4}[à-ü]{3}", "\\u{1F600}{3}x"])
+def test_every_prefix_of_a_stream_is_a_prefix_of_the_text(
+    served: ServedModel, pattern: str
+) -> None:
+    plan = complete(served, **regex(pattern))
+    whole, last = said(plan), plan.text.num_tokens
+    pieces = [plan.text.piece(i, i + 1) for i in range(last)]
+    assert "".join(pieces) == whole
+    assert sum(1 for piece in pieces if piece) == len(whole)
+    ids = plan.text.ids(0, last - 1)
+    assert served.tokenizer.decode(ids) == whole
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_ends_it_first(served: ServedModel, include: bool) -> None:
+    pattern = r"[a-z]{3}\n[a-z]{3}"
+    wishes = {"stop": ["\n"], "include_stop_str_in_output": include}
+    plan = complete(served, **wishes, **regex(pattern))
+    assert re.fullmatch(r"[a-z]{3}\n" if include else "[a-z]{3}", said(plan))
+    assert (plan.submit.output_tokens, plan.stop_reason) == (4, "\n")
+    pieces = [plan.text.piece(i, i + 1) for i in range(plan.text.num_tokens)]
+    assert "".join(pieces) == said(plan)
+
+
+def test_a_stop_token_ends_it_first(served: ServedModel) -> None:
+    plan = complete(served, stop_token_ids=[ord("-")], **regex(r"\d{3}-\d{4}"))
+    assert re.fullmatch(r"\d{3}", said(plan))
+    assert (plan.submit.output_tokens, plan.stop_reason) == (4, ord("-"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_vllm_refuses_a_bad_regex_late(served: ServedModel, stream: bool) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(served, stream=stream, **regex("[.*"))
+    assert caught.value.status == 400
+    assert caught.value.late
+    assert caught.value.stream_kind == ("chat" if stream else "")
+    error = json.loads(caught.value.body())["error"]
+    assert error["type"] == "BadRequestError"
+    assert error["message"].startswith('Grammar error: at 1(8): invalid regex "[.*" (in regex): ')
+
+
+def test_vllm_refuses_nul(served: ServedModel) -> None:
+    with pytest.raises(ApiError, match="must not contain a NUL character"):
+        chat(served, **regex("a\0"))
+
+
+def generate(sglang: ServedModel, **params: Any) -> SequencePlan:
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": 64, **params}}
+    (sequence,) = parse_generate(json.dumps(body).encode(), {}, sglang).sequences
+    return sequence.plan
+
+
+def test_sglang_keeps_to_a_regex(sglang: ServedModel) -> None:
+    plan = generate(sglang, regex="(yes|no), [a-z]+!")
+    assert re.fullmatch("(yes|no), [a-z]+!", said(plan))
+    assert plan.submit.finish_reason == "stop"
+    assert abs(plan.submit.output_tokens - 64) <= 6
+    body = {"messages": [{"role": "user", "content": "hello"}], "regex": r"\d{5}"}
+    (sequence,) = parse_sglang_chat(json.dumps(body).encode(), {}, sglang).sequences
+    assert re.fullmatch(r"\d{5}", said(sequence.plan))
+
+
+def test_sglang_refuses_a_bad_regex(sglang: ServedModel) -> None:
+    words = "Failed to compile regex grammar: [00:00:00] /project/cpp/regex_converter.cc:83: "
+    message = f"{words}Regex parsing error at position 5: Unclosed '['\n"
+    with pytest.raises(LateError) as caught:
+        generate(sglang, regex="[a-z")
+    assert caught.value.message == message
+    body = {"messages": [{"role": "user", "content": "hello"}], "regex": "[a-z"}
+    with pytest.raises(SglangError) as refused:
+        parse_sglang_chat(json.dumps(body).encode(), {}, sglang)
+    assert refused.value.status == 400
+    assert json.loads(refused.value.body())["message"] == message
