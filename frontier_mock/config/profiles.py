@@ -266,9 +266,9 @@ def _all_experts(data: Mapping[str, Any], grids: _Grids) -> dict[str, dict[str, 
 
 def _experts(key: str, fit: Mapping[str, float], grids: _Grids) -> ExpertTable:
     constants = {name: value for name, value in fit.items() if name != "reach"}
-    block_rows = int(constants.pop("block_rows"))
+    rows, most = int(constants.pop("block_rows")), int(constants.pop("block_rows_most", 0))
     return ExpertTable(
-        ExpertFit(**constants, block_rows=block_rows),
+        ExpertFit(**constants, block_rows=rows, block_rows_most=most),
         shapes=grids[f"{key}_shapes"].astype(np.float64),
         log_tokens=np.log(grids[f"{key}_tokens"].astype(np.float64)),
         mean=grids[f"{key}_mean"].astype(np.float64),

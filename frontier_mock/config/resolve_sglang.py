@@ -52,7 +52,17 @@ def resolve_sglang_worker(
     chunk = _chunk(args, parallel, default_chunk)
     graphs = _graphs(args, largest, classic)
     overlap = not args.disable_overlap_schedule
-    step = StepSpec(hardware, model, parallel, precision, engine, overlap, graphs)
+    prompt_graphs = () if classic or args.disable_cuda_graph else prefill_graph_sizes(chunk)
+    step = StepSpec(
+        hardware,
+        model,
+        parallel,
+        precision,
+        engine,
+        overlap,
+        graphs,
+        prompt_graph_sizes=prompt_graphs,
+    )
     memory = _plan_memory(args, step, chunk, classic, apart=afd is not None)
     mode, policy = args.disaggregation_mode, args.load_balance_method
     worker = WorkerSpec(

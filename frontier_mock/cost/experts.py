@@ -53,7 +53,20 @@ class ExpertLoad:
     padded: Floats
 
 
-def balanced_load(shape: ExpertShape, block_rows: int, tokens: Floats) -> ExpertLoad:
+def block_rows(fit: ExpertFit, shape: ExpertShape, tokens: Floats) -> Floats:
+    """Rows of a block for each number of tokens.
+
+    OpenAI's triton_kernels, which run mxfp4 experts on Hopper, size blocks on the host, where only
+    the average expert's rows are known (matmul_ogs_details/opt_flags.py of triton-lang/triton).
+    """
+    if not fit.block_rows_most:
+        return np.full_like(tokens, fit.block_rows)
+    average = np.maximum(np.floor(tokens * shape.top_k / shape.num_experts), 1.0)
+    rows: Floats = np.clip(2.0 ** np.ceil(np.log2(average)), fit.block_rows, fit.block_rows_most)
+    return rows
+
+
+def balanced_load(shape: ExpertShape, block_rows: int | Floats, tokens: Floats) -> ExpertLoad:
     """Every expert gets the same, and no expert is hit twice before all are hit once."""
     rows = np.maximum(tokens * shape.top_k / shape.ep, 1.0)
     active = np.minimum(shape.num_experts / shape.ep, rows)
@@ -61,7 +74,9 @@ def balanced_load(shape: ExpertShape, block_rows: int, tokens: Floats) -> Expert
     return ExpertLoad(tokens, active, rows, padded)
 
 
-def expected_load(popularity: Floats, top_k: int, block_rows: int, tokens: Floats) -> ExpertLoad:
+def expected_load(
+    popularity: Floats, top_k: int, block_rows: int | Floats, tokens: Floats
+) -> ExpertLoad:
     """Expectation when each token picks experts by `popularity`.
 
     `popularity` sums to 1 over all experts and has the experts of one rank along its last axis;
@@ -169,12 +184,44 @@ def experts_us(
     table: ExpertTable, hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad
 ) -> Floats:
     """Microseconds of the experts of one rank, measured where possible."""
+    if table.fit.block_rows_most:
+        time_us = _by_blocks_us(table, hw, weights, shape, load)
+    else:
+        time_us = _corrected_us(table, hw, weights, shape, load)
+    return np.maximum(time_us, floor_us(hw, weights, shape, load))
+
+
+def _by_blocks_us(
+    table: ExpertTable, hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad
+) -> Floats:
+    """Time of an even load of as many tokens, scaled by the blocks that this one makes of them.
+
+    Every block goes through its expert's weights once and turns them from four bits to sixteen, so
+    what is beyond the fixed cost is the blocks' (a popular expert has many, an idle one none).
+    """
+    smallest = table.fit.block_rows
+    even = balanced_load(shape, smallest, load.tokens)
+    fewest = balanced_load(shape, smallest, np.ones(1))
+    even_us = _corrected_us(table, hw, weights, shape, even)
+    least_us = np.minimum(_corrected_us(table, hw, weights, shape, fewest), even_us)
+    rows = block_rows(table.fit, shape, load.tokens)
+    more = even.active * np.ceil(even.rows / even.active / rows) - fewest.active
+    beyond = np.maximum(load.padded / rows - fewest.active, 0.0)
+    share = np.divide(beyond, more, out=np.ones_like(beyond), where=more > 0.0)
+    made: Floats = least_us + (even_us - least_us) * share
+    return made
+
+
+def _corrected_us(
+    table: ExpertTable, hw: HardwareSpec, weights: str, shape: ExpertShape, load: ExpertLoad
+) -> Floats:
+    """The equation, and what was measured beside it."""
     time_us = equation_us(table.fit, hw, weights, shape, load)
     if table.log_tokens.size:
         column = correction(table, shape)
         equivalent = load.rows * (shape.ep / shape.top_k)
         time_us = time_us * np.exp(np.interp(np.log(equivalent), table.log_tokens, column))
-    return np.maximum(time_us, floor_us(hw, weights, shape, load))
+    return time_us
 
 
 def correction(table: ExpertTable, shape: ExpertShape) -> Floats:

@@ -34,13 +34,14 @@ show 60 to 90 us whatever the size, which its README puts down to launches."""
 def eager_launch_us(spec: StepSpec) -> float:
     """Microseconds to launch one forward pass kernel by kernel.
 
-    An engine that captures graphs has compiled the layers, and reaches only attention and the
-    collectives through Python; one told not to (`--enforce-eager`) reaches everything that way.
+    An engine that captures graphs of prompts and decodes alike has compiled the layers, and reaches
+    only attention and the collectives through Python (vLLM). One told not to (`--enforce-eager`),
+    or that captures decodes as they are (SGLang), reaches everything that way.
     """
     collectives = 0 if spec.parallel.tp == 1 else 2
     python_ops = _PYTHON_OPS + collectives
     bare_kernels = _LAYER_KERNELS - _PYTHON_OPS
-    if not spec.cudagraph_sizes:
+    if not spec.cudagraph_sizes or spec.prompt_graph_sizes is not None:
         python_ops, bare_kernels = python_ops + bare_kernels, 0
     per_layer = python_ops * _PYTHON_LAUNCH_US + bare_kernels * _LAUNCH_US
     layers, with_experts = spec.model.num_layers, spec.model.expert_layers

@@ -10,6 +10,7 @@ from frontier_mock.cost.experts import (
     ExpertLoad,
     ExpertShape,
     balanced_load,
+    block_rows,
     drifted,
     expected_load,
     experts_us,
@@ -77,6 +78,8 @@ def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
     collection = engine.expert_kernels
     if weights == "fp8_block" and engine.block_expert_kernels in tables.experts:
         collection = engine.block_expert_kernels
+    elif weights == "mxfp4" and engine.mxfp4_expert_kernels in tables.experts:
+        collection = engine.mxfp4_expert_kernels
     measured = tables.experts.get(collection) or tables.experts["vllm-0.24"]
     if parallel.dp > 1 and weights in tables.experts.get(parallel.dispatch, {}):
         return tables.experts[parallel.dispatch][weights]
@@ -112,7 +115,8 @@ def _average_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floa
         experts.num_experts,
         ep,
     )
-    weights, hw, block = spec.precision.weights, spec.hardware, table.fit.block_rows
+    weights, hw = spec.precision.weights, spec.hardware
+    block = block_rows(table.fit, shape, tokens)
     contiguous = _contiguous(spec, tables)
     uniform = spec.routing.kind == "uniform" and not spec.routing.redundant_experts
     # Without expert parallelism a layer's time does not depend on which experts are popular.
@@ -154,7 +158,7 @@ def balanced_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floa
         experts.num_experts,
         spec.parallel.ep,
     )
-    load: ExpertLoad = balanced_load(shape, table.fit.block_rows, tokens)
+    load: ExpertLoad = balanced_load(shape, block_rows(table.fit, shape, tokens), tokens)
     return experts_us(table, spec.hardware, spec.precision.weights, shape, load)
 
 
@@ -175,7 +179,9 @@ def expert_layer_us(
     assert experts is not None
     total = elementwise_us(spec, tables, tokens * (4 * hidden * ACTIVATION_BYTES))
     total = total + router_us(spec, tables, experts, tokens)
-    total += elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
+    if spec.precision.weights != "mxfp4":
+        # Choosing the experts; kernels of mxfp4 experts were measured with it (vLLM's monolithic).
+        total += elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
     if shard.shared_columns:
         total += mlp_us(spec, tables, shard.shared_columns, tokens)
     routed = price.us(global_tokens)

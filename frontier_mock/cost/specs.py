@@ -186,7 +186,7 @@ class EnginePreset:
     an fp8 cache took as long as over a bf16 one (FlashAttention 3 in vLLM before 0.12).
     `expert_kernels` names the collection whose kernels run the experts, `block_expert_kernels`
     that of block-fp8 ones if it is another ("deepgemm": the contiguous grouped GEMM, whatever the
-    batch).
+    batch), `mxfp4_expert_kernels` that of mxfp4 ones.
     """
 
     name: str
@@ -206,6 +206,7 @@ class EnginePreset:
     fp8_decode_as_bf16: bool = False
     expert_kernels: str = "vllm-0.24"
     block_expert_kernels: str = ""
+    mxfp4_expert_kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,8 @@ class StepSpec:
     """Everything the price of a step depends on, apart from the batch itself.
 
     `cudagraph_sizes` are the captured batch sizes in ascending order, empty for eager mode.
+    `prompt_graph_sizes` are those of steps with prompt chunks in them where these have graphs of
+    their own (SGLang), None where one set serves both (vLLM).
     """
 
     hardware: HardwareSpec
@@ -225,3 +228,4 @@ class StepSpec:
     routing: RoutingSpec = RoutingSpec()
     lora: LoraSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
+    prompt_graph_sizes: tuple[int, ...] | None = None

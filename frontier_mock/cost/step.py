@@ -131,6 +131,7 @@ class TabledStepCost:
         "_lines",
         "_moved_ns",
         "_prefill",
+        "_prompt_graphs",
         "_rank_lines",
         "_shard",
         "_sliding_layers",
@@ -171,6 +172,8 @@ class TabledStepCost:
         masks_s = spec.sampling.grammar * GRAMMAR_S
         self._cpu_request_ns = (spec.engine.cpu_request_s + masks_s) * 1e9
         self._eager_ns = eager_launch_us(spec) * 1e3
+        prompts = spec.prompt_graph_sizes
+        self._prompt_graphs = spec.cudagraph_sizes if prompts is None else prompts
         self._token_ns: list[float] = []
         self._moved_ns: list[float] = []
         self._head_ns: list[float] = []
@@ -201,9 +204,11 @@ class TabledStepCost:
             attention_ns += self.decode_beside_ns(num_decodes, decode_kv_tokens)
             if self._tables.ragged is not None:
                 attention_ns += self._empty_ns(num_decodes, chunks)
-        gpu_ns = self._fixed_ns(tokens, rows) + attention_ns
+        graphs = self._prompt_graphs
+        gpu_ns = self._fixed_ns(tokens, rows, graphs) + attention_ns
         if self.spec.parallel.overlap:
-            gpu_ns = min(gpu_ns, self._overlapped_ns(tokens, attention_ns) + self.rows_ns(rows))
+            halves_ns = self._overlapped_ns(tokens, attention_ns, graphs)
+            gpu_ns = min(gpu_ns, halves_ns + self.rows_ns(rows))
         return round(self._with_cpu(gpu_ns, rows))
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
@@ -214,6 +219,7 @@ class TabledStepCost:
         and experts see everybody's tokens. An idle rank takes part with a batch of one.
         """
         attention_ns, most, rows, total = 0.0, 1, 1, 0
+        graphs = self.spec.cudagraph_sizes
         for batch in batches:
             tokens = batch.num_decodes + sum(chunk[0] for chunk in batch.chunks)
             own_ns = self.prefill_ns(batch.chunks) if batch.chunks else 0.0
@@ -226,7 +232,9 @@ class TabledStepCost:
             most = max(most, tokens)
             rows = max(rows, batch.num_decodes + len(batch.chunks))
             total += max(tokens, 1)
-        fixed_ns = self._lockstep_fixed_ns(most, total, len(batches))
+            if batch.chunks:
+                graphs = self._prompt_graphs
+        fixed_ns = self._lockstep_fixed_ns(most, total, len(batches), graphs)
         return round(self._with_cpu(fixed_ns + attention_ns + self.rows_ns(rows), rows))
 
     def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
@@ -237,7 +245,8 @@ class TabledStepCost:
         """
         rows = max(max(batch.num_decodes for batch in batches), 1)
         total = sum(max(batch.num_decodes, 1) for batch in batches)
-        gpu_ns = self._lockstep_fixed_ns(rows, total, len(batches)) + self.rows_ns(rows)
+        graphs = self.spec.cudagraph_sizes
+        gpu_ns = self._lockstep_fixed_ns(rows, total, len(batches), graphs) + self.rows_ns(rows)
         slowest, growth_ns, steps = slowest_rank(
             [(batch, self.rank_line(batch)) for batch in batches if batch.num_decodes]
         )
@@ -251,9 +260,11 @@ class TabledStepCost:
             gpu_ns, growth_ns = cpu_ns, 0.0
         return LockstepRun(gpu_ns + self.spec.engine.async_gap_s * 1e9, growth_ns, steps)
 
-    def _lockstep_fixed_ns(self, most: int, total: int, ranks: int) -> float:
+    def _lockstep_fixed_ns(
+        self, most: int, total: int, ranks: int, graphs: tuple[int, ...]
+    ) -> float:
         """Everything but attention, when `most` tokens are on one rank and `total` on all."""
-        padded = padded_size(self.spec.cudagraph_sizes, most)
+        padded = padded_size(graphs, most)
         if padded:
             most, total = padded, padded * ranks
         key = (most, total, bool(padded))
@@ -360,13 +371,14 @@ class TabledStepCost:
     def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
         """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
         engine = self.spec.engine
-        fixed_ns = self._fixed_ns(num_seqs, num_seqs)
+        graphs = self.spec.cudagraph_sizes
+        fixed_ns = self._fixed_ns(num_seqs, num_seqs, graphs)
         xs, attention = self._attention_ns(num_seqs)
         cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
         ys = [y + fixed_ns for y in attention]
         if self.spec.parallel.overlap:
             head_ns = self.rows_ns(num_seqs) + _GRAPH_REPLAY_US * 1e3
-            halves = [self._overlapped_ns(num_seqs, y) + head_ns for y in attention]
+            halves = [self._overlapped_ns(num_seqs, y, graphs) + head_ns for y in attention]
             ys = [min(pair) for pair in zip(ys, halves, strict=True)]
         if not self.spec.async_scheduling:
             return lines_of(xs, [y + cpu_ns for y in ys])
@@ -383,7 +395,7 @@ class TabledStepCost:
         layers = self.spec.model.num_layers * 1e3
         return float(linear[0]) + (float(np.interp(kv_tokens, xs, ys)) + beyond) / layers
 
-    def _overlapped_ns(self, tokens: int, attention_ns: float) -> float:
+    def _overlapped_ns(self, tokens: int, attention_ns: float, graphs: tuple[int, ...]) -> float:
         """A step in two halves, each computing while the other's tokens move (section 1.11).
 
         Either computing hides all moving, or one half's computing and moving follow each other.
@@ -400,13 +412,13 @@ class TabledStepCost:
         moved_ns = self._moved_ns[half]
         computed_ns = 2.0 * (self._token_ns[half] - moved_ns) * slower + attention_ns
         launched_ns = 0.0
-        if not padded_size(self.spec.cudagraph_sizes, tokens):
+        if not padded_size(graphs, tokens):
             launched_ns = 2.0 * self._eager_ns
         return max(computed_ns, 0.5 * computed_ns + moved_ns, launched_ns)
 
-    def _fixed_ns(self, tokens: int, rows: int) -> float:
+    def _fixed_ns(self, tokens: int, rows: int, graphs: tuple[int, ...]) -> float:
         """GPU time that depends on token and row counts alone, launch limits included."""
-        padded = padded_size(self.spec.cudagraph_sizes, tokens)
+        padded = padded_size(graphs, tokens)
         token_ns = self._tokens_ns(padded or tokens)
         if padded:
             token_ns += _GRAPH_REPLAY_US * 1e3

@@ -122,8 +122,10 @@ class ExpertFit:
     fractions of peak, `k_half` the inner size at which the tensor cores are half as well fed,
     `blend` the exponent that joins the two, `traffic` the fraction of bandwidth at which rows move
     between kernels, `route_us` the cost of sorting 1,000 routed rows. `block_rows` is how many rows
-    of an expert the kernel works on at a time. `sm_flops` is the measured GPU's peak per SM for
-    these weights: what keeps a kernel below peak costs an SM the same time on another GPU.
+    of an expert the kernel works on at a time; with `block_rows_most` above 0 it takes as many as
+    the average expert has, in powers of two from the one to the other. `sm_flops` is the measured
+    GPU's peak per SM for these weights: what keeps a kernel below peak costs an SM the same time on
+    another GPU.
     """
 
     launch_us: float
@@ -136,6 +138,7 @@ class ExpertFit:
     k_half: float
     block_rows: int
     sm_flops: float
+    block_rows_most: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Expert kernels: the grouped-GEMM equation and its correction by shape, from the MoE tables."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from frontier_mock.cost.experts import (
     ExpertLoad,
     ExpertShape,
     balanced_load,
+    block_rows,
     equation_us,
     experts_us,
     peak_flops,
@@ -32,7 +33,10 @@ HIGH = (120.0, 2.0, 1.0, 1.0, 8.0, 3.0, 20.0, 600.0)
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """One kernel in one collection. `ep`: True for whole experts per GPU, False for cut ones."""
+    """One kernel in one collection. `ep`: True for whole experts per GPU, False for cut ones.
+
+    `block_rows_most` as in `ExpertFit`; blocks then begin at the smallest of `BLOCKS`.
+    """
 
     collection: str
     weights: str
@@ -43,6 +47,7 @@ class ExpertSource:
     skew: float | None = None
     file: str = "moe_perf"
     even: str = "balanced"
+    block_rows_most: int = 0
 
     @property
     def key(self) -> str:
@@ -58,8 +63,10 @@ def sources(gpu: str) -> tuple[ExpertSource, ...]:
     made = [
         ExpertSource("vllm-0.24", "bf16", new, "bfloat16"),
         ExpertSource("vllm-0.24", "fp8", new, "fp8"),
-        ExpertSource("vllm-0.24", "mxfp4", new, "w4a16_mxfp4", "gptoss"),
     ]
+    most = 0 if gpu == "rtx_pro_6000_server" else 128
+    openai = ExpertSource("vllm-0.24", "mxfp4", new, "w4a16_mxfp4", "gptoss", block_rows_most=most)
+    made.append(openai)
     if gpu == "rtx_pro_6000_server":
         return (*made, ExpertSource("vllm-0.24", "int4", new, "int4_wo"))
     old, sglang = "h100_sxm/moe/vllm/0.19.0", f"{gpu}/moe/sglang/0.5.14"
@@ -74,7 +81,7 @@ def sources(gpu: str) -> tuple[ExpertSource, ...]:
         ExpertSource("vllm-0.19", "fp8", old, "fp8"),
         ExpertSource("vllm-0.19", "fp8_block", old, "fp8_block"),
         ExpertSource("vllm-0.19", "int4", old, "int4_wo"),
-        ExpertSource("vllm-0.19", "mxfp4", new, "w4a16_mxfp4", "gptoss"),
+        replace(openai, collection="vllm-0.19"),
         ExpertSource("sglang", "bf16", sglang, "bfloat16", "fused_moe_triton"),
         ExpertSource("sglang", "fp8_block", sglang, "fp8_block"),
         ExpertSource("sglang", "mxfp4", sglang, "w4a16_mxfp4", "fused_moe_triton"),
@@ -128,7 +135,9 @@ def points(data_dir: Path, source: ExpertSource, distribution: str) -> Points:
     return Points(shapes, tokens, np.array(us))
 
 
-def skewed_load(shape: ExpertShape, block: int, tokens: np.ndarray, alpha: float) -> ExpertLoad:
+def skewed_load(
+    shape: ExpertShape, block: int | np.ndarray, tokens: np.ndarray, alpha: float
+) -> ExpertLoad:
     """The load under which the collector measures "power_law": the rank that got most rows.
 
     Rows per expert are drawn from a power law between 1 and 0.8 of the tokens (0.01 and 2 when
@@ -136,7 +145,7 @@ def skewed_load(shape: ExpertShape, block: int, tokens: np.ndarray, alpha: float
     """
     draws = np.random.default_rng(0)
     columns = []
-    for count in tokens:
+    for count, rows_of_block in zip(tokens, np.broadcast_to(block, tokens.shape), strict=True):
         total = count * shape.top_k
         low, high = (1.0, 0.8 * count) if total > shape.num_experts else (0.01, 2.0)
         power = 1.0 - alpha
@@ -145,7 +154,7 @@ def skewed_load(shape: ExpertShape, block: int, tokens: np.ndarray, alpha: float
         rows = np.round(share / share.sum(axis=1, keepdims=True) * total)
         rows = rows.reshape(8, shape.ep, -1)
         busiest = rows[np.arange(8), rows.sum(axis=2).argmax(axis=1)]
-        blocks = np.ceil(busiest / block) * block
+        blocks = np.ceil(busiest / rows_of_block) * rows_of_block
         columns.append(
             [
                 (busiest > 0).sum(axis=1).mean(),
@@ -176,7 +185,7 @@ def fit_equation(hw: HardwareSpec, source: ExpertSource, given: Points) -> Exper
     target = np.log(given.us[known])
     best: tuple[float, ExpertFit] | None = None
     sm_flops = peak_flops(hw, source.weights) / hw.sm_count
-    for block in BLOCKS:
+    for block in BLOCKS[:1] if source.block_rows_most else BLOCKS:
         on = loads(given, block, source.skew)
 
         def error(x: np.ndarray, block: int = block, on: list[ExpertLoad] = on) -> np.ndarray:
@@ -190,7 +199,7 @@ def fit_equation(hw: HardwareSpec, source: ExpertSource, given: Points) -> Exper
         if best is None or off < best[0]:
             best = off, ExpertFit(*constants, block, sm_flops)
     assert best is not None
-    return best[1]
+    return replace(best[1], block_rows_most=source.block_rows_most)
 
 
 @dataclass(frozen=True)
@@ -235,7 +244,7 @@ def skewed_errors(
     given = points(data_dir, source, f"power_law_{alpha}")
     errors = []
     for shape, us in zip(given.shapes, given.us, strict=True):
-        load = skewed_load(shape, table.fit.block_rows, given.tokens, alpha)
+        load = skewed_load(shape, block_rows(table.fit, shape, given.tokens), given.tokens, alpha)
         errors.append(experts_us(table, hw, source.weights, shape, load) / us - 1.0)
     made = np.concatenate(errors)
     return made[~np.isnan(made)]

@@ -12,6 +12,7 @@ from frontier_mock.cost.contiguous import contiguous_us
 from frontier_mock.cost.experts import (
     ExpertShape,
     balanced_load,
+    block_rows,
     expected_load,
     experts_us,
     floor_us,
@@ -238,3 +239,53 @@ def test_experts_of_a_type_nobody_measured_are_named() -> None:
 def test_impossible_expert_parallelism_is_refused(parallel: ParallelSpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(QWEN, parallel=parallel)
+
+
+GPT_OSS = "openai/gpt-oss-120b"
+HALF = ExpertShape(2880, 1440, 4, 128, 1)
+"""Experts of gpt-oss-120b on one of two GPUs."""
+
+
+def test_mxfp4_blocks_are_as_large_as_the_average_experts_rows() -> None:
+    """128 experts, four per token: 8,192 tokens are 256 rows each (opt_flags.py of triton)."""
+    fit = load_kernels("h200").experts["vllm-0.24"]["mxfp4"].fit
+    tokens = np.array([1.0, 512.0, 600.0, 1024.0, 2048.0, 4096.0, 8192.0])
+    assert block_rows(fit, HALF, tokens).tolist() == [16, 16, 32, 32, 64, 128, 128]
+    fixed = load_kernels("h200").experts["vllm-0.24"]["bf16"].fit
+    assert set(block_rows(fixed, HALF, tokens)) == {fixed.block_rows}
+
+
+@given(st.integers(1, 16384), st.floats(0.0, 1.5), st.sampled_from(["h100", "h200", "h800"]))
+@settings(max_examples=60, deadline=None)
+def test_mxfp4_experts_cost_their_blocks(tokens: int, exponent: float, gpu: str) -> None:
+    """Popular experts make more blocks of many tokens and hit fewer experts with few."""
+    hw, table = load_hardware(gpu), load_kernels(gpu).experts["vllm-0.24"]["mxfp4"]
+    count = np.array([float(tokens)])
+    rows = block_rows(table.fit, HALF, count)
+    model = ExpertsSpec(128, 4, 2880)
+    shares = placed(popularity(model, RoutingSpec("zipf", exponent), 1), 1, 0)[0]
+    load = expected_load(shares, 4, rows, count)
+    even = balanced_load(HALF, rows, count)
+    time_us, even_us = (experts_us(table, hw, "mxfp4", HALF, x)[0, ...] for x in (load, even))
+    assert np.all(time_us >= floor_us(hw, "mxfp4", HALF, load))
+    if (load.padded > 1.001 * even.padded).all():
+        assert np.all(time_us > even_us)
+    if (load.padded < 0.999 * even.padded).all():
+        assert np.all(time_us < even_us * (1 + 1e-9))
+
+
+def test_four_bit_experts_are_read_in_four_bits() -> None:
+    """At decode experts are bytes: mxfp4 is faster than bf16, and slower than its bytes say."""
+    halves = ParallelSpec(tp=2)
+    packed, whole = make(GPT_OSS, "h200", halves), make(GPT_OSS, "h200", halves, weights="bf16")
+    for seqs in (16, 32, 64):
+        assert decode_ns(packed, seqs, seqs * 500) < 0.75 * decode_ns(whole, seqs, seqs * 500)
+        assert decode_ns(packed, seqs, seqs * 500) > 0.3 * decode_ns(whole, seqs, seqs * 500)
+
+
+def test_both_engines_run_mxfp4_experts_by_the_same_kernels() -> None:
+    """SGLang's moe_runner_backend of gpt-oss on Hopper is "triton_kernel" (sglang#12696)."""
+    halves = ParallelSpec(tp=2)
+    sglang = make(GPT_OSS, "h200", halves, engine="sglang-0.5.5")
+    vllm = make(GPT_OSS, "h200", halves, engine="vllm-0.24")
+    assert decode_ns(sglang, 64, 64_000) == pytest.approx(decode_ns(vllm, 64, 64_000), rel=0.02)

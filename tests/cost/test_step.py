@@ -1,5 +1,7 @@
 """The price of a step: laws that hold whatever the tables say."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +130,19 @@ def test_padding_to_the_captured_graph_makes_neighbours_equal_in_linear_cost() -
 def test_without_graphs_the_host_launches_every_kernel() -> None:
     eager = make(model="Qwen/Qwen3-8B", tp=1, weights="bf16", graphs=False)
     assert decode_ns(eager, 1, 100) > decode_ns(SMALL, 1, 100)
+
+
+def test_prompts_are_launched_by_the_host_where_only_decodes_are_captured() -> None:
+    """SGLang before 0.5.23 captures decodes alone, and compiles nothing."""
+    both = SMALL
+    decodes, prompts = replace(SMALL.spec, prompt_graph_sizes=()), (64, 512)
+    apart = build_step_cost(decodes, load_kernels("h800"))
+    own = build_step_cost(replace(decodes, prompt_graph_sizes=prompts), load_kernels("h800"))
+    short, beyond = [Chunk(60, 0)], [Chunk(513, 0)]
+    assert decode_ns(apart, 8, 900) == decode_ns(both, 8, 900)
+    assert apart.mixed(0, 0, short) > both.mixed(0, 0, short)
+    assert own.mixed(0, 0, short) == both.mixed(0, 0, short)
+    assert own.mixed(0, 0, beyond) == apart.mixed(0, 0, beyond)
 
 
 def test_synchronous_scheduling_adds_what_asynchronous_hides() -> None:
