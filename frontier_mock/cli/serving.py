@@ -3,14 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
 from frontier_mock.config.kv_sources import check_oracle, kv_sources
-from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
+from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker, cluster_of
 from frontier_mock.config.served import served_models, tokenizer_source
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
 from frontier_mock.cost.afd.spec import AfdSpec
@@ -29,10 +29,9 @@ from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.wire.eos import EosModel
 
 
-def serve(
-    cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str, clock_server: str | None = None
-) -> int:
+def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
     """Serve until told to stop; returns the exit code. Raises ConfigError."""
+    clock_server = sim.clock_server
     if clock_server is not None and parse_clock(sim.clock)[0] != "warp":
         raise ConfigError(f"clock: {shown(sim.clock)} cannot be shared; with clock-server: warp")
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
@@ -62,6 +61,18 @@ def serve(
         grpc=[grpc_spec(worker) for worker in cluster.workers],
     )
     return run_cluster(spec)
+
+
+def single(
+    cluster: ResolvedCluster, sim: SimulatorArgs, argv: Sequence[str]
+) -> tuple[ResolvedCluster, SimulatorArgs]:
+    """A cluster of one worker, under the name asked for; a shared clock is warp unless said."""
+    (worker,) = cluster.workers
+    names = [replace(worker, spec=replace(worker.spec, name=sim.name))]
+    told = any(word.partition("=")[0] == "--sim-clock" for word in argv)
+    if sim.clock_server is not None and not told:
+        sim = replace(sim, clock="warp")
+    return cluster_of(names, cluster.spec), sim
 
 
 def grpc_spec(worker: ResolvedWorker) -> GrpcSpec | None:

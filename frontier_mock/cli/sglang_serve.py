@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from frontier_mock.cli.options import warn, warn_without_effect
-from frontier_mock.cli.serving import serve
+from frontier_mock.cli.serving import serve, single
 from frontier_mock.cli.vllm_serve import flag_row
 from frontier_mock.config.resolve import resolve_single_sglang
 from frontier_mock.config.sglang_flags import parse_sglang_serve, sglang_flags
@@ -14,8 +14,8 @@ from frontier_mock.serve.ffn import run_ffn
 DEFAULT_HOST = "127.0.0.1"
 
 _ALONE = (
-    "--disaggregation-mode {}: KV moves between servers of one process, so a request here waits "
-    "300 s for its other half and fails; serve both sides with `frontier-mock up` "
+    "--disaggregation-mode {}: no other process shares this warp clock, so a request here waits "
+    "for its other half until it times out; --sim-clock-server shares one "
     "(docs/tutorial-disaggregation.md)"
 )
 
@@ -34,7 +34,11 @@ def run(argv: Sequence[str]) -> int:
         sglang, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )
     warn_without_effect(args.without_effect)
-    if sglang.disaggregation_mode != "null" and sglang.disaggregation_transfer_backend != "fake":
+    cluster, sim = single(cluster, sim, argv)
+    apart = (
+        sglang.disaggregation_mode != "null" and sglang.disaggregation_transfer_backend != "fake"
+    )
+    if apart and sim.clock == "warp" and sim.clock_server is None:
         warn(_ALONE.format(sglang.disaggregation_mode))
     return serve(cluster, sim, sglang.model_path)
 

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     sim = simulator_args(options)
     if options.clock_server is not None and options.clock is None:
         sim = replace(sim, clock="warp")
-    return serve(cluster, sim, scenario.name, options.clock_server)
+    return serve(cluster, sim, scenario.name)
 
 
 def chosen_workers(cluster: ResolvedCluster, text: str) -> ResolvedCluster:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from frontier_mock.cli.options import warn_without_effect
-from frontier_mock.cli.serving import serve
+from frontier_mock.cli.serving import serve, single
 from frontier_mock.config.flags import Flag
 from frontier_mock.config.resolve import resolve_single
 from frontier_mock.config.vllm_flags import parse_serve, simulator_flags, vllm_flags
@@ -24,6 +24,7 @@ def run(argv: Sequence[str]) -> int:
         args.vllm, sim.hardware, sim.engine, sim.seed, single_step=sim.single_step
     )
     warn_without_effect(args.without_effect)
+    cluster, sim = single(cluster, sim, argv)
     return serve(cluster, sim, args.vllm.model)
 
 

@@ -32,6 +32,7 @@ from frontier_mock.core.commands import (
     Transfer,
 )
 from frontier_mock.core.events import Controlled, EventLog, Rejected, Submitted, prefill_leg
+from frontier_mock.core.words import Over, Ready, Sent
 from frontier_mock.cost.protocol import LockstepCost, StepCost
 from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
@@ -187,6 +188,9 @@ class Cluster:
                 self._abort(prefill_leg(command.rid))
         elif isinstance(command, Change):
             self._change(command)
+        elif isinstance(command, Ready | Sent | Over):
+            if self.pairing is not None:
+                self.pairing.hear(command, t_ns)
         else:
             result = self._control(command)
         if self.pairing is not None:
@@ -361,7 +365,7 @@ class Cluster:
             elif what == "fail":
                 self._failed.add(index)
                 self._fail(index)
-            elif what == "link" and pairing is not None:
+            elif change.factor is not None and pairing is not None:
                 pairing.set_speed(index, change.factor, now)
             elif what == "cut" and pairing is not None:
                 pairing.cut_worker(index, now)

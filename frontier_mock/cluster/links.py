@@ -83,6 +83,10 @@ class Topology:
         """Links of an engine for what comes from outside of the cluster."""
         return (self._ports[target]["nic in"],)
 
+    def way_out(self, source: int) -> tuple[int, ...]:
+        """Links of an engine for what goes to another process."""
+        return (self._ports[source]["nic out"],)
+
     def links_of(self, worker: int) -> tuple[int, ...]:
         """All links of one engine."""
         return tuple(self._ports[worker].values())

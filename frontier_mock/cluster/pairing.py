@@ -12,75 +12,38 @@ in the order in which their engines tell of them, and moves KV as its style allo
    the sender is over when all has moved.
 4. Either side that waits longer than its patience fails; a side that is aborted tells the other,
    which takes `control_ns`.
-5. Bytes of one room move in one flow at a time. A transfer's first byte takes `latency_ns`; where
-   the two engines cut the cache differently, the receiver then lays it out anew.
+5. What moves, and how fast, is the `cluster.carrying.Carrier`'s.
 6. Nothing happens at the nanosecond that caused it (`serving.remote_kv`).
+7. The two halves of a room may be in different processes. Then each side has a room of its own, in
+   which the receiver stands for itself on the sender's side, and they exchange words
+   (`core.words`), which take `control_ns`. The sender's side moves the bytes.
 
 Sources: vLLM 0.33 NIXL and Mooncake connectors (vllm.md section 6), SGLang 0.5.23 disaggregation
 (sglang_and_routers.md section 4).
 """
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 
+from frontier_mock.cluster.carrying import Carrier
 from frontier_mock.cluster.fabric import Fabric, LinkUse
 from frontier_mock.cluster.links import FabricSpec, Topology
+from frontier_mock.cluster.rooms import (
+    FAR,
+    NEVER,
+    Action,
+    Room,
+    Timers,
+    stand_in,
+    transfer_of,
+)
 from frontier_mock.core.commands import Transfer
-from frontier_mock.core.events import EventLog, KvFailed, KvReceived, KvReleased
-from frontier_mock.cost.kv_transfer import kv_shape, same_layout
+from frontier_mock.core.events import EventLog, KvFailed, KvReceived, KvReleased, KvTold
+from frontier_mock.core.words import Over, Ready, Sent, Word
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.sequence import DONE
 from frontier_mock.serving.sequence import Sequence as Seq
 from frontier_mock.serving.worker import Worker
-from frontier_mock.simtime import NS_PER_S, SimTime, from_seconds
-
-_NEVER = -1
-
-
-class Room:
-    """One transfer. Times are -1 until they are known.
-
-    `computed_tokens` exist, or do when the step has ended that computes them in `pace_ns`;
-    `sent_bytes` have moved or are moving; `moving` while a flow is under way or about to be.
-    """
-
-    __slots__ = (
-        "allocated_ns",
-        "arrived_ns",
-        "cached_tokens",
-        "closed",
-        "computed_ns",
-        "computed_tokens",
-        "deadline_ns",
-        "key",
-        "moving",
-        "number",
-        "pace_ns",
-        "receiver",
-        "scheduled_ns",
-        "sender",
-        "sent_bytes",
-    )
-
-    def __init__(self, key: str, number: int) -> None:
-        self.key = key
-        self.number = number
-        self.sender: Seq | None = None
-        self.receiver: Seq | None = None
-        self.arrived_ns = _NEVER
-        self.scheduled_ns = _NEVER
-        self.computed_ns = _NEVER
-        self.allocated_ns = _NEVER
-        self.computed_tokens = 0
-        self.cached_tokens = 0
-        self.sent_bytes = 0
-        self.pace_ns: SimTime = 0
-        self.moving = False
-        self.closed = False
-        self.deadline_ns = _NEVER
-
-
-_Action = Callable[[Room, SimTime], None]
+from frontier_mock.simtime import SimTime, from_seconds
 
 
 class Pairing:
@@ -99,25 +62,28 @@ class Pairing:
         steps: Sequence[StepSpec],
         log: EventLog,
     ) -> None:
-        self.topology = Topology(spec, names, steps)
-        self.fabric = Fabric(self.topology.links)
+        self._timers = Timers()
+        self._carrier = Carrier(spec, names, steps, self._timers, self._arrive)
         self.touched: list[int] = []
         self.handed_on: Callable[[int, SimTime], None] = _nobody
         self.failed_leg: Callable[[int, SimTime], None] = _nobody
-        self._spec = spec
-        self._latency_ns = max(1, from_seconds(spec.latency_s))
         self._control_ns = max(1, from_seconds(spec.control_s))
         self._workers = workers
-        self._steps = steps
-        self._shapes = [kv_shape(step) for step in steps]
         self._log = log
         self._rooms: dict[str, Room] = {}
-        self._by_flow: dict[int, Room] = {}
         self._count = 0
-        self._timers: list[tuple[SimTime, int, _Action, Room]] = []
-        self._timer_count = 0
         for worker in workers:
             worker.exchange = self
+
+    @property
+    def topology(self) -> Topology:
+        """The links."""
+        return self._carrier.topology
+
+    @property
+    def fabric(self) -> Fabric:
+        """What is on them."""
+        return self._carrier.fabric
 
     @property
     def num_open(self) -> int:
@@ -126,22 +92,14 @@ class Pairing:
 
     def next_time(self) -> SimTime | None:
         """When something will happen next."""
-        timers = self._timers
-        while timers and timers[0][3].closed:
-            heappop(timers)
-        due = timers[0][0] if timers else None
+        due = self._timers.next_time()
         flow = self.fabric.next_time()
         return flow if due is None or (flow is not None and flow < due) else due
 
     def advance(self, t_ns: SimTime) -> None:
         """Do what is due at `t_ns`: flows that end first, then timers in the order of setting."""
-        for flow in self.fabric.pop_done(t_ns):
-            self._moved(self._by_flow.pop(flow), t_ns)
-        timers = self._timers
-        while timers and timers[0][0] <= t_ns:
-            _, _, action, room = heappop(timers)
-            if not room.closed:
-                action(room, t_ns)
+        self._carrier.advance(t_ns)
+        self._timers.run(t_ns)
 
     def use(self, t_ns: SimTime) -> list[LinkUse]:
         """What each link has carried."""
@@ -151,7 +109,7 @@ class Pairing:
 
     def arrives(self, seq: Seq, t_ns: SimTime) -> bool:
         """A sequence with a transfer is handed over."""
-        transfer = _transfer(seq)
+        transfer = transfer_of(seq)
         room = self._rooms.get(transfer.key)
         if room is None:
             room = self._open(transfer.key)
@@ -170,11 +128,12 @@ class Pairing:
                 return False
             return True
         room.receiver = seq
+        room.peer = transfer.peer
         return True
 
     def allocated(self, seq: Seq, cached_tokens: int, t_ns: SimTime) -> None:
         """A receiver has blocks."""
-        transfer = _transfer(seq)
+        transfer = transfer_of(seq)
         room = self._room_of(seq)
         if room is None:
             # Its sender has been and gone, or the key was another's.
@@ -195,16 +154,19 @@ class Pairing:
             room.arrived_ns = seq.arrived_ns
             room.scheduled_ns = room.computed_ns = t_ns
             room.computed_tokens = seq.prompt_tokens
-            room.moving = True
-            self._after(self._latency_ns, room, self._begin, t_ns)
+            self._carrier.fetch(room, t_ns)
+            return
+        if room.peer:
+            self._await(room, transfer, t_ns)
+            self._tell(seq, self._carrier.ready(room, seq.worker), t_ns)
             return
         if transfer.style == "pull":
-            room.deadline_ns = _NEVER
+            room.deadline_ns = NEVER
         else:
             self._await(room, transfer, t_ns)
         if transfer.style == "room" and sender is not None:
             self._after(self._control_ns, room, self._admit, t_ns)
-        self._move(room, t_ns)
+        self._carrier.move(room, t_ns)
 
     def scheduled(self, seq: Seq, t_ns: SimTime) -> None:
         """A sender's prompt is being computed."""
@@ -220,25 +182,23 @@ class Pairing:
         if tokens > room.computed_tokens:
             room.computed_tokens = tokens
             room.pace_ns = until_ns - t_ns
-            self._move(room, t_ns)
+            self._carrier.move(room, t_ns)
 
     def computed(self, seq: Seq, tokens: int, t_ns: SimTime) -> None:
         """Part of a sender's prompt exists."""
         room = self._room_of(seq)
-        if room is None or not _transfer(seq).streams:
+        if room is None or not transfer_of(seq).streams:
             return
         if room.pace_ns:
-            room.pace_ns = 0
-            if room.number in self._by_flow:
-                self.fabric.uncap(t_ns, room.number)
+            self._carrier.uncap(room, t_ns)
         if tokens > room.computed_tokens:
             room.computed_tokens = tokens
-            self._move(room, t_ns)
+            self._carrier.move(room, t_ns)
 
     def finished(self, seq: Seq, t_ns: SimTime) -> None:
         """A sender is done."""
         room = self._room_of(seq)
-        transfer = _transfer(seq)
+        transfer = transfer_of(seq)
         if room is None:
             self._release_later(Room(transfer.key, 0), seq, "abandoned", t_ns)
             return
@@ -249,11 +209,11 @@ class Pairing:
         receiver = room.receiver
         if receiver is None or transfer.style != "pull" or not _renews(receiver):
             self._await(room, transfer, t_ns)
-        self._move(room, t_ns)
+        self._carrier.move(room, t_ns)
 
     def gone(self, seq: Seq, t_ns: SimTime) -> None:
         """A side has ended; the other will hear of it."""
-        transfer = _transfer(seq)
+        transfer = transfer_of(seq)
         if transfer.sends:
             self.failed_leg(seq.rid, t_ns)
         room = self._rooms.get(transfer.key)
@@ -262,79 +222,82 @@ class Pairing:
         if room is None or (side is not seq and (transfer.sends or side is not None)):
             return
         if room.moving:
-            self._stop(room, t_ns)
+            self._carrier.stop(room, t_ns)
         if transfer.sends:
             room.sender = None
         else:
             room.receiver = None
         if room.sender is None and room.receiver is None:
+            self._part(room, seq, "abandoned", t_ns)
             self._close(room)
         else:
             self._after(self._control_ns, room, self._abandon, t_ns)
 
-    # Moving --------------------------------------------------------------------------------------
+    # What the other half says, from another process ----------------------------------------------
 
-    def _move(self, room: Room, t_ns: SimTime) -> None:
-        """Start the next flow of a room, if there is anything to move and somewhere to put it."""
-        sender, receiver = room.sender, room.receiver
-        if room.moving or sender is None or receiver is None or room.allocated_ns < 0:
+    def hear(self, word: Word, t_ns: SimTime) -> None:
+        """A word has come in; what follows from it is a nanosecond later."""
+        room = self._rooms.get(word.key)
+        if isinstance(word, Ready):
+            self._hear_ready(room, word, t_ns)
+        elif room is None or not room.peer or room.closed:
+            # This side was over before it could hear that.
             return
-        if room.computed_ns < 0 and not _transfer(sender).streams:
-            return
-        if self._total(room, room.computed_tokens) > room.sent_bytes:
-            room.moving = True
-            self._after(self._latency_ns if not room.sent_bytes else 1, room, self._begin, t_ns)
-        elif room.computed_ns >= 0:
-            room.moving = True
-            self._after(1, room, self._arrive, t_ns)
-
-    def _begin(self, room: Room, t_ns: SimTime) -> None:
-        sender, receiver = room.sender, room.receiver
-        if receiver is None or (sender is None and not _transfer(receiver).far):
-            room.moving = False
-            return
-        total = self._total(room, room.computed_tokens)
-        self._by_flow[room.number] = room
-        if sender is None:
-            path = self.topology.way_in(receiver.worker)
+        elif isinstance(word, Sent):
+            if room.receiver is not None and room.far is None and not room.moving:
+                arrived, scheduled, computed = (max(0, t_ns - age) for age in word.ages_ns)
+                room.arrived_ns, room.scheduled_ns, room.computed_ns = arrived, scheduled, computed
+                room.sent_bytes, room.source_ranks = word.num_bytes, word.ranks
+                room.moving = True
+                delay_ns = 1 + self._carrier.relayout_ns(room, room.receiver.worker)
+                self._after(delay_ns, room, self._arrive, t_ns)
         else:
-            path = self.topology.path(sender.worker, receiver.worker)
-        size = total - room.sent_bytes
-        # No faster than layers are computed, while they are.
-        cap = size / room.pace_ns * NS_PER_S if room.pace_ns else None
-        self.fabric.start(t_ns, room.number, path, size, cap)
-        room.sent_bytes = total
+            self._hear_over(room, word.reason, t_ns)
 
-    def _moved(self, room: Room, t_ns: SimTime) -> None:
-        """A flow has ended: all there was to move has moved."""
-        room.moving = False
-        if room.computed_ns >= 0 and self._total(room, room.computed_tokens) == room.sent_bytes:
-            room.moving = True
-            self._after(1 + self._relayout_ns(room), room, self._arrive, t_ns)
+    def _hear_ready(self, room: Room | None, word: Ready, t_ns: SimTime) -> None:
+        if room is None:
+            room = self._open(word.key)
+        elif room.receiver is not None:
+            # The key is taken: these are not the two halves of one transfer.
+            self._tell(None, Over(word.key, word.peer, "unknown"), t_ns)
+            return
+        room.peer, room.far, room.receiver = word.peer, word, stand_in(word)
+        room.allocated_ns = t_ns
+        room.cached_tokens = word.cached_tokens
+        if room.sender is not None:
+            self._await(room, transfer_of(room.sender), t_ns)
+            self._after(1, room, self._admit, t_ns)
+            self._carrier.move(room, t_ns)
+
+    def _hear_over(self, room: Room, reason: str, t_ns: SimTime) -> None:
+        # It knows; nobody has to be told.
+        room.peer = ""
+        if room.moving:
+            self._carrier.stop(room, t_ns)
+        if room.far is not None:
+            room.receiver = None
+        if room.sender is None and room.receiver is None:
+            self._close(room)
         else:
-            self._move(room, t_ns)
+            self._after(1, room, lambda late, at_ns: self._end_both(late, reason, at_ns), t_ns)
 
-    def _total(self, room: Room, tokens: int) -> int:
-        """Bytes that the first `tokens` tokens are to the receiver, less what it has already."""
-        assert room.receiver is not None
-        tokens = min(tokens, _transfer(room.receiver).tokens or room.receiver.prompt_tokens)
-        tokens = min(tokens, room.receiver.prompt_tokens)
-        shape = self._shapes[room.receiver.worker]
-        return max(0, shape.prompt_bytes(tokens) - shape.prompt_bytes(room.cached_tokens))
+    def _part(self, room: Room, seq: Seq | None, reason: str, t_ns: SimTime) -> None:
+        """A sender in another process that knows of this receiver hears, once, that it is over."""
+        if room.peer and room.far is None and room.allocated_ns >= 0:
+            self._tell(seq, Over(room.key, room.peer, reason), t_ns)
+            room.peer = ""
 
-    def _relayout_ns(self, room: Room) -> SimTime:
-        assert room.receiver is not None
-        if room.sender is None:
-            return 0
-        source, target = room.sender.worker, room.receiver.worker
-        if same_layout(self._steps[source], self._steps[target]):
-            return 0
-        return self._shapes[target].relayout_ns(room.sent_bytes)
+    def _tell(self, seq: Seq | None, word: Word, t_ns: SimTime) -> None:
+        worker, rid = (0, -1) if seq is None else (seq.worker, seq.rid)
+        due_ns = t_ns + self._control_ns
+        self._log.append(KvTold(t_ns, worker, rid, due_ns, word))
 
-    def _stop(self, room: Room, t_ns: SimTime) -> None:
-        room.moving = False
-        if self._by_flow.pop(room.number, None) is not None:
-            self.fabric.cancel(t_ns, room.number)
+    def _sent(self, room: Room, worker: int, t_ns: SimTime) -> Sent:
+        due_ns = t_ns + self._control_ns
+        times = room.arrived_ns, room.scheduled_ns, room.computed_ns
+        arrived, scheduled, computed = (due_ns - time_ns for time_ns in times)
+        ages = arrived, scheduled, computed
+        return Sent(room.key, room.peer, room.sent_bytes, self._carrier.ranks(worker), ages)
 
     # What follows --------------------------------------------------------------------------------
 
@@ -349,11 +312,18 @@ class Pairing:
     def _arrive(self, room: Room, t_ns: SimTime) -> None:
         """All of it is where it should be."""
         sender, receiver = room.sender, room.receiver
-        if receiver is None or (sender is None and not _transfer(receiver).far):
+        if receiver is None or not room.has_source():
             # Gone since; the other side will hear of it.
             room.moving = False
             return
         worker = receiver.worker
+        if worker == FAR:
+            assert sender is not None
+            self._tell(sender, self._sent(room, sender.worker, t_ns), t_ns)
+            self._close(room)
+            # Its word has to be there first, and what follows from it is a notification as well.
+            self._release_later(room, sender, "sent", t_ns + self._control_ns)
+            return
         self._log.append(
             KvReceived(
                 t_ns,
@@ -403,9 +373,9 @@ class Pairing:
         if room.moving:
             waiting = receiver or sender
             assert waiting is not None
-            self._await(room, _transfer(waiting), t_ns)
+            self._await(room, transfer_of(waiting), t_ns)
             return
-        if sender is not None and _transfer(sender).style == "pull" and receiver is not None:
+        if sender is not None and transfer_of(sender).style == "pull" and receiver is not None:
             if not _renews(receiver):
                 # It still waits for blocks, and will find its sender gone once it has them.
                 self._close(room)
@@ -419,6 +389,7 @@ class Pairing:
 
     def _end_both(self, room: Room, reason: str, t_ns: SimTime) -> None:
         sender = room.sender
+        self._part(room, room.receiver, reason, t_ns)
         self._fail_receiver(room, reason, t_ns)
         self._close(room)
         if sender is None:
@@ -426,7 +397,7 @@ class Pairing:
         if sender.pinned:
             self._release(sender, reason, t_ns)
         elif sender.state != DONE:
-            if _transfer(sender).style == "room":
+            if transfer_of(sender).style == "room":
                 self._log.append(KvFailed(t_ns, sender.worker, sender.rid, reason))
                 self._workers[sender.worker].lost(sender, t_ns)
             else:
@@ -439,11 +410,14 @@ class Pairing:
         receiver = room.receiver
         if receiver is None or receiver.state == DONE or receiver.transfer is None:
             return
+        if receiver.worker == FAR:
+            self._tell(room.sender, Over(room.key, room.peer, reason), t_ns)
+            return
         self._log.append(KvFailed(t_ns, receiver.worker, receiver.rid, reason))
         self._workers[receiver.worker].lost(receiver, t_ns)
         self.touched.append(receiver.worker)
 
-    def _stray(self, seq: Seq) -> _Action:
+    def _stray(self, seq: Seq) -> Action:
         def fail(room: Room, t_ns: SimTime) -> None:
             if seq.state == DONE or seq.transfer is None:
                 return
@@ -457,22 +431,17 @@ class Pairing:
         """Every transfer to or from an engine breaks off, as when it dies."""
         for room in self._rooms_of(worker):
             if room.moving:
-                self._stop(room, t_ns)
+                self._carrier.stop(room, t_ns)
             self._end_both(room, "broken", t_ns)
 
     def cut_worker(self, worker: int, t_ns: SimTime) -> None:
         """What moves to or from an engine is lost on the way, and sent again from its start."""
         for room in self._rooms_of(worker):
-            if room.number in self._by_flow:
-                self._stop(room, t_ns)
-                room.sent_bytes = 0
-                self._move(room, t_ns)
+            self._carrier.restart(room, t_ns)
 
     def set_speed(self, worker: int, factor: float, t_ns: SimTime) -> None:
         """An engine's links have `factor` of their speed from now on."""
-        for link in self.topology.links_of(worker):
-            rate = self.topology.links[link].bytes_per_s
-            self.fabric.set_capacity(t_ns, link, rate * factor)
+        self._carrier.set_speed(worker, factor, t_ns)
 
     def _rooms_of(self, worker: int) -> list[Room]:
         return [
@@ -500,19 +469,13 @@ class Pairing:
         room = self._rooms.get(seq.transfer.key)
         return room if room is not None and seq in (room.sender, room.receiver) else None
 
-    def _after(self, delay_ns: SimTime, room: Room, action: _Action, t_ns: SimTime) -> None:
-        self._timer_count += 1
-        heappush(self._timers, (t_ns + delay_ns, self._timer_count, action, room))
-
-
-def _transfer(seq: Seq) -> Transfer:
-    assert seq.transfer is not None
-    return seq.transfer
+    def _after(self, delay_ns: SimTime, room: Room, action: Action, t_ns: SimTime) -> None:
+        self._timers.set(t_ns + delay_ns, room, action)
 
 
 def _renews(receiver: Seq) -> bool:
     """Whether a receiver keeps its sender's lease alive: P never does (vLLM 0.33 NIXL)."""
-    return not _transfer(receiver).tokens
+    return not transfer_of(receiver).tokens
 
 
 def _nobody(rid: int, t_ns: SimTime) -> None:

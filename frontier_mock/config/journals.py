@@ -125,7 +125,11 @@ def _cluster(head: dict[str, Any]) -> ResolvedCluster:
         int(head["seed"]),
         decode_policy=str(head.get("decode_router", "round_robin")),
         fabric=FabricSpec(**head.get("fabric", {})),
-        timeline=tuple((t_ns, Change(*change)) for t_ns, *change in head.get("timeline", [])),
+        timeline=tuple(
+            # Journals from before had a factor of 1 for every change.
+            (t_ns, Change(worker, what, factor if what == "link" else None))
+            for t_ns, worker, what, factor in head.get("timeline", [])
+        ),
     )
     return cluster_of(workers, like)
 

@@ -325,7 +325,7 @@ def resolve_single_sglang(
     """One SGLang worker, named w0. Raises ConfigError."""
     worker = resolve_sglang(args, hardware, engine, "w0", args.port)
     worker = _on_ports(worker, args.port, None)
-    return cluster_of([worker], ClusterSpec((), "round_robin", seed))
+    return cluster_of([worker], ClusterSpec((), "round_robin", seed, single_step))
 
 
 def _bound_to(group: WorkerGroup, host: str) -> WorkerGroup:

@@ -61,7 +61,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         allow_auto_truncate=_flag(given, "allow_auto_truncate"),
         trust_request_chat_template=_flag(given, "trust_request_chat_template"),
         disaggregation_mode=args.disaggregation_mode,
-        disaggregation=_disaggregation(worker),
+        disaggregation=_disaggregation(worker, environment),
         tokenizer_path=args.tokenizer_path or args.model_path,
         weight_version=str(given.get("weight_version", "default")),
         load_format=str(given.get("load_format", "auto")),
@@ -83,23 +83,36 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
     )
 
 
-def _disaggregation(worker: ResolvedWorker) -> Disaggregation | None:
-    """Its part in prefill/decode disaggregation. Several servers of one host count up the port."""
+def _disaggregation(
+    worker: ResolvedWorker, environment: Mapping[str, str]
+) -> Disaggregation | None:
+    """Its part in prefill/decode disaggregation. Several servers of one host count up the port.
+
+    A prefill server waits for its other half to be found, a decode server for its prompt. Raises
+    ConfigError for an environment variable that is no number of seconds.
+    """
     args, connector = worker.sglang, worker.spec.connector
     if args is None or connector is None:
         return None
+    wait = "BOOTSTRAP" if args.disaggregation_mode == "prefill" else "WAITING"
+    patience_s = _seconds(
+        environment, f"SGLANG_DISAGGREGATION_{wait}_TIMEOUT", round(connector.patience_s)
+    )
+    beat_s = max(2, _seconds(environment, "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL", 5))
+    beats = max(1, _seconds(environment, "SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE", 2))
     parallel = worker.spec.step.parallel
     policy = args.load_balance_method
     return Disaggregation(
         mode=args.disaggregation_mode,
         backend=args.disaggregation_transfer_backend,
         port=args.disaggregation_bootstrap_port + worker.place if worker.spec.port else 0,
-        patience_ns=from_seconds(connector.patience_s),
+        patience_ns=max(1, from_seconds(patience_s)),
         page_size=worker.spec.scheduler.block_size,
         tp=parallel.tp,
         pp=parallel.pp,
         kv_cache_dtype=args.kv_cache_dtype,
         load_balance_method="follow_bootstrap_room" if policy == "auto" else policy,
+        heartbeat_s=float(beat_s * beats),
     )
 
 

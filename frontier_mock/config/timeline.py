@@ -20,7 +20,12 @@ START: Final = "start"
 AT = Key("at_s", number(0), REQUIRED, "when, in seconds")
 WORKER = Key("worker", string(), REQUIRED, "name of the worker")
 DO = Key("do", one_of(*CHANGES, START), REQUIRED, "what happens")
-FACTOR = Key("factor", number(0, 1000, above=True), 1.0, "link: speed compared with its own")
+FACTOR = Key(
+    "factor",
+    optional(number(0, 1000, above=True)),
+    None,
+    "link, and required there: speed compared with its own",
+)
 LOAD = Key("load_s", optional(number(0)), None, "start: time to load weights; null: by PCIe")
 TIMELINE_KEYS: tuple[Key[Any], ...] = (AT, WORKER, DO, FACTOR, LOAD)
 
@@ -32,7 +37,7 @@ class Happening:
     at_s: float
     worker: str
     what: str
-    factor: float
+    factor: float | None
     load_s: float | None
     where: str
 
@@ -42,15 +47,14 @@ def read_timeline(values: Sequence[Value]) -> tuple[Happening, ...]:
     made = []
     for value in values:
         section = open_section(value, TIMELINE_KEYS)
+        where = f"{value.source}:{value.line}: {value.path}"
+        what, factor = section.get(DO), section.get(FACTOR)
+        if what == "link" and factor is None:
+            raise ConfigError(f"{where}: do: link needs a factor; allowed: a number above 0")
+        if what != "link" and factor is not None:
+            raise ConfigError(f"{where}: factor: {factor:g} goes with do: link only, not {what}")
         made.append(
-            Happening(
-                section.get(AT),
-                section.get(WORKER),
-                section.get(DO),
-                section.get(FACTOR),
-                section.get(LOAD),
-                f"{value.source}:{value.line}: {value.path}",
-            )
+            Happening(section.get(AT), section.get(WORKER), what, factor, section.get(LOAD), where)
         )
     return tuple(made)
 

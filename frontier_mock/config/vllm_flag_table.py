@@ -343,6 +343,8 @@ SIMULATOR_FLAGS = """
 --sim-ffn-hardware | text | - | GPU type of the FFN side, if attention and FFN are apart
 --sim-engine | text | vllm-0.33 | engine version to impersonate: a preset under profiles/engines
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
+--sim-clock-server | text | - | share the clock of `frontier-mock clock` at this URL (warp)
+--sim-name | text | w0 | the worker's name, unlike that of others on a shared clock
 --sim-kv-event-dialect | text | - | vllm-map, sglang-map or array in place of the engine's own
 --sim-kv-events-also | text | - | JSON of a second socket: endpoint, topic, dialect
 --sim-kv-event-settle-ms | float>=0 | 5.0 | warp: real time subscribers get before a response ends

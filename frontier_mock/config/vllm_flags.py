@@ -158,6 +158,8 @@ class SimulatorArgs:
     ffn_hardware: str | None = None
     engine: str = "vllm-0.33"
     clock: str = "real"
+    clock_server: str | None = None
+    name: str = "w0"
     seed: int = 0
     journal: str | None = None
     old_metric_names: bool = False

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from frontier_mock.core.prompt import Prompt
+from frontier_mock.core.words import Word
 
 AUTO_WORKER = -1
 """`Submit.worker` for "let the cluster's own router choose" (offline runs)."""
@@ -30,6 +31,8 @@ class Transfer:
     A receiver gets the first `tokens` tokens of its prompt, 0 for all of it, unless fewer than
     `threshold` of them are missing: then it computes them. While it waits for blocks of its own,
     its sender keeps what it has for a receiver of all, and only for `patience_ns` for others.
+
+    `peer` is where a receiver finds the process that has its sender; "" if that is this one.
     """
 
     key: str
@@ -41,6 +44,7 @@ class Transfer:
     far: bool = False
     tokens: int = 0
     threshold: int = 0
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +147,16 @@ class Change:
     "fail": what is on it ends with reason "error", transfers break off, and it refuses whatever
     comes, until "recover". "leave": the cluster's own router sends it nothing more (it drains),
     until "join". "prefill", "decode": from now on that router uses it as such. "link": its links
-    have `factor` of their speed. "cut": transfers to and from it begin again.
+    have `factor` of their speed, which must be said. "cut": transfers to and from it begin again.
     """
 
     worker: int
     what: str
-    factor: float = 1.0
+    factor: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.what == "link") != (self.factor is not None):
+            raise ValueError(f"change {self.what!r}: a factor goes with link, and only with that")
 
 
-Command = Submit | Abort | Control | Change
+Command = Submit | Abort | Control | Change | Word

@@ -9,6 +9,7 @@ leg that the cluster's own router makes of Submit `rid` is `prefill_leg(rid)`, a
 import hashlib
 from typing import NamedTuple
 
+from frontier_mock.core.words import Word
 from frontier_mock.simtime import SimTime
 
 
@@ -153,6 +154,19 @@ class KvFailed(NamedTuple):
     reason: str
 
 
+class KvTold(NamedTuple):
+    """Half of a transfer has a word for the other half, in another process.
+
+    It is heard there at `due_ns`. `rid` is the sequence on this side, -1 if there is none.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    due_ns: SimTime
+    word: Word
+
+
 Event = (
     Submitted
     | Queued
@@ -165,6 +179,7 @@ Event = (
     | KvReceived
     | KvReleased
     | KvFailed
+    | KvTold
 )
 
 

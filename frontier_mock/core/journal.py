@@ -24,6 +24,7 @@ from frontier_mock.core.commands import (
     Transfer,
 )
 from frontier_mock.core.prompt import KeyedPrompt
+from frontier_mock.core.words import Over, Ready, Sent, Word, word_of, word_to_list
 from frontier_mock.simtime import SimTime
 
 
@@ -73,10 +74,14 @@ def _transfer_fields(name: str, transfer: Transfer | None) -> dict[str, object]:
         return {}
     flags = [transfer.sends, transfer.recompute, transfer.streams, transfer.far]
     counts = [transfer.tokens, transfer.threshold]
-    return {name: [transfer.key, transfer.style, transfer.patience_ns, *flags, *counts]}
+    # Few receivers have a peer; journals from before there were any have no such field.
+    peer = [transfer.peer] if transfer.peer else []
+    return {name: [transfer.key, transfer.style, transfer.patience_ns, *flags, *counts, *peer]}
 
 
-def _control_fields(command: Abort | Control | Change) -> dict[str, object]:
+def _control_fields(command: Abort | Control | Change | Word) -> dict[str, object]:
+    if isinstance(command, Ready | Sent | Over):
+        return {"word": word_to_list(command)}
     if isinstance(command, Change):
         return {"change": command.worker, "what": command.what, "factor": command.factor}
     if isinstance(command, Abort):
@@ -132,12 +137,13 @@ def _transfer(value: object) -> Transfer | None:
         return None
     if not isinstance(value, list):
         raise ValueError("transfer must be a list")
-    key, style, patience_ns, sends, recompute, streams, far, tokens, threshold = value
+    key, style, patience_ns, sends, recompute, streams, far, tokens, threshold, *peer = value
     if style not in TRANSFER_STYLES:
         raise ValueError(f"unknown transfer style {style!r}")
     flags = bool(recompute), bool(streams), bool(far)
     counts = _int(tokens), _int(threshold)
-    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags, *counts)
+    where = str(peer[0]) if peer else ""
+    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags, *counts, where)
 
 
 def _control(fields: dict[str, object]) -> Command | None:
@@ -153,11 +159,15 @@ def _control(fields: dict[str, object]) -> Command | None:
         return Resume(_int(fields["resume"]))
     if "change" in fields:
         what, factor = str(fields["what"]), fields["factor"]
-        if what not in CHANGES or not isinstance(factor, int | float):
+        if what not in CHANGES or not isinstance(factor, int | float | None):
             raise ValueError(f"unknown change {what!r}")
-        return Change(_int(fields["change"]), what, float(factor))
+        # Journals from before had a factor of 1 for every change.
+        told = float(factor) if what == "link" and factor is not None else None
+        return Change(_int(fields["change"]), what, told)
     if "flush" in fields:
         return Flush(_int(fields["flush"]), bool(fields["retract"]))
+    if "word" in fields:
+        return word_of(fields["word"])
     if "slow" in fields:
         return Slow(_int(fields["slow"]), _int(fields["extra_ns"]))
     return None

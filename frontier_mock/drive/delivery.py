@@ -15,6 +15,7 @@ from frontier_mock.core.events import (
     Finished,
     FirstToken,
     KvReceived,
+    KvTold,
     Preempted,
     Rejected,
     Scheduled,
@@ -63,6 +64,8 @@ class Delivery:
         on_drop: Callable[[Sequence[Event]], None] | None,
     ) -> None:
         self.forgot_events = False
+        self.on_told: Callable[[KvTold], None] = _untold
+        """Called with each word for another process."""
         self.flights: dict[int, Flight] = {}
         """Sequences inside the engine that somebody waits for, by rid."""
         self._engine = engine
@@ -161,6 +164,8 @@ class Delivery:
                 self._refuse(event.rid, event.reason)
             elif isinstance(event, Controlled):
                 self._requests.controlled(event)
+            elif isinstance(event, KvTold):
+                self.on_told(event)
         self._cursor = end
         if end - self._digested >= _EVENTS_BATCH:
             self._digest(end)
@@ -257,3 +262,7 @@ class Delivery:
         if len(ticket.flights) > 1:
             self._requests.withdraw(ticket)
         self._requests.complete(ticket)
+
+
+def _untold(event: KvTold) -> None:
+    """No other process is in reach: the patience of the transfer ends it."""

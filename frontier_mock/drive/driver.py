@@ -24,11 +24,12 @@ from collections.abc import Callable, Sequence
 
 from frontier_mock.core.commands import Abort, Command, Submit
 from frontier_mock.core.events import Controlled, Event
+from frontier_mock.core.words import Word
 from frontier_mock.drive.alarm import Alarm, FineAlarm, LoopAlarm
 from frontier_mock.drive.delivery import Delivery
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.leases import Feed, Resume, StallError, Wait
-from frontier_mock.drive.operations import Agenda, Done, Halt, Operation
+from frontier_mock.drive.operations import Agenda, Done, Halt, Heard, Operation
 from frontier_mock.drive.pace import ClockSpec, Pace
 from frontier_mock.drive.protocol import (
     Engine,
@@ -50,9 +51,9 @@ _MOVES_PER_PUMP = 256
 
 _DISARMED = -1
 
-Item = tuple[Ticket | Operation | Halt, bool]
-"""What waits in the inbox: a request, an operation or an early end, and whether it enters or is
-aborted (False)."""
+Item = tuple[Ticket | Operation | Halt | Heard, bool]
+"""What waits in the inbox: a request, an operation, an early end or a word from another process,
+and whether it enters or is aborted (False)."""
 
 Action = Callable[[], None]
 """What an actor's resumption sets off."""
@@ -193,6 +194,11 @@ class Driver:
         if not ticket.closed and self.error is None:
             self._post(self._stamp(), Halt(ticket, position), True)
 
+    def hear(self, word: Word) -> None:
+        """A word has come in from another process, now."""
+        if self.error is None:
+            self._post(self._stamp(), Heard(word), True)
+
     def poke(self) -> None:
         """The Timekeeper was told something: decide again soon."""
         if self._pump_soon is None and self.error is None and self._loop is not None:
@@ -279,7 +285,7 @@ class Driver:
         now = self.now_ns()
         return max(now, self._inbox[-1][0]) if self._inbox else now
 
-    def _post(self, stamp: SimTime, what: Ticket | Operation | Halt, enters: bool) -> None:
+    def _post(self, stamp: SimTime, what: Ticket | Operation | Halt | Heard, enters: bool) -> None:
         if self._warp:
             self.keeper.post(what.actor, (what, enters))
         else:
@@ -302,6 +308,9 @@ class Driver:
             return
         if isinstance(ticket, Halt):
             self._halt(stamp, ticket)
+            return
+        if isinstance(ticket, Heard):
+            self._feed(stamp, ticket.word)
             return
         if not enters:
             for flight in ticket.flights:

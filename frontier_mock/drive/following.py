@@ -8,10 +8,13 @@ Driver asks of it (`decide`) is answered from the host's orders. Messages are li
 follower to host: `["arriving"]`, `["received"]`, `["park", actor, legs]`, `["refuse", actor,
 legs]`, `["post", actor, number]`, `["complete", actor, number]`, `["returned", actor]`,
 `["disconnect", actor]`, and `["done", now_ns, next_ns]` after every feed or move: next_ns is the
-promise that nothing will happen in this engine before, null if nothing will at all.
+promise that nothing will happen in this engine before, null if nothing will at all. `["letter",
+peer, due_ns, word]` is for the half of a transfer at another process (`core.words`), to be heard
+there at `due_ns`, which is later than now.
 
 host to follower: `["feed", t_ns, numbers, limit_ns]`: it is t_ns, feed these posts in this order.
-`["move", t_ns, limit_ns]`: advance to t_ns. After both, go on through events before limit_ns as
+`["move", t_ns, limit_ns]`: advance to t_ns. `["hear", t_ns, words, limit_ns]`: advance to t_ns, and
+hear these words. After each of them, go on through events before limit_ns as
 long as nobody has to be told. `["resume", numbers]`: write the last bytes of these completed
 requests.
 
@@ -24,6 +27,7 @@ that `done`, puts off what the client says until then.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from frontier_mock.drive.leases import Decision, Feed, ItemT, Move, Resume, TokenT, Wait
 from frontier_mock.drive.timekeeper import Timekeeper
@@ -36,13 +40,22 @@ Message = list[object]
 class FollowingKeeper(Timekeeper[TokenT, ItemT]):
     """Stands where a Driver has its Timekeeper; has no actors of its own."""
 
-    def __init__(self, send: Callable[[Message], None], flush: Callable[[], None]) -> None:
-        """`send` puts a message on its way, `flush` sees to it that all of them have left."""
+    def __init__(
+        self,
+        send: Callable[[Message], None],
+        flush: Callable[[], None],
+        heard: Callable[[object], ItemT],
+    ) -> None:
+        """`send` puts a message on its way, `flush` sees to it that all of them have left.
+
+        `heard` is what the Driver is to be fed for a word. Raises ValueError for what is none.
+        """
         super().__init__()
         self.at_once = False
         """Whether responses of requests with an actor need not wait for the host's `resume`."""
         self._send_message = send
         self._flush = flush
+        self._heard = heard
         self._orders: deque[Message] = deque()
         self._posted: dict[int, ItemT] = {}
         self._completed: dict[int, TokenT] = {}
@@ -54,9 +67,13 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
 
     def order(self, message: Message) -> None:
         """The host said something. Raises ValueError if it makes no sense."""
-        if not message or message[0] not in ("feed", "move", "resume"):
+        if not message or message[0] not in ("feed", "move", "hear", "resume"):
             raise ValueError(f"the clock host said {message!r}")
         self._orders.append(message)
+
+    def write(self, peer: str, due_ns: SimTime, word: object) -> None:
+        """Have a word heard at another process."""
+        self._tell(["letter", peer, due_ns, word])
 
     # What the Driver and the HTTP layer say
 
@@ -121,6 +138,9 @@ class FollowingKeeper(Timekeeper[TokenT, ItemT]):
             return Resume([self._completed.pop(number) for number in _numbers(rest[0])])
         self._owes, self._told = True, False
         self.now_ns = max(self.now_ns, _time(rest[0]))
+        if verb == "hear":
+            self._limit_ns = _time(rest[2])
+            return Feed([self._heard(word) for word in _list(rest[1])])
         if verb == "feed":
             self._limit_ns = _time(rest[2])
             return Feed([self._posted.pop(number) for number in _numbers(rest[1])])
@@ -157,6 +177,10 @@ def _time(value: object) -> SimTime:
 
 
 def _numbers(value: object) -> Sequence[int]:
+    return _list(value)
+
+
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{value!r} is not a list")
     return value

@@ -13,7 +13,11 @@ the least promise as the next event, exactly as a Driver does with its own engin
    each other, so it does not matter that the others' commands of that instant are elsewhere.
    If only one member is moved or fed, and the Timekeeper is settled, it may go on by itself up
    to the next thing that anybody else has promised.
-4. A member that is lost takes its requests with it: the run has failed, and everybody is told why.
+4. Letters: a member's word for another one waits here until it is due, which is part of what the
+   other has promised. As it is due later than what caused it, nobody can have gone past that.
+   Letters due at one instant are heard in the order of who wrote them, and when; one for nobody
+   is returned.
+5. A member that is lost takes its requests with it: the run has failed, and everybody is told why.
    One that says goodbye with nothing in flight just leaves.
 """
 
@@ -22,6 +26,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from frontier_mock.drive.drift import Drift
 from frontier_mock.drive.following import Message
@@ -44,15 +49,39 @@ class MemberLostError(RuntimeError):
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """An engine process. `send` puts a message on its way; `busy` while an order is carried out."""
+    """An engine process. `send` puts a message on its way; `busy` while an order is carried out.
+
+    `addresses` is where others look for it, beside its name: `host:port` of bootstrap servers.
+    """
 
     name: str
     workers: tuple[str, ...]
     send: Callable[[Message], None]
+    addresses: tuple[str, ...] = ()
     next_ns: SimTime | None = None
     busy: bool = False
     in_flight: int = 0
     resumed: list[int] = field(default_factory=list)
+    letters: list[tuple[SimTime, tuple[str, ...], int, Message]] = field(default_factory=list)
+
+    @property
+    def letter_ns(self) -> SimTime | None:
+        """When the next letter for it is due."""
+        return self.letters[0][0] if self.letters else None
+
+    @property
+    def due_ns(self) -> SimTime | None:
+        """When something will happen in it: of itself, or because a letter comes."""
+        if not self.letters or self.next_ns is None:
+            return self.next_ns if not self.letters else self.letter_ns
+        return min(self.letters[0][0], self.next_ns)
+
+    def take_letters(self, t_ns: SimTime) -> list[Message]:
+        """The words that are due by `t_ns`, in order."""
+        words: list[Message] = []
+        while self.letters and self.letters[0][0] <= t_ns:
+            words.append(heappop(self.letters)[3])
+        return words
 
     def __str__(self) -> str:
         return f"engine process {self.name} (workers {', '.join(self.workers)})"
@@ -81,6 +110,7 @@ class ClockHost:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._orders = 0
+        self._letters = 0
 
     # Life
 
@@ -125,7 +155,8 @@ class ClockHost:
 
     def next_due(self) -> SimTime | None:
         """The least promise of all engines."""
-        return min((m.next_ns for m in self.members if m.next_ns is not None), default=None)
+        dues = [member.due_ns for member in self.members]
+        return min((due for due in dues if due is not None), default=None)
 
     def holders(self) -> list[tuple[str, str]]:
         """Who keeps time from moving: leases, and engines at work."""
@@ -164,6 +195,8 @@ class ClockHost:
             case ["disconnect", str() | None as name]:
                 member.in_flight -= 1
                 keeper.disconnect(name)
+            case ["letter", str(peer), int(due_ns), list(word)] if due_ns > keeper.now_ns:
+                self._letter(member, peer, due_ns, word)
             case ["arriving"]:
                 keeper.arriving()
             case ["received"]:
@@ -182,6 +215,27 @@ class ClockHost:
         else:
             logger.info("%s left at %d ns", member, self.keeper.now_ns)
             self.poke()
+
+    def _letter(self, sender: Member, peer: str, due_ns: SimTime, word: Message) -> None:
+        """Put a letter where it will be found when it is due."""
+        found = [m for m in self.members if m.name == peer or peer in m.addresses]
+        if not found:
+            # By whatever name of its host; ports are taken once on most.
+            port = ":" + peer.rpartition(":")[2]
+            found = [m for m in self.members if any(a.endswith(port) for a in m.addresses)]
+        match word:
+            case [str(what), str(key), str(), *rest]:
+                pass
+            case _:
+                raise ValueError(f"{sender} wrote {word!r}")
+        if len(found) == 1:
+            self._put(found[0], due_ns, sender, [what, key, sender.name, *rest])
+        elif what == "ready":
+            self._put(sender, due_ns + _LOOKED_FOR_NS, sender, ["over", key, peer, "unknown"])
+
+    def _put(self, reader: Member, due_ns: SimTime, sender: Member, word: Message) -> None:
+        self._letters += 1
+        heappush(reader.letters, (due_ns, sender.workers, self._letters, word))
 
     # The pump
 
@@ -230,10 +284,14 @@ class ClockHost:
         return True
 
     def _move(self, t_ns: SimTime) -> None:
-        due = [m for m in self.members if m.next_ns is not None and m.next_ns <= t_ns]
+        due = [m for m in self.members if m.due_ns is not None and m.due_ns <= t_ns]
+        words = [member.take_letters(t_ns) for member in due]
         limit_ns = self._limit_ns(due[0]) if len(due) == 1 else t_ns
-        for member in due:
-            self._order(member, ["move", t_ns, limit_ns])
+        for member, heard in zip(due, words, strict=True):
+            if heard:
+                self._order(member, ["hear", t_ns, heard, limit_ns])
+            else:
+                self._order(member, ["move", t_ns, limit_ns])
 
     def _feed(self, items: list[tuple[Member, int]]) -> None:
         shares: dict[Member, list[int]] = {}
@@ -252,8 +310,9 @@ class ClockHost:
         wake_ns = self.keeper.next_wake()
         limit_ns = _FAR_NS if wake_ns is None else wake_ns
         for member in self.members:
-            if member is not alone and member.next_ns is not None and member.next_ns < limit_ns:
-                limit_ns = member.next_ns
+            due_ns = member.letter_ns if member is alone else member.due_ns
+            if due_ns is not None and due_ns < limit_ns:
+                limit_ns = due_ns
         return limit_ns
 
     def _order(self, member: Member, message: Message) -> None:
@@ -290,5 +349,8 @@ class ClockHost:
         self.died.set()
 
 
+_LOOKED_FOR_NS = 15 * NS_PER_S
+"""How long a decode server looks for a prefill server: 15 attempts, one per second (SGLang 0.5.23,
+disaggregation/decode.py)."""
 _FAR_NS = 1 << 62
 """No limit: later than any time there is."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from frontier_mock.core.commands import Command, Flush, Pause
 from frontier_mock.core.events import Controlled
+from frontier_mock.core.words import Word
 from frontier_mock.drive.protocol import Ticket
 from frontier_mock.simtime import SimTime
 
@@ -32,6 +33,17 @@ class Halt(NamedTuple):
     def actor(self) -> str | None:
         """In whose turn it comes: the request's own, which must be fed before it."""
         return self.ticket.actor
+
+
+class Heard(NamedTuple):
+    """A word that has come in from another process."""
+
+    word: Word
+
+    @property
+    def actor(self) -> str | None:
+        """Nobody's turn."""
+        return None
 
 
 class Operation:

@@ -3,7 +3,8 @@
 SGLang's (`SglangRooms`) tells decode servers how the prefill server is cut, and is probed by
 routers; Mooncake's in vLLM (`MooncakeRegistry`) tells routers its engine id. Both registries are
 complete from the start, as ranks are no processes of their own here, and KV moves inside the
-engine (sglang_and_routers.md section 4.1, vllm.md section 6.3).
+engine or, between processes, as `serve.halves` says (sglang_and_routers.md section 4.1, vllm.md
+section 6.3).
 """
 
 import asyncio
@@ -13,11 +14,13 @@ from typing import Protocol
 
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.connection import Exchange, Http1Server
+from frontier_mock.serve.halves import HALVES_PATH, Halves
 from frontier_mock.serve.http1 import Request
 from frontier_mock.wire.kv_transfer import KvPort
 from frontier_mock.wire.sglang.disaggregation import Disaggregation, asked_ranks, route_body
 
 _TEXT = "text/plain; charset=utf-8"
+_JSON_TYPE = "application/json; charset=utf-8"
 _ROOMS_KEPT = 4096
 _KEEPALIVE_S = 75.0
 _MISSING = b"Missing inputs for bootstrap server."
@@ -28,8 +31,8 @@ _MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 class Registry(Protocol):
     """What a bootstrap server knows."""
 
-    def answer(self, request: Request, port: int) -> Answer:
-        """Answer one request on `port`."""
+    def answer(self, exchange: Exchange, port: int) -> Answer | None:
+        """Answer one request on `port`; None if the connection is somebody else's now."""
         ...
 
 
@@ -64,7 +67,9 @@ class BootstrapServer:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request. Never raises."""
-        exchange.reply(self._registry.answer(exchange.request, self.port))
+        answer = self._registry.answer(exchange, self.port)
+        if answer is not None:
+            exchange.reply(answer)
 
     def answering(self, exchange: Exchange, status: int) -> str:
         """No headers of our own."""
@@ -83,16 +88,22 @@ class BootstrapServer:
 class SglangRooms:
     """The registry of an SGLang prefill server whose HTTP port is `http_port`."""
 
-    def __init__(self, part: Disaggregation, http_port: int) -> None:
+    def __init__(self, part: Disaggregation, http_port: int, halves: Halves) -> None:
         self._part = part
         self._http_port = http_port
+        self._halves = halves
         self._ranks: dict[int, int] = {}
 
-    def answer(self, request: Request, port: int) -> Answer:
+    def answer(self, exchange: Exchange, port: int) -> Answer | None:
         """As SGLang's bootstrap server."""
+        request = exchange.request
         asked = request.method, request.path
+        if request.path == HALVES_PATH:
+            return self._halves.answer(exchange, self._part)
         if asked in (("GET", "/health"), ("PUT", "/route")):
             return Answer(200, b"OK", _TEXT)
+        if request.path == "/route" and request.method != "GET":
+            return Answer(405, b"Method not allowed", _JSON_TYPE)
         if asked == ("GET", "/route"):
             return self._route(request, port)
         if asked == ("POST", "/register_dp_rank"):
@@ -109,7 +120,8 @@ class SglangRooms:
             return json_answer(route_body(self._part, self._http_port))
         dp, cp, tp, pp = ranks
         if dp > 0 or cp > 0 or not 0 <= tp < self._part.tp or not 0 <= pp < self._part.pp:
-            return Answer(404, b"Bootstrap info not Found", _TEXT)
+            said = f"dp_rank={dp} cp_rank={cp} tp_rank={tp} pp_rank={pp}"
+            return Answer(404, f"Bootstrap info not found for {said}".encode(), _TEXT)
         return json_answer({"rank_ip": "127.0.0.1", "rank_port": port + 1 + tp})
 
     def _register(self, body: bytes) -> Answer:
@@ -137,8 +149,9 @@ class MooncakeRegistry:
     def __init__(self, kv: KvPort) -> None:
         self._kv = kv
 
-    def answer(self, request: Request, port: int) -> Answer:
+    def answer(self, exchange: Exchange, port: int) -> Answer | None:
         """As the connector's FastAPI service."""
+        request = exchange.request
         asked = request.method, request.path
         if asked == ("GET", "/query"):
             kv = self._kv

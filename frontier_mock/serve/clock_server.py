@@ -18,9 +18,9 @@ from frontier_mock.serve.clock_metrics import render_clock_metrics
 from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Exchange, Http1Server
 from frontier_mock.serve.http1 import Request
-from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
+from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines, switching
+from frontier_mock.serve.opening import grpc_clock
 from frontier_mock.serve.sockets import bind, url_of
-from frontier_mock.serve.up import grpc_clock
 from frontier_mock.simtime import to_seconds
 
 logger = logging.getLogger("frontier_mock")
@@ -32,7 +32,6 @@ _VERBS = "/sim/clock"
 _VIEW_LIMIT_S = 1.0
 """Real time after which GET /sim/clock no longer waits for engines at work."""
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,8 @@ class ClockServer:
         try:
             body = json.loads(request.body)
             name, workers = body["name"], body["workers"]
-            if not isinstance(name, str) or not all(isinstance(w, str) for w in workers):
+            addresses = body.get("addresses", [])
+            if not all(isinstance(word, str) for word in (name, *workers, *addresses)):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             return json_answer({"error": "name and workers are required"}, 400)
@@ -183,9 +183,9 @@ class ClockServer:
             if worker in taken:
                 said = f"worker {worker} is already served by {taken[worker]}"
                 return json_answer({"error": said}, 409)
-        link = _Link(self, name, tuple(workers))
+        link = _Link(self, name, tuple(workers), tuple(addresses))
         self._links.append(link)
-        exchange.hand_over(link, _SWITCH.encode())
+        exchange.hand_over(link, switching(PROTOCOL))
         link.send(["now", self.host.now_ns(), self._at_once])
         self.host.join(link.member)
         return None
@@ -279,10 +279,16 @@ class _Report:
 class _Link(Lines):
     """The connection of one member."""
 
-    def __init__(self, server: ClockServer, name: str, workers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        server: ClockServer,
+        name: str,
+        workers: tuple[str, ...],
+        addresses: tuple[str, ...],
+    ) -> None:
         super().__init__()
         self._server = server
-        self.member = Member(name, workers, self.send)
+        self.member = Member(name, workers, self.send, addresses)
 
     def heard(self, message: Message) -> None:
         """See `drive.following`."""

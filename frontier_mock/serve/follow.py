@@ -1,17 +1,18 @@
 """The follower's end of a shared clock: joins the host, carries its orders to the Driver."""
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.core.words import word_of
 from frontier_mock.drive.driver import Action, Driver, Item
 from frontier_mock.drive.following import FollowingKeeper, Message
+from frontier_mock.drive.operations import Heard
 from frontier_mock.drive.protocol import ShutdownError
 from frontier_mock.serve.answers import Answer, json_answer
 from frontier_mock.serve.connection import Exchange
-from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Lines
+from frontier_mock.serve.lines import JOIN_PATH, PROTOCOL, Dialled
 from frontier_mock.serve.vllm_app import Handler
 
 _JOIN_LIMIT_S = 30.0
@@ -22,12 +23,16 @@ class HostLostError(ShutdownError):
     """The process that keeps the clock is gone, or has stopped it; the message says which."""
 
 
-class Follower(Lines):
+def _item(value: object) -> Item:
+    """What a word from another process is to the Driver. Raises ValueError if it is none."""
+    return Heard(word_of(value)), True
+
+
+class Follower(Dialled):
     """The connection to the host at `url`, and the keeper that a Driver is built with."""
 
     def __init__(self, url: str, name: str, workers: Sequence[str]) -> None:
         """Raises ConfigError if `url` is none."""
-        super().__init__()
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -35,27 +40,24 @@ class Follower(Lines):
             port = None
         if parts.scheme != "http" or parts.hostname is None or port is None:
             raise ConfigError(f"clock-server: {shown(url)} is not http://HOST:PORT")
+        self._me: dict[str, object] = {"name": name, "workers": list(workers)}
+        super().__init__((parts.hostname, port), JOIN_PATH, PROTOCOL, self._me)
         self.url = url
-        self.keeper: FollowingKeeper[Action, Item] = FollowingKeeper(self.send, self.flush)
+        self.keeper: FollowingKeeper[Action, Item] = FollowingKeeper(self.send, self.flush, _item)
         self.report: Callable[[], Mapping[str, object]] = dict
-        self._address = parts.hostname, port
-        self._name = name
-        self._workers = list(workers)
         self._driver: Driver | None = None
-        self._head = b""
-        self._answer: asyncio.Future[None] | None = None
         self._leaving: asyncio.Future[None] | None = None
 
-    async def join(self, driver: Driver) -> None:
-        """Connect and take part. Raises ConfigError if the host does not answer or refuses."""
-        loop = asyncio.get_running_loop()
+    async def join(self, driver: Driver, addresses: Sequence[str] = ()) -> None:
+        """Connect and take part; words for any of `addresses` are for this process.
+
+        Raises ConfigError if the host does not answer or refuses.
+        """
         self._driver = driver
-        self._answer = loop.create_future()
-        host, port = self._address
+        self._me["addresses"] = list(addresses)
         try:
             async with asyncio.timeout(_JOIN_LIMIT_S):
-                await loop.create_connection(lambda: self, host, port)
-                await self._answer
+                await self.dial()
         except OSError as error:
             # A timeout is an OSError as well, without a text of its own.
             why = error.strerror or str(error) or "no answer"
@@ -71,39 +73,6 @@ class Follower(Lines):
         await asyncio.wait((self._leaving,), timeout=_GOODBYE_LIMIT_S)
 
     # What the connection says
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        super().connection_made(transport)
-        body = json.dumps({"name": self._name, "workers": self._workers}).encode()
-        host, port = self._address
-        head = (
-            f"POST {JOIN_PATH} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: upgrade\r\n"
-            f"upgrade: {PROTOCOL}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        assert self._transport is not None
-        self._transport.write(head.encode() + body)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop: first the answer to the join, then lines."""
-        answer = self._answer
-        if answer is None or answer.done():
-            super().data_received(data)
-            return
-        self._head += data
-        head, found, rest = self._head.partition(b"\r\n\r\n")
-        if not found:
-            return
-        if head.startswith(b"HTTP/1.1 101 "):
-            answer.set_result(None)
-            if rest:
-                super().data_received(rest)
-        else:
-            said = (
-                rest.decode("utf-8", "replace").strip() or head.decode("latin-1").split("\r\n")[0]
-            )
-            answer.set_exception(ConnectionRefusedError(0, said))
 
     def heard(self, message: Message) -> None:
         """An order, or a question. Raises ValueError for anything else."""
@@ -127,10 +96,7 @@ class Follower(Lines):
 
     def lost(self, why: str) -> None:
         """The host is gone."""
-        answer = self._answer
-        if answer is not None and not answer.done():
-            answer.set_exception(ConnectionResetError(0, why))
-        elif self._leaving is not None:
+        if self._leaving is not None:
             if not self._leaving.done():
                 self._leaving.set_result(None)
         elif self._driver is not None:

@@ -206,7 +206,7 @@ class SglangApp:
             self._check_json(request)
             parsed = self._generators[request.path](request.body, request.headers, self._served)
             try:
-                submits = legs(self._part, parsed.sequences)
+                submits = legs(self._part, parsed.sequences, state.peer_of)
                 entry = state.enter(parsed)
             except ValueError as error:
                 raise _refused(str(error), parsed) from None
@@ -262,7 +262,7 @@ class SglangApp:
         request = entry.request
         actor = request.routing.actor
         if submits is None:
-            submits = legs(self._part, request.sequences)
+            submits = legs(self._part, request.sequences, self.state.peer_of)
         if not request.warms or request.sequences[0].bootstrap is not None:
             return Accepted(submits, subscriber, request.n, actor)
         prompts = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.simtime import SimTime
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.disaggregation import PeerOf, nowhere_else
 from frontier_mock.wire.sglang.info import Identity
 from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.sglang.request import SglangRequest
@@ -38,8 +39,8 @@ class ServerState:
 
     `spans_of` says which weight versions the tokens of a sequence that just ended are from; it is
     the control plane's, and knows of none by default. `kv_events` is that entry of /server_info.
-    `streams` is told of tickets whose answers
-    are streamed, if somebody counts them apart.
+    `streams` is told of tickets whose answers are streamed, if somebody counts them apart.
+    `peer_of` says which process has a bootstrap server.
     """
 
     def __init__(self, served: ServedModel) -> None:
@@ -56,6 +57,7 @@ class ServerState:
         self.kv_events: Json = None
         self.spans_of: Callable[[Flight], Spans] = _no_spans
         self.streams: Callable[[Ticket], None] | None = None
+        self.peer_of: PeerOf = nowhere_else
         self.aborts_asked = 0
         self.last_output_ns = -1
         self._by_rid: dict[str, InFlight] = {}

@@ -10,8 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +18,10 @@ from typing import TYPE_CHECKING
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.observed import KvBatch
-from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.kv_events import KvSource
-from frontier_mock.core.commands import Command, Submit
 from frontier_mock.core.events import Event
-from frontier_mock.core.journal import to_line
-from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.driver import Driver
 from frontier_mock.drive.event_loop import new_event_loop
-from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import Folder
 from frontier_mock.drive.virtual_loop import VirtualTimeLoop
 from frontier_mock.report.roles import StationBook
@@ -36,25 +29,31 @@ from frontier_mock.report.summary import report_cluster
 from frontier_mock.report.worker_digests import WorkerDigests, by_name, by_role
 from frontier_mock.serve.bootstrap import (
     BootstrapServer,
-    MooncakeRegistry,
-    Registry,
-    SglangRooms,
 )
-from frontier_mock.serve.clock_routes import ClockRoutes, Clockwork
+from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Http1Server
 from frontier_mock.serve.follow import FollowedClock, Follower
-from frontier_mock.serve.grpc_settings import GrpcSpec, open_ports
-from frontier_mock.serve.settings import HttpSettings
+from frontier_mock.serve.grpc_settings import open_ports
+from frontier_mock.serve.halves import Halves
+from frontier_mock.serve.opening import (
+    bind_all,
+    bootstrap_server,
+    grpc_clock,
+    kv_publishers,
+    open_journal,
+)
 from frontier_mock.serve.sglang_app import SglangApp
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_port import sglang_app
-from frontier_mock.serve.sockets import bind, bind_file, url_of
+from frontier_mock.serve.sockets import url_of
+from frontier_mock.serve.spec import ServeSpec as ServeSpec
 from frontier_mock.serve.truth import KvEventRoutes, TruthRoutes
 from frontier_mock.serve.vllm_app import VllmApp, WorkerPart
 from frontier_mock.serve.worker_metrics import ServerMetrics, WorkerMetrics
 from frontier_mock.serving.worker import Worker
-from frontier_mock.simtime import SimTime, to_seconds
+from frontier_mock.simtime import to_seconds
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.disaggregation import Disaggregation
 
 if TYPE_CHECKING:
     from frontier_mock.serve.clock_grpc import GrpcClock
@@ -69,44 +68,6 @@ _KEEPALIVE_S = 75.0
 """Longer than any router's pool keeps an idle connection. uvicorn's 5 s lets a client's request
 race the server's close; with virtual think times of hours that would be every request."""
 _GC_ALLOCATIONS = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSpec:
-    """Everything that is served, resolved. `served[i]` is what the cluster's i-th server serves.
-
-    `host` None listens on all interfaces; a worker's port 0 takes any free one. `ready_file` gets
-    the URLs of all workers once all of them listen. `journal_head` is the journal's first line,
-    which says what it was recorded on (`config.journals`). `clock_server` is the URL of the process
-    that keeps the clock, None if this one does. `clock_grpc_port` serves it over gRPC as well.
-    `kv_sources` are the publishers of KV events by engine, and `kv_settle_s` the real time their
-    subscribers get before a response ends. `oracle` scores routing (`cluster.oracle`).
-    `grpc` are the gRPC ports of the servers that have one, in the order of `served`. `keep_events`
-    is how many events GET /sim/report can look back on; beyond them it has digests only.
-    """
-
-    cluster: ClusterSpec
-    costs: Sequence[StepCost]
-    served: Sequence[ServedModel]
-    clock: ClockSpec
-    http: HttpSettings = field(default_factory=HttpSettings)
-    scenario: str = "live"
-    host: str | None = None
-    ready_file: str | None = None
-    journal_path: str | None = None
-    journal_head: str = ""
-    clock_server: str | None = None
-    clock_grpc_port: int | None = None
-    grpc: Sequence[GrpcSpec | None] = ()
-    kv_sources: Mapping[int, KvSource] = field(default_factory=dict)
-    kv_settle_s: float = 0.0
-    oracle: bool = False
-    keep_events: int = 500_000
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each server, in order."""
-        return [worker.server for worker in self.cluster.workers if worker.dp_rank == 0]
 
 
 def run_cluster(spec: ServeSpec) -> int:
@@ -164,12 +125,12 @@ class ClusterServer:
             for rank, index in enumerate(server)
         ]
         with contextlib.ExitStack() as opened:
-            self._sockets = [opened.enter_context(sock) for sock in _bind_all(spec)]
+            self._sockets = [opened.enter_context(sock) for sock in bind_all(spec)]
             if spec.http.uds is not None:
                 opened.callback(Path(spec.http.uds).unlink, missing_ok=True)
-            journal = opened.enter_context(_journal(spec))
+            journal = opened.enter_context(open_journal(spec))
             if spec.kv_sources:
-                self.kv_events = _kv_events(spec, created_s)
+                self.kv_events = kv_publishers(spec, created_s)
             self._opened = opened.pop_all()
         self._digests = WorkerDigests(worker.name for worker in spec.cluster.workers)
         self.driver = Driver(
@@ -185,6 +146,8 @@ class ClusterServer:
         if self._follower is not None:
             self._follower.report = self._report
             self._clock_routes = FollowedClock(self._follower, self.driver)
+        servers = zip(self.cluster.servers, spec.served, strict=True)
+        self._halves = Halves(self.driver, _parts(servers), self._follower)
         self._truth = TruthRoutes(self.cluster, self.driver, self.kv_events)
         self.grpc: GrpcClock | None = None
         if spec.clock_grpc_port is not None:
@@ -229,8 +192,16 @@ class ClusterServer:
         """Listen on every port, then say so."""
         loop = asyncio.get_running_loop()
         self.driver.start()
+        for served, sock in zip(self._spec.served, self._sockets, strict=True):
+            rooms = bootstrap_server(self._spec.host, served, sock, self._halves)
+            self.bootstraps.append(rooms)
         if self._follower is not None:
-            await self._follower.join(self.driver)
+            host = self._spec.host or socket.gethostname()
+            ports = [rooms.port for rooms in self.bootstraps if rooms is not None]
+            await self._follower.join(self.driver, [f"{host}:{port}" for port in ports])
+        for rooms in self.bootstraps:
+            if rooms is not None:
+                await rooms.start()
         if self.grpc is not None:
             await self.grpc.start()
         if self.kv_events is not None:
@@ -249,7 +220,8 @@ class ClusterServer:
             self.webs.append(web)
             listen = loop.create_server if self._spec.http.uds is None else loop.create_unix_server
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
-            self.bootstraps.append(await self._start_bootstrap(served, sock))
+            if isinstance(app, SglangApp):
+                app.state.peer_of = self._halves.peer_of
             engine = "vLLM" if served.sglang is None else "SGLang"
             logger.info("Starting %s server on %s", engine, url_of(sock, self._spec.host))
         await self._start_grpc(apps)
@@ -259,24 +231,6 @@ class ClusterServer:
         for app in self._sglang:
             app.open()
         self._write_ready_file()
-
-    async def _start_bootstrap(
-        self, served: ServedModel, sock: socket.socket
-    ) -> BootstrapServer | None:
-        """Listen where decode servers and routers look for a prefill server."""
-        if sock.family == socket.AF_UNIX:
-            return None
-        part = None if served.sglang is None else served.sglang.disaggregation
-        registry: Registry
-        if part is not None and part.mode == "prefill":
-            port, registry = part.port, SglangRooms(part, sock.getsockname()[1])
-        elif served.kv is not None and served.kv.bootstrap_port is not None:
-            port, registry = served.kv.bootstrap_port, MooncakeRegistry(served.kv)
-        else:
-            return None
-        server = BootstrapServer(registry, bind(self._spec.host, port))
-        await server.start()
-        return server
 
     async def _start_grpc(self, apps: Sequence[VllmApp | SglangApp]) -> None:
         """Listen for gRPC where that is asked for."""
@@ -321,6 +275,7 @@ class ClusterServer:
         for rooms in self.bootstraps:
             if rooms is not None:
                 await rooms.stop()
+        self._halves.stop()
         driver = self.driver
         driver.accepting = False
         patience_s = self._spec.http.shutdown_timeout_s
@@ -412,6 +367,15 @@ class ClusterServer:
         logger.info("digest: %s", self.cluster.log.digest())
 
 
+def _parts(servers: Iterable[tuple[range, ServedModel]]) -> dict[int, Disaggregation]:
+    """The engines that are in a disaggregation mode of SGLang's."""
+    parts = {}
+    for engines, served in servers:
+        if served.sglang is not None and served.sglang.disaggregation is not None:
+            parts.update(dict.fromkeys(engines, served.sglang.disaggregation))
+    return parts
+
+
 def metrics_of(
     worker: Worker, served: ServedModel, created_s: float, rank: int
 ) -> WorkerMetrics | SglangWorkerMetrics:
@@ -421,66 +385,8 @@ def metrics_of(
     return WorkerMetrics(worker, served, created_s, rank)
 
 
-def _kv_events(spec: ServeSpec, created_s: float) -> "KvEvents":
-    """The publishers of KV events. Raises ConfigError."""
-    try:
-        from frontier_mock.serve.kv_events import KvEvents
-    except ImportError as error:
-        raise ConfigError(
-            f"kv-events-config: {error}; needs pip install 'frontier-mock[kv-events]'"
-        ) from None
-    return KvEvents(spec.kv_sources, created_s, spec.host, spec.kv_settle_s)
-
-
-def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":
-    """The clock's gRPC port. Raises ConfigError if grpc is not installed."""
-    try:
-        from frontier_mock.serve.clock_grpc import GrpcClock
-    except ImportError as error:
-        raise ConfigError(
-            f"clock-grpc-port: {error}; needs pip install 'frontier-mock[grpc]'"
-        ) from None
-    return GrpcClock(clockwork, host, port)
-
-
 _DRAIN_POLL_S = 0.02
 _CLOSE_TIMEOUT_S = 5.0
-
-
-def _bind_all(spec: ServeSpec) -> Iterator[socket.socket]:
-    """One listening socket per worker. Raises ConfigError."""
-    if spec.http.uds is None:
-        for worker in spec.cluster.workers:
-            if worker.dp_rank == 0:
-                yield bind(spec.host, worker.port)
-    elif len(spec.served) == 1:
-        yield bind_file(spec.http.uds)
-    else:
-        raise ConfigError(
-            f"uds: {spec.http.uds} cannot serve {len(spec.served)} workers; allowed: one"
-        )
-
-
-@contextlib.contextmanager
-def _journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None] | None]:
-    """Where the driver writes what it feeds, None if nobody asked for a journal."""
-    path = spec.journal_path
-    if path is None:
-        yield None
-        return
-    blocks = [worker.scheduler.block_size for worker in spec.cluster.workers]
-    try:
-        with Path(path).open("w", encoding="utf-8") as file:
-            if spec.journal_head:
-                file.write(spec.journal_head + "\n")
-
-            def write(stamp: SimTime, command: Command) -> None:
-                worker = command.worker if isinstance(command, Submit) else 0
-                file.write(to_line(stamp, command, blocks[worker]) + "\n")
-
-            yield write
-    except OSError as error:
-        raise ConfigError(f"journal: cannot write {path}: {error.strerror}") from None
 
 
 def log_to_stderr() -> None:

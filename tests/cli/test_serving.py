@@ -58,15 +58,19 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Address already in use" in refused(again, capsys)
 
 
-@pytest.mark.parametrize(("backend", "warned"), [("mooncake", True), ("fake", False)])
-def test_a_sglang_server_whose_other_half_is_elsewhere_warns(
-    backend: str, warned: bool, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("backend", "clock", "warned"),
+    [("mooncake", "warp", True), ("mooncake", "real", False), ("fake", "warp", False)],
+)
+def test_a_sglang_server_that_can_have_no_other_half_warns(
+    backend: str, clock: str, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--disaggregation-mode", "decode", "--disaggregation-transfer-backend", backend]
+    flags += ["--sim-clock", clock]
     with taken_port() as port:
         assert main(["sglang", "serve", MODEL, *flags, "--port", str(port)]) == 2
     said = capsys.readouterr().err
-    assert ("serve both sides with `frontier-mock up`" in said) is warned
+    assert ("--sim-clock-server shares one" in said) is warned
 
 
 @pytest.mark.parametrize(

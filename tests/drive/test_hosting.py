@@ -10,9 +10,11 @@ import pytest
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.events import Event
+from frontier_mock.core.words import word_of
 from frontier_mock.drive.driver import Action, Driver, Item
 from frontier_mock.drive.following import FollowingKeeper, Message
 from frontier_mock.drive.hosting import ClockHost, Member, MemberLostError
+from frontier_mock.drive.operations import Heard
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.drive.protocol import ShutdownError, Ticket
 from frontier_mock.report.worker_digests import by_name, digests_of
@@ -60,6 +62,11 @@ class Reader:
             self.done.set_exception(error)
 
 
+def heard(word: object) -> Item:
+    """What a letter is to a Driver."""
+    return Heard(word_of(word)), True
+
+
 class Shared:
     """`split[i]` workers in process i, on one host; or one driver with all of them."""
 
@@ -82,7 +89,7 @@ class Shared:
         cluster = toy_cluster(SCHEDULER, workers=count, frontend_s=0.001)
         names = tuple(f"w{len(self.place) + i}" for i in range(count))
         to_host: Channel = Channel(self._chaos, lambda message: self.host.heard(member, message))
-        keeper: FollowingKeeper[Action, Item] = FollowingKeeper(to_host.send, lambda: None)
+        keeper: FollowingKeeper[Action, Item] = FollowingKeeper(to_host.send, lambda: None, heard)
         keeper.at_once = self._at_once
         driver = Driver(cluster, clock, [Nothing() for _ in names], keeper=keeper)
 
@@ -256,6 +263,60 @@ async def test_nonsense_from_a_member_is_refused(message: Message) -> None:
 
 @pytest.mark.parametrize("message", [[], ["what"], ["done", 1, None]])
 async def test_nonsense_from_the_host_is_refused(message: Message) -> None:
-    keeper: FollowingKeeper[Action, Item] = FollowingKeeper(lambda sent: None, lambda: None)
+    keeper: FollowingKeeper[Action, Item] = FollowingKeeper(lambda sent: None, lambda: None, heard)
     with pytest.raises(ValueError, match="the clock host said"):
         keeper.order(message)
+
+
+def letter(peer: str, due_ns: int, what: str = "ready", key: str = "k") -> Message:
+    return ["letter", peer, due_ns, [what, key, "", 5, 0, 1, 0, 0, 1, 1]]
+
+
+async def test_letters_are_heard_when_they_are_due_in_the_order_of_their_writing() -> None:
+    host = ClockHost(WARP)
+    host.start()
+    orders: list[list[Message]] = [[], []]
+    sender = Member("p0", ("d",), orders[0].append)
+    reader = Member("p1", ("p",), orders[1].append, ("127.0.0.1:8998",))
+    for member in (sender, reader):
+        host.join(member)
+    # By its name, its address, and its port under another name of its host.
+    for key, peer in (("c", "p1"), ("a", "127.0.0.1:8998"), ("b", "prefill.local:8998")):
+        host.heard(sender, letter(peer, 70, key=key))
+    host.heard(sender, letter("p1", 50, "over", "z"))
+    for _ in range(2):
+        host.pump_now()
+        host.heard(reader, ["done", host.now_ns(), None])
+    assert [(message[0], message[1]) for message in orders[1]] == [("hear", 50), ("hear", 70)]
+    words = [message[2] for message in orders[1]]
+    assert words == [
+        [["over", "z", "p0", 5, 0, 1, 0, 0, 1, 1]],
+        # An answer goes to p0.
+        [["ready", key, "p0", 5, 0, 1, 0, 0, 1, 1] for key in "cab"],
+    ]
+    assert orders[0] == []
+    host.stop()
+
+
+async def test_whoever_looks_for_nobody_is_told_after_fifteen_seconds() -> None:
+    host = ClockHost(WARP)
+    host.start()
+    orders: list[Message] = []
+    sender = Member("p0", ("d",), orders.append)
+    host.join(sender)
+    host.heard(sender, letter("127.0.0.1:1", 70))
+    host.heard(sender, letter("127.0.0.1:1", 80, "over"))
+    host.pump_now()
+    (order,) = orders
+    assert order[:3] == ["hear", 15_000_000_070, [["over", "k", "127.0.0.1:1", "unknown"]]]
+    host.stop()
+
+
+@pytest.mark.parametrize(
+    "message", [letter("p0", 0), ["letter", "p0", 5, []], ["letter", "p0", 5, ["ready"]]]
+)
+async def test_letters_that_make_no_sense_are_refused(message: Message) -> None:
+    shared = Shared((1,))
+    with pytest.raises(ValueError, match="engine process p0"):
+        shared.host.heard(shared.members[0], message)
+    shared.stop()

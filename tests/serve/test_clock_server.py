@@ -33,10 +33,10 @@ async def post(clock: ClockServer, body: str, headers: str = "") -> tuple[int, d
 
 async def test_join_needs_the_upgrade_and_a_body(clock: ClockServer) -> None:
     status, said = await post(clock, '{"name": "x", "workers": ["w0"]}')
-    assert (status, said) == (426, {"error": "upgrade: only fmock-clock/2 is spoken here"})
+    assert (status, said) == (426, {"error": "upgrade: only fmock-clock/3 is spoken here"})
     wrong_types = ('{"name": 1, "workers": ["w0"]}', '{"name": "x", "workers": [1]}')
     for body in ("", "[]", "[" * 100_000, *wrong_types):
-        status, _ = await post(clock, body, "upgrade: fmock-clock/2\r\n")
+        status, _ = await post(clock, body, "upgrade: fmock-clock/3\r\n")
         assert status == 400
     assert not clock.host.members
 
@@ -105,7 +105,7 @@ async def join(clock: ClockServer) -> tuple[asyncio.StreamReader, asyncio.Stream
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"name": "x", "workers": ["w0"]}'
     writer.write(
-        b"POST /sim/clock/join HTTP/1.1\r\nhost: x\r\nupgrade: fmock-clock/2\r\n"
+        b"POST /sim/clock/join HTTP/1.1\r\nhost: x\r\nupgrade: fmock-clock/3\r\n"
         b"content-length: %d\r\n\r\n%b" % (len(body), body)
     )
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")

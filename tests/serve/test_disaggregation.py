@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -315,8 +316,9 @@ def sglang_spec(patience_s: float = 300.0) -> ServeSpec:
     )
 
 
-def room(number: int | None) -> dict[str, object]:
-    return {"bootstrap_host": "127.0.0.1", "bootstrap_port": 8998, "bootstrap_room": number}
+def room(server: ClusterServer, number: int | None) -> dict[str, object]:
+    port = next(rooms.port for rooms in server.bootstraps if rooms is not None)
+    return {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": number}
 
 
 def generate(max_new_tokens: int = 6) -> dict[str, object]:
@@ -331,7 +333,7 @@ async def test_legs_meet_in_a_room_in_either_order(prefill_first: bool) -> None:
         pending = []
         for url in urls:
             pending.append(
-                asyncio.ensure_future(ask(url, "/generate", **generate(), **room(number)))
+                asyncio.ensure_future(ask(url, "/generate", **generate(), **room(server, number)))
             )
             await until(lambda: len(of(server, Submitted)) == len(pending))
         answers = dict(zip(urls, await asyncio.gather(*pending), strict=True))
@@ -364,7 +366,7 @@ async def test_a_request_without_a_room_is_refused() -> None:
 )
 async def test_a_leg_that_stays_alone_is_told_so(side: int, words: str) -> None:
     async with live(sglang_spec(patience_s=1.0)) as server:
-        status, answer = await ask(server.urls[side], "/generate", **generate(), **room(7))
+        status, answer = await ask(server.urls[side], "/generate", **generate(), **room(server, 7))
         assert status == 500
         assert words in str(answer)
 
@@ -373,7 +375,7 @@ async def test_a_leg_that_stays_alone_is_told_so(side: int, words: str) -> None:
 async def test_the_other_leg_hears_of_a_client_that_has_gone(lost: int) -> None:
     async with live(sglang_spec()) as server:
         alone = asyncio.ensure_future(
-            ask(server.urls[lost], "/generate", **generate(4000), **room(9))
+            ask(server.urls[lost], "/generate", **generate(4000), **room(server, 9))
         )
         await until(lambda: of(server, Queued))
         alone.cancel()
@@ -381,11 +383,96 @@ async def test_the_other_leg_hears_of_a_client_that_has_gone(lost: int) -> None:
         await until(lambda: of(server, Finished))
         # Its room is gone too: what comes now waits for a new other half.
         pair = await asyncio.gather(
-            *[ask(url, "/generate", **generate(), **room(9)) for url in server.urls]
+            *[ask(url, "/generate", **generate(), **room(server, 9)) for url in server.urls]
         )
         assert [status for status, _ in pair] == [200, 200]
         for worker in server.cluster.workers:
             worker.kv.check()
+
+
+def nothing_open(server: ClusterServer) -> bool:
+    pairing = server.cluster.pairing
+    return pairing is not None and not pairing.num_open
+
+
+def apart(spec: ServeSpec, side: int, **changes: Any) -> ServeSpec:
+    """One side of `sglang_spec`, to be served as a process of its own would."""
+    served = spec.served[side]
+    assert served.sglang is not None
+    assert served.sglang.disaggregation is not None
+    part = replace(served.sglang.disaggregation, heartbeat_s=1.0, **changes)
+    front = replace(served.sglang, disaggregation=part)
+    cluster = replace(spec.cluster, workers=spec.cluster.workers[side : side + 1])
+    return replace(
+        spec, cluster=cluster, costs=spec.costs[:1], served=[replace(served, sglang=front)]
+    )
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+async def test_legs_in_different_processes_meet_as_well(prefill_first: bool) -> None:
+    spec = sglang_spec()
+    async with live(apart(spec, 0)) as first, live(apart(spec, 1)) as second:
+        servers = [first, second] if prefill_first else [second, first]
+        pending = []
+        for server in servers:
+            asked = ask(server.urls[0], "/generate", **generate(), **room(first, 1 << 62))
+            pending.append(asyncio.ensure_future(asked))
+            await until(partial(of, server, Submitted))
+        answers = dict(zip(servers, await asyncio.gather(*pending), strict=True))
+        assert [status for status, _ in answers.values()] == [200, 200]
+        assert answers[second][1]["text"].startswith(answers[first][1]["text"])
+        (received,) = of(second, KvReceived)
+        assert received.num_bytes > 0
+        for server in servers:
+            await until(partial(nothing_open, server))
+            server.cluster.workers[0].kv.check()
+
+
+async def test_a_decode_server_that_is_made_otherwise_is_turned_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = sglang_spec()
+    async with live(apart(spec, 0)) as first, live(apart(spec, 1, page_size=64)) as second:
+        status, answer = await ask(second.urls[0], "/generate", **generate(), **room(first, 5))
+        assert status == 500
+        assert "Decode handshake failed" in str(answer)
+        assert not of(first, Submitted)
+
+
+async def test_a_prefill_server_that_goes_takes_its_receivers_with_it() -> None:
+    spec = sglang_spec()
+    async with live(apart(spec, 1)) as second:
+        async with live(apart(spec, 0)) as first:
+            there = room(first, 5)
+            alone = asyncio.ensure_future(ask(second.urls[0], "/generate", **generate(), **there))
+            await until(lambda: not nothing_open(first))
+        status, _ = await alone
+        assert status == 500
+        (failed,) = of(second, KvFailed)
+        assert failed.reason == "broken"
+
+
+@pytest.mark.parametrize(
+    ("lines", "body", "status"),
+    [
+        ({}, b"{}", 426),
+        ({"upgrade": "fmock-halves/1"}, b"[", 400),
+        ({"upgrade": "fmock-halves/1"}, b'{"page_size": "x", "kv_cache_dtype": "auto"}', 400),
+        ({"upgrade": "fmock-halves/1"}, b'{"page_size": 3, "kv_cache_dtype": "auto"}', 409),
+        ({"upgrade": "fmock-halves/1"}, b'{"page_size": 1, "kv_cache_dtype": "fp8"}', 409),
+    ],
+)
+async def test_who_may_not_join_a_prefill_server(
+    lines: dict[str, str], body: bytes, status: int
+) -> None:
+    async with live(apart(sglang_spec(), 0)) as server:
+        (rooms,) = server.bootstraps
+        assert rooms is not None
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{rooms.port}") as client,
+            client.post("/sim/halves", data=body, headers=lines) as answer,
+        ):
+            assert answer.status == status
 
 
 async def test_fake_peers_are_there_at_once() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from frontier_mock.core.commands import Submit, Transfer
-from frontier_mock.wire.sglang.request import SglangSequence
+from frontier_mock.wire.sglang.request import Bootstrap, SglangSequence
 from frontier_mock.wire.tokenizer import Json
 
 NO_ROOM: Final = (
@@ -33,7 +33,11 @@ _NEVER_MET: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Disaggregation:
-    """One server's part. `mode` is "prefill" or "decode", `port` its bootstrap server's."""
+    """One server's part. `mode` is "prefill" or "decode", `port` its bootstrap server's.
+
+    `patience_ns` is how long it waits for its other half, `heartbeat_s` how long a decode server
+    does without a sign of life of a prefill server in another process.
+    """
 
     mode: str
     backend: str = "mooncake"
@@ -44,16 +48,45 @@ class Disaggregation:
     pp: int = 1
     kv_cache_dtype: str = "auto"
     load_balance_method: str = "follow_bootstrap_room"
+    heartbeat_s: float = 10.0
 
 
-def legs(part: Disaggregation | None, sequences: Sequence[SglangSequence]) -> list[Submit]:
+PeerOf = Callable[[str, int], str]
+"""Which process has the bootstrap server at a host and port; "" for this one."""
+
+
+def legs(
+    part: Disaggregation | None, sequences: Sequence[SglangSequence], peer_of: PeerOf
+) -> list[Submit]:
     """What to submit. Raises ValueError in SGLang's words for a request without a room."""
     if part is None:
         return [sequence.plan.submit for sequence in sequences]
-    return [_leg(part, sequence) for sequence in sequences]
+    return [_leg(part, sequence, peer_of) for sequence in sequences]
 
 
-def _leg(part: Disaggregation, sequence: SglangSequence) -> Submit:
+def nowhere_else(host: str, port: int) -> str:
+    """Who knows of no other process (`PeerOf`)."""
+    return ""
+
+
+def mismatch(prefill: Disaggregation, page_size: int, kv_cache_dtype: str) -> str:
+    """Why a decode server that is made so cannot take what `prefill` has; "" if it can."""
+    if page_size != prefill.page_size:
+        return (
+            f"Page size mismatch: prefill server has page_size={prefill.page_size}, "
+            f"but decode server has page_size={page_size}. "
+            "Both servers must use the same --page-size value."
+        )
+    if kv_cache_dtype != prefill.kv_cache_dtype:
+        return (
+            f"KV cache dtype mismatch: prefill server has kv_cache_dtype={prefill.kv_cache_dtype}, "
+            f"but decode server has kv_cache_dtype={kv_cache_dtype}. "
+            "Both servers must use the same --kv-cache-dtype value."
+        )
+    return ""
+
+
+def _leg(part: Disaggregation, sequence: SglangSequence, peer_of: PeerOf) -> Submit:
     submit, where = sequence.plan.submit, sequence.bootstrap
     fake = part.backend == "fake" or (where is not None and where.host == FAKE_HOST)
     if not fake and (where is None or where.room is None):
@@ -73,8 +106,15 @@ def _leg(part: Disaggregation, sequence: SglangSequence) -> Submit:
         part.patience_ns,
         streams=True,
         far=fake,
+        peer="" if prefill or fake else _peer(where, peer_of),
     )
     return replace(submit, transfer=transfer)
+
+
+def _peer(where: Bootstrap | None, peer_of: PeerOf) -> str:
+    if where is None or where.host is None or where.port is None:
+        return ""
+    return peer_of(where.host, where.port)
 
 
 def failure(mode: str, met: bool) -> str:
