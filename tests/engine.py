@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
@@ -17,6 +20,8 @@ from frontier_mock.cost.specs import (
     StepSpec,
 )
 from frontier_mock.serving.specs import AnySchedulerSpec
+
+Ints = NDArray[np.int64]
 
 
 class LinearCost:
@@ -49,6 +54,21 @@ class LinearRankCost(LinearCost):
         return LockstepRun(1e6 + 1000.0 * tokens + slowest[0], slowest[1], slowest[2])
 
 
+class DraftedLinearCost(LinearRankCost):
+    """The same with decodes that verify drafts: 3 us for each of their tokens."""
+
+    def drafted(self, batch: RankBatch) -> int:
+        own = self.mixed(batch.num_decodes, batch.kv_tokens, batch.chunks)
+        return own + 3000 * (batch.num_decodes + batch.drafts)
+
+    def drafted_run(self, seqs: Ints, tokens: Ints, kv_tokens: Ints) -> Ints:
+        busy = tokens > 0
+        return np.where(busy, 1_000_000 + 1000 * seqs + 3000 * tokens + kv_tokens // 3, 0)
+
+    def lockstep(self, batches: Sequence[RankBatch]) -> int:
+        return super().lockstep(batches) + sum(3000 * batch.drafts for batch in batches)
+
+
 def _attention(batch: RankBatch) -> DecodeLine:
     knot = (batch.kv_tokens // 997 + 1) * 997
     return DecodeLine(knot / 7, 0.3, knot - 1)
@@ -77,8 +97,9 @@ def toy_cluster(
         WorkerSpec(f"w{i}", 8000 + i, "colocated", "toy", step_spec(frontend_s), scheduler)
         for i in range(workers)
     )
+    cost = LinearCost if scheduler.speculation is None else DraftedLinearCost
     return build_cluster(
-        ClusterSpec(specs, policy, 0, single_step), [LinearCost() for _ in range(workers)]
+        ClusterSpec(specs, policy, 0, single_step), [cost() for _ in range(workers)]
     )
 
 
@@ -100,7 +121,8 @@ def ranked_cluster(
         for rank in range(ranks)
     )
     spec = ClusterSpec(specs, "round_robin", 0, single_step)
-    return build_cluster(spec, [LinearRankCost() for _ in specs])
+    cost = LinearRankCost if scheduler.speculation is None else DraftedLinearCost
+    return build_cluster(spec, [cost() for _ in specs])
 
 
 def prompt(num_tokens: int, content: int, block: int, shared_blocks: int = 0) -> KeyedPrompt:

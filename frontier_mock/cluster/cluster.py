@@ -17,7 +17,7 @@ from frontier_mock.cluster.admission import limited, refusal
 from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
-from frontier_mock.cluster.specs import ClusterSpec
+from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
 from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
     AUTO_WORKER,
@@ -34,6 +34,7 @@ from frontier_mock.core.commands import (
 from frontier_mock.core.events import Controlled, EventLog, Rejected, Submitted, prefill_leg
 from frontier_mock.core.words import Over, Ready, Sent
 from frontier_mock.cost.protocol import LockstepCost, StepCost
+from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
 from frontier_mock.serving.worker import Worker
@@ -48,7 +49,7 @@ class Cluster:
         self.log = EventLog()
         self.now_ns: SimTime = 0
         self.workers = [
-            Worker(i, worker.scheduler, cost, self.log, spec.single_step)
+            _worker_class(worker)(i, worker.scheduler, cost, self.log, spec.single_step)
             for i, (worker, cost) in enumerate(zip(spec.workers, costs, strict=True))
         ]
         self._calendar = Calendar(len(self.workers))
@@ -112,7 +113,8 @@ class Cluster:
         ranks = self._engines(server)
         self._ranks[server.start] = Ranks(spec.rank_policy, ranks)
         if spec.step.parallel.dp > 1:
-            Lockstep(ranks, _joint(cost), self.spec.single_step)
+            drafts = spec.scheduler.speculation is not None
+            Lockstep(ranks, _joint(cost), self.spec.single_step, drafts)
 
     def ranks(self, worker: int) -> range:
         """The engines of the server whose first engine is `worker`, itself among them."""
@@ -216,10 +218,15 @@ class Cluster:
         seq = self._live[rid]
         worker = self.workers[seq.worker]
         spans = list(seq.spans)
+        progress = seq.progress
+        bursts = b"" if progress is None else bytes(progress.bursts)
         step = min(worker.step_ended_by(self.now_ns), seq.finish_step)
         if 0 < seq.first_step <= step:
-            spans.append((seq.first_step, step - seq.first_step + 1))
-        return worker.timeline.token_times_ns(spans)
+            steps = step - seq.first_step + 1
+            spans.append((seq.first_step, steps))
+            if progress is not None:
+                bursts += progress.bursts_by(steps)
+        return worker.timeline.token_times_ns(spans, bursts)
 
     def trim(self) -> None:
         """Forget the step boundaries that no unfinished sequence needs, for servers that run long.
@@ -435,3 +442,7 @@ def _joint(cost: StepCost) -> LockstepCost:
     if not isinstance(cost, LockstepCost):
         raise ValueError("these ranks step together, and their cost model prices single ranks only")
     return cost
+
+
+def _worker_class(spec: WorkerSpec) -> type[Worker]:
+    return Worker if spec.scheduler.speculation is None else DraftedWorker

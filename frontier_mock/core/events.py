@@ -70,8 +70,9 @@ class Preempted(NamedTuple):
 class Finished(NamedTuple):
     """The sequence ended: `reason` is "stop", "length", "abort" or "error" (a failed transfer).
 
-    `spans` are its output tokens as (first step, number of consecutive steps, one token each);
-    the time of each is the end of that step, see `serving.timeline`.
+    `spans` are its output tokens as (first step, number of consecutive steps), one token each or,
+    after a `Drafted` event, as many as that says; the time of each is the end of that step, see
+    `serving.timeline`.
     """
 
     t_ns: SimTime
@@ -80,6 +81,21 @@ class Finished(NamedTuple):
     reason: str
     output_tokens: int
     spans: tuple[tuple[int, int], ...]
+
+
+class Drafted(NamedTuple):
+    """What speculative decoding came to, for a sequence whose `Finished` event follows.
+
+    `bursts` are the output tokens of each step of its spans, so many at once and not one each.
+    `accepted_steps[a]` of its verifications accepted `a` drafts, of `draft_tokens` in all.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    bursts: bytes
+    accepted_steps: tuple[int, ...]
+    draft_tokens: int
 
 
 class Rejected(NamedTuple):
@@ -174,6 +190,7 @@ Event = (
     | FirstToken
     | Preempted
     | Finished
+    | Drafted
     | Rejected
     | Controlled
     | KvReceived

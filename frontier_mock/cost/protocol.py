@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class DecodeLine(NamedTuple):
     """Duration of a pure decode step as a straight line in the batch's total context.
@@ -25,11 +28,15 @@ class Chunk(NamedTuple):
 
 
 class RankBatch(NamedTuple):
-    """What one rank of attention does in a step it shares with others; all zero when idle."""
+    """What one rank of attention does in a step it shares with others; all zero when idle.
+
+    Its decodes compute `drafts` tokens beyond one each, whose context is in `kv_tokens`.
+    """
 
     num_decodes: int
     kv_tokens: int
     chunks: Sequence[Chunk] = ()
+    drafts: int = 0
 
 
 class LockstepRun(NamedTuple):
@@ -87,4 +94,23 @@ class StagedCost(StepCost, Protocol):
 
     def hop_ns(self, stage: int, tokens: int) -> float:
         """The way from `stage` to the next one of what so many tokens are by then."""
+        ...
+
+
+@runtime_checkable
+class DraftedCost(StepCost, Protocol):
+    """Also prices steps in which decodes verify drafts, and have new ones made."""
+
+    def drafted(self, batch: RankBatch) -> int:
+        """Nanoseconds of one step, whatever is in it."""
+        ...
+
+    def drafted_run(
+        self, seqs: NDArray[np.int64], tokens: NDArray[np.int64], kv_tokens: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Nanoseconds of each step of a run without chunks.
+
+        In step i `seqs[i]` sequences compute `tokens[i]` tokens over `kv_tokens[i]` of context.
+        What a step takes depends on its own figures only.
+        """
         ...

@@ -6,9 +6,13 @@ SGLang 0.5.23's `/slow_down`, which sleeps in every forward pass; a fault to try
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from frontier_mock.cost.protocol import (
     Chunk,
     DecodeLine,
+    DraftedCost,
     LockstepCost,
     LockstepRun,
     RankBatch,
@@ -39,6 +43,16 @@ class _Slowed:
     def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: Sequence[Chunk]) -> int:
         """See `StepCost`."""
         return self._cost.mixed(num_decodes, decode_kv_tokens, chunks) + self._extra_ns
+
+    def drafted(self, batch: RankBatch) -> int:
+        """See `DraftedCost`, which the other cost model must be."""
+        return cast(DraftedCost, self._cost).drafted(batch) + self._extra_ns
+
+    def drafted_run(
+        self, seqs: NDArray[np.int64], tokens: NDArray[np.int64], kv_tokens: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """See `DraftedCost`, which the other cost model must be."""
+        return cast(DraftedCost, self._cost).drafted_run(seqs, tokens, kv_tokens) + self._extra_ns
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
         """See `LockstepCost`, which the other cost model must be."""

@@ -9,6 +9,7 @@ Rule 1. Every rank keeps its own scheduler, cache, step numbers and timeline; th
         of these. At a boundary each rank crosses it by itself, then the group prices the batches.
 Rule 2. While all ranks that execute anything decode, and none of them has anything else to do, the
         group runs many steps at once, on one straight line that all their timelines share.
+        With drafts to verify (`stepwise`) no line is straight, and they step one by one.
 Rule 3. Whatever cuts the run of one rank, or wakes an idle one, cuts the run of all.
 """
 
@@ -25,12 +26,19 @@ _Batch = tuple[int, int, int]
 class Lockstep:
     """See the theory of operation at the top of this module."""
 
-    def __init__(self, ranks: Sequence[Worker], cost: LockstepCost, single_step: bool) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Worker],
+        cost: LockstepCost,
+        single_step: bool,
+        stepwise: bool = False,
+    ) -> None:
         self.index = ranks[0].index
         self.wake_ns: SimTime | None = None
         self._ranks = tuple(ranks)
         self._true_cost = self._cost = cost
         self._single_step = single_step
+        self._stepwise = stepwise
         self._active: list[Worker] = []
         self._segment: list[_Batch] = []
         self._left = 0
@@ -55,7 +63,7 @@ class Lockstep:
             self.wake_ns = None
             self._segment = []
             return
-        if all(_decodes_only(rank) for rank in active):
+        if not self._stepwise and all(_decodes_only(rank) for rank in active):
             self._run_decodes(t_ns, done)
         else:
             self._step_once(t_ns)

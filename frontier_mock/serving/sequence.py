@@ -3,6 +3,7 @@
 from frontier_mock.core.commands import Submit
 from frontier_mock.serving.kv_cache import BlockTable
 from frontier_mock.serving.radix_cache import RadixNode
+from frontier_mock.serving.speculation import Progress
 from frontier_mock.simtime import SimTime
 
 FRONTEND = 0
@@ -36,7 +37,7 @@ class Sequence:
     `pinned` is the context, in tokens, of a sequence that has ended and still has its blocks, 0
     else; `known_at` the step in whose decision the engine knows that the KV has come; `verdict` why
     it ends, if it is to end for another reason than its own. `arrived_ns` is when its front end got
-    it.
+    it. `progress` is what speculative decoding makes of its steps, None without: one token each.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Sequence:
         "preemptions",
         "prefill",
         "priority",
+        "progress",
         "prompt_tokens",
         "protected",
         "rid",
@@ -116,13 +118,15 @@ class Sequence:
         self.known_at = 0
         self.arrived_ns: SimTime = 0
         self.verdict = ""
+        self.progress: Progress | None = None
 
     def produced_by(self, step: int) -> int:
         """Output tokens after the end of `step`."""
         first = self.first_step
         if first == 0 or step < first:
             return self.base
-        return self.base + min(step, self.finish_step) - first + 1
+        steps = min(step, self.finish_step) - first + 1
+        return self.base + (steps if self.progress is None else self.progress.made_by(steps))
 
     def close_span(self, last_step: int) -> None:
         """End the current stretch of output with the token of `last_step`."""
@@ -130,7 +134,7 @@ class Sequence:
         if 0 < first <= last_step:
             count = last_step - first + 1
             self.spans.append((first, count))
-            self.base += count
+            self.base += count if self.progress is None else self.progress.close(count)
         self.first_step = 0
 
     def drop_tokens_after(self, step: int) -> None:
@@ -138,6 +142,7 @@ class Sequence:
         while self.spans and sum(self.spans[-1]) - 1 > step:
             first, count = self.spans.pop()
             kept = max(step - first + 1, 0)
-            self.base -= count - kept
+            dropped = count - kept
+            self.base -= dropped if self.progress is None else self.progress.drop(dropped)
             if kept:
                 self.spans.append((first, kept))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from frontier_mock.serving.speculation import SpeculationSpec
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSpec:
@@ -32,6 +34,7 @@ class SchedulerSpec:
     prefill_schedule_interval: int = 1
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
+    speculation: SpeculationSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class SglangSchedulerSpec:
     """Kept free per running request when a prompt from elsewhere gets its pages."""
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
+    speculation: SpeculationSpec | None = None
 
     @property
     def block_size(self) -> int:

@@ -133,6 +133,10 @@ class Timeline:
         """End of each of `steps`, vectorised."""
         if self._pause_ends and len(steps) and int(steps.max()) >= PREFILL_STEP:
             return self._mixed_boundaries_ns(steps)
+        return self._decode_ends_ns(steps)
+
+    def _decode_ends_ns(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `boundaries_ns`, of decode steps."""
         first = np.asarray(self._first, dtype=np.int64)
         i = np.searchsorted(first, steps, side="right") - 1
         if len(i) and int(i.min()) < 0:
@@ -148,19 +152,25 @@ class Timeline:
         """As `boundaries_ns`, when some of the steps are pauses."""
         pauses = steps >= PREFILL_STEP
         ends = np.empty(len(steps), dtype=np.int64)
-        ends[~pauses] = self.boundaries_ns(steps[~pauses])
+        ends[~pauses] = self._decode_ends_ns(steps[~pauses])
         self._pause_index(int(steps[pauses].min()))
         index = steps[pauses] - (PREFILL_STEP + self._pauses_dropped)
         ends[pauses] = np.asarray(self._pause_ends, dtype=np.int64)[index]
         return ends
 
-    def token_times_ns(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-        """Time of each token of the spans (first step, count), in order."""
+    def token_times_ns(
+        self, spans: Sequence[tuple[int, int]], bursts: bytes = b""
+    ) -> NDArray[np.int64]:
+        """Time of each token of the spans (first step, steps), in order.
+
+        `bursts` are the tokens of each step, if that is not one each.
+        """
         if not spans:
             return np.empty(0, dtype=np.int64)
-        return self.boundaries_ns(
+        times = self.boundaries_ns(
             np.concatenate([np.arange(s, s + n, dtype=np.int64) for s, n in spans])
         )
+        return np.repeat(times, np.frombuffer(bursts, dtype=np.uint8)) if bursts else times
 
     def drop_before(self, step: int) -> None:
         """Forget whole segments that end before `step`, for servers that run for days."""
@@ -169,6 +179,10 @@ class Timeline:
             for column in (self._first, self._t0, self._a, self._d):
                 del column[:keep]
             self.dropped_steps = self._first[0] - 1
-            gone = bisect_right(self._pause_ends, self._t0[0] - 1)
-            del self._pause_ends[:gone]
-            self._pauses_dropped += gone
+            self._drop_pauses(self._t0[0] - 1)
+
+    def _drop_pauses(self, last_ns: SimTime) -> None:
+        """Forget the prefill-only steps that ended by then."""
+        gone = bisect_right(self._pause_ends, last_ns)
+        del self._pause_ends[:gone]
+        self._pauses_dropped += gone

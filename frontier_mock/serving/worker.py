@@ -34,6 +34,7 @@ from frontier_mock.serving.schedulers.build import build_scheduler
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.sequence import DONE, FRONTEND, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
+from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.serving.wakers import Group, Waker
@@ -382,6 +383,8 @@ class Worker:
     def _finish(self, seq: Sequence, reason: str, t_ns: SimTime) -> None:
         spans = tuple(seq.spans)
         end = seq.verdict or reason
+        if seq.progress is not None:
+            self._log.append(drafted(t_ns, self.index, seq.rid, seq.progress))
         self._log.append(Finished(t_ns, self.index, seq.rid, end, seq.base, spans))
 
     def _drop(self, seq: Sequence, step: int, t_ns: SimTime) -> None:
@@ -407,14 +410,19 @@ class Worker:
             return
         segment_n, segment_offset, last = self._segment
         if segment_n != n or segment_offset != current.kv_offset or step > last:
-            kv = current.kv_offset + n * step
-            line = self._cost.decode(n, kv)
-            self.open(t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
-            last = max(step, (line.kv_max - current.kv_offset) // n)
+            last = self._open_decodes(current, step, t_ns)
             self._segment = (n, current.kv_offset, last)
         self.timeline.last_step = step
         self._run_end = step if self._single_step else self._quiet_until(current, step, last)
         self.wake_ns = self.timeline.tail_boundary_ns(self._run_end)
+
+    def _open_decodes(self, current: Step, step: int, t_ns: SimTime) -> int:
+        """Price steps like `current` from `step` on; returns the last one it holds for."""
+        n = current.num_decodes
+        kv = current.kv_offset + n * step
+        line = self._cost.decode(n, kv)
+        self.open(t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
+        return max(step, (line.kv_max - current.kv_offset) // n)
 
     def _mixed_ns(self, current: Step, step: int) -> float:
         """The price of a step with chunks in it; a chunk of one token is a decode to the GPU."""

@@ -5,17 +5,29 @@ total context of `kv_offset + num_decodes * s`, and a histogram of `offset mod b
 of them begin a block in it: those whose context is 1 modulo the block size.
 """
 
+from typing import Final
+
+import numpy as np
+
+from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.sequence import Sequence
+
+UNBOUNDED: Final = 1 << 60
+"""More tokens than any step has."""
 
 
 class DecodeSet:
-    """The sequences that decode in every step, as sums. Blocks are of `block` tokens."""
+    """The sequences that decode in every step, as sums. Blocks are of `block` tokens.
 
-    __slots__ = ("_block", "_phases", "kv_offset", "num_decodes")
+    `decided` is the last step that has been decided.
+    """
+
+    __slots__ = ("_block", "_phases", "decided", "kv_offset", "num_decodes")
 
     def __init__(self, block: int) -> None:
         self._block = block
         self._phases = [0] * block
+        self.decided = 0
         self.num_decodes = 0
         self.kv_offset = 0
 
@@ -33,9 +45,21 @@ class DecodeSet:
         self.kv_offset -= seq.offset
         self._phases[seq.offset % self._block] -= 1
 
-    def begins_block(self, seq: Sequence, step: int) -> bool:
-        """Whether the token of `seq` in `step` is the first of a block."""
-        return (seq.offset + step) % self._block == 1 % self._block
+    def wants(self, seq: Sequence, step: int) -> tuple[int, int]:
+        """(tokens, new blocks) that `seq` needs in `step`."""
+        if not seq.counted:
+            return 0, 0
+        return 1, int((seq.offset + step) % self._block == 1 % self._block)
+
+    def tokens_of(self, step: int) -> int:
+        """Tokens that `step` takes from its budget for them."""
+        return self.num_decodes
+
+    def loads(self, first: int, last: int) -> StepLoads:
+        """What steps `first` to `last` compute for them."""
+        steps = np.arange(first, last + 1, dtype=np.int64)
+        seqs = np.full_like(steps, self.num_decodes)
+        return StepLoads(seqs, seqs, self.kv_offset + self.num_decodes * steps)
 
     def blocks_of(self, step: int) -> int:
         """Blocks that begin in `step`."""
@@ -50,8 +74,11 @@ class DecodeSet:
             blocks += self._phases[(1 - step) % block]
         return blocks
 
-    def last_within(self, first: int, limit: int, blocks: int) -> int:
-        """Largest step <= `limit` such that `blocks` suffice for steps `first` to there."""
+    def last_within(self, first: int, limit: int, blocks: int, tokens: int = UNBOUNDED) -> int:
+        """Largest step <= `limit` such that `blocks` suffice for steps `first` to there.
+
+        Each of them may take `tokens` tokens, which always suffice for one token each.
+        """
         n = self.num_decodes
         block = self._block
         count = limit - first + 1

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.remote_kv import Exchange
+from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.sequence import Sequence
 from frontier_mock.simtime import SimTime
 
@@ -15,7 +16,9 @@ class Step(NamedTuple):
     """What one step computes: `num_decodes` decodes and the prefill `chunks`.
 
     `firsts` are the sequences whose last chunk this is: they get a token when it ends. `ticks` is 1
-    if the step advances the decode tick and 0 if it is a prefill-only step.
+    if the step advances the decode tick and 0 if it is a prefill-only step. Steps with equal
+    `num_decodes` and `kv_offset` have the same decodes; under speculative decoding `kv_offset` says
+    that and nothing else, and `Scheduler.loads` has the sums.
     """
 
     number: int
@@ -151,6 +154,10 @@ class Scheduler(Protocol):
 
     def coast_limit(self, limit: int) -> int:
         """Largest tick <= `limit` through which decodes alone certainly find their blocks."""
+        ...
+
+    def loads(self, first: int, last: int) -> StepLoads:
+        """What ticks `first` to `last` compute for their decodes, if the set of them stays."""
         ...
 
     def coast(self, step: int) -> None:

@@ -30,6 +30,7 @@ from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted,
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.remote_kv import Exchange, sends
+from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.sglang_admission import (
     Admission,
@@ -555,6 +556,10 @@ class SglangScheduler:
     def coast_limit(self, limit: int) -> int:
         """Largest tick <= `limit` through which decodes alone certainly find their pages."""
         return self._batch.last_within(self.last_scheduled + 1, limit, self.kv.num_free)
+
+    def loads(self, first: int, last: int) -> StepLoads:
+        """What ticks `first` to `last` compute for their decodes."""
+        return self._batch.loads(first, last)
 
     def coast(self, step: int) -> None:
         """Schedule every tick up to `step`, none of which changes the set of decodes."""

@@ -21,8 +21,10 @@ from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.kv_cache import KvCache, Match
 from frontier_mock.serving.remote_kv import Exchange, sends
+from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
+from frontier_mock.serving.schedulers.vllm_drafted import DraftedDecodes
 from frontier_mock.serving.schedulers.vllm_holdings import Holdings
 from frontier_mock.serving.schedulers.vllm_pacing import PrefillPace
 from frontier_mock.serving.schedulers.vllm_queue import WaitingQueue
@@ -60,15 +62,15 @@ class VllmScheduler:
         self._caching = spec.enable_prefix_caching
         self._lag = 1 if spec.async_scheduling else 0
         self._priority = spec.policy == "priority"
-        self._holdings = Holdings(kv, spec.block_size, spec.enable_prefix_caching)
+        self._holdings = Holdings(kv, spec)
         self._queue = WaitingQueue(self._priority)
         self._inbound = Receivers(self._holdings, 2 * (1 + self._lag))
-        self._decodes = Decodes(spec.block_size, spec.async_scheduling)
+        self._decodes = _decodes(spec)
+        self._extra = 0 if spec.speculation is None else spec.speculation.extra_slots
         self.running: dict[int, Sequence] = {}
         self._streamed: dict[int, list[tuple[Sequence, int]]] = {}
         self._prefilling: list[Sequence] = []
         self._grants: list[tuple[Sequence, Chunk]] = []
-        self.last_scheduled = 0
         self.seen_step = 0
         self.blocked = False
         self.hit_tokens = 0
@@ -130,8 +132,8 @@ class VllmScheduler:
     def _pop_finished(self, step: int) -> list[Sequence]:
         finished = []
         while (seq := self._decodes.pop_finished(step)) is not None:
-            seq.close_span(step)
             self._release(seq, finished=True)
+            seq.close_span(step)
             finished.append(seq)
         return finished
 
@@ -144,8 +146,9 @@ class VllmScheduler:
         if seq.state in (DECODE, PREFILL):
             del self.running[seq.rid]
             if finished and seq.transfer is not None and sends(seq):
-                known = max(seq.offset + seq.finish_step, seq.goal)
-                self._holdings.pin(seq, self._context(seq), known)
+                known = max(self._decodes.known_at_end(seq), seq.goal)
+                slots = self._decodes.slots(seq, self._decodes.decided)
+                self._holdings.pin(seq, slots, known)
             else:
                 self._free(seq, finished)
         seq.state = DONE
@@ -159,32 +162,25 @@ class VllmScheduler:
             seq.drop_tokens_after(step)
         if seq.state == RECEIVING:
             self._inbound.part(seq)
-        if seq.state in (DECODE, DRAINING):
-            seq.close_span(min(step, seq.finish_step))
+        decoding = seq.state in (DECODE, DRAINING)
         if seq.state != FRONTEND:
             self._release(seq)
+        if decoding:
+            seq.close_span(min(step, seq.finish_step))
         seq.state = DONE
         return True
 
     # Blocks ----------------------------------------------------------------------------------
 
-    def _context(self, seq: Sequence, had_turn: bool = False) -> int:
-        """Tokens of a decode that have a slot, as of the last step scheduled.
-
-        `had_turn`: it was given its token in the step being scheduled, too.
-        """
-        return seq.offset + min(self.last_scheduled + had_turn, self._decodes.last_step(seq))
-
     def _free(self, seq: Sequence, finished: bool = False, had_turn: bool = False) -> None:
-        """Free the blocks of a running sequence; `had_turn` as for `_context`."""
+        """Free the blocks of a running sequence; `had_turn` as for `Decodes.known`."""
         if seq.state == PREFILL:
             self._holdings.free(seq, seq.computed, seq.computed)
             return
-        context = self._context(seq, had_turn)
-        # The newest token was a placeholder when its slot was allocated under async scheduling: a
-        # block it completes is cached only once the output of its step is processed.
-        known = seq.offset + seq.finish_step if finished else context - self._lag
-        self._holdings.free(seq, context, max(known, seq.goal))
+        decodes = self._decodes
+        slots = decodes.slots(seq, decodes.decided + had_turn)
+        known = decodes.known_at_end(seq) if finished else decodes.known(seq, had_turn)
+        self._holdings.free(seq, slots, max(known, seq.goal))
 
     def unpin(self, seq: Sequence) -> None:
         """Free what a sequence that has ended still holds."""
@@ -233,7 +229,7 @@ class VllmScheduler:
             idle = not decodes.num_decodes and not self._prefilling and not decodes.joining
             inbound.notice(step, t_ns, idle)
         self._grants = []
-        budget = self._token_budget - decodes.num_decodes
+        budget = self._token_budget - decodes.tokens_of(step)
         need = decodes.blocks_of(step)
         preempted = False
         pace = self._pace
@@ -247,12 +243,16 @@ class VllmScheduler:
             budget, preempted = self._schedule_running(step, t_ns)
         if self._grants:
             pace.prefilled(step)
+        cut_off = False
         if not preempted and (len(self._queue) or inbound.ready):
-            self._admit(step, t_ns, budget)
-        self.last_scheduled = step
+            cut_off = self._admit(step, t_ns, budget)
+        decodes.decided = step
         grants = self._grants
         # Without grants, nothing can be admitted later either, until something ends or arrives.
         self.blocked = not (preempted or grants or self._prefilling or inbound.arrived)
+        if cut_off and self.spec.speculation is not None:
+            # Decodes may leave more of the next step's budget.
+            self.blocked = False
         if pace.paced:
             if pace.deferring:
                 self.blocked = self.blocked and not self.num_waiting
@@ -286,16 +286,17 @@ class VllmScheduler:
 
         Returns the budget left and whether anything was preempted.
         """
-        left = self._token_budget - self._decodes.num_decodes
+        extra = self._extra
+        left = self._token_budget - self._decodes.tokens_of(step)
         decode_need = need = self._decodes.blocks_of(step)
         cap = self._chunk_cap()
         plan: list[tuple[Sequence, int]] = []
         for seq in () if self._pace.deferring else self._prefilling:
-            new = min(seq.goal - seq.computed, cap, left)
+            new = min(seq.goal - seq.computed, cap, left - extra)
             if new <= 0:
                 break
-            left -= new
-            blocks = -(-(seq.computed + new) // self._block) - seq.held_blocks
+            left -= new + extra
+            blocks = self._holdings.blocks_for(seq.computed + new) - seq.held_blocks
             # What has come from elsewhere came into blocks for all of the prompt.
             if blocks > 0:
                 need += blocks
@@ -303,7 +304,7 @@ class VllmScheduler:
         # A decode can stand behind a prefill in the list, and starve, only where chunks are capped
         # or held: those with nothing left to compute but one token overtake them.
         held = self.spec.long_prefill_token_threshold > 0 or self._pace.paced
-        starved = held and left <= 0
+        starved = held and left <= extra
         if need > self.kv.num_free or left < 0 or starved:
             return self._walk(step, t_ns)
         if decode_need:
@@ -325,7 +326,7 @@ class VllmScheduler:
             seq = order[i]
             tokens, blocks = self._wants(seq, step, cap, budget)
             if tokens <= 0:
-                if seq.counted:
+                if self._decodes.wants(seq, step)[0]:
                     starved.append(seq)
                 i += 1
                 continue
@@ -341,8 +342,8 @@ class VllmScheduler:
                 preempted = True
             if i == len(order) or order[i] is not seq:
                 continue
-            budget -= tokens
-            spent[seq.rid] = tokens
+            spent[seq.rid] = tokens + self._extra
+            budget -= spent[seq.rid]
             if seq.state == PREFILL:
                 self._grant(seq, tokens, step)
             elif blocks:
@@ -358,11 +359,14 @@ class VllmScheduler:
         if seq.state == PREFILL:
             if self._pace.deferring:
                 return 0, 0
-            tokens = min(seq.goal - seq.computed, cap, budget)
-            return tokens, -(-(seq.computed + tokens) // self._block) - seq.held_blocks
-        if seq.counted:
-            return min(1, budget), int(self._decodes.begins_block(seq, step))
-        return 0, 0
+            tokens = min(seq.goal - seq.computed, cap, budget - self._extra)
+            return tokens, self._holdings.blocks_for(seq.computed + tokens) - seq.held_blocks
+        tokens, blocks = self._decodes.wants(seq, step)
+        affordable = min(cap, budget - self._extra)
+        if 0 < affordable < tokens:
+            self._decodes.narrow(seq, step, affordable)
+            return self._decodes.wants(seq, step)
+        return min(tokens, affordable), blocks
 
     def _victim(self, order: list[Sequence]) -> Sequence:
         if self._priority:
@@ -381,18 +385,22 @@ class VllmScheduler:
             self._prefilling.remove(seq)
             self._decodes.start(seq, step)
 
-    def _admit(self, step: int, t_ns: SimTime, budget: int) -> None:
-        """Let waiting sequences run, in order, while `budget` tokens, blocks and slots last."""
+    def _admit(self, step: int, t_ns: SimTime, budget: int) -> bool:
+        """Let waiting sequences run, in order, while `budget` tokens, blocks and slots last.
+
+        Returns whether another budget might have let one more of them in.
+        """
         cap = self._chunk_cap()
         kv = self.kv
         block = self._block
-        while budget > 0 and len(self.running) < self._max_running:
+        extra = self._extra
+        while budget > extra and len(self.running) < self._max_running:
             if self._inbound.ready:
-                budget -= self._resume(step, t_ns, min(cap, budget))
+                budget -= self._resume(step, t_ns, min(cap, budget - extra)) + extra
                 continue
             seq = self._queue.head()
             if seq is None:
-                return
+                return False
             match = self._match(seq)
             hit = match.num_blocks * block
             remote = self._awaits_kv(seq, hit, t_ns)
@@ -400,21 +408,24 @@ class VllmScheduler:
             # A prompt with but one token left to compute is no prefill to this rule.
             is_prefill = self._pace.paced and hit < goal - 1 and not remote
             if is_prefill and self._pace.deferring:
-                return
+                return False
             new = goal - hit
             if new > cap:
                 new = cap
-            if new > budget and not remote:
+            if new > budget - extra and not remote:
                 if not self.spec.enable_chunked_prefill:
-                    return
-                new = budget
-            whole = goal if self.spec.reserve_full_isl or remote else hit + new
-            required = -(-whole // block) - match.num_blocks + match.num_evictable
+                    return True
+                new = budget - extra
+            blocks = -(-goal // block)
+            if not remote:
+                whole = blocks if self.spec.reserve_full_isl else 0
+                blocks = max(whole, self._holdings.blocks_for(hit + new))
+            required = blocks - match.num_blocks + match.num_evictable
             if self.running and self.spec.watermark > 0:
                 # vLLM counts its null block among all blocks.
                 required += int(self.spec.watermark * (kv.num_blocks + 1))
             if required > kv.num_free:
-                return
+                return new == budget - extra
             self._queue.pop()
             if remote:
                 self._holdings.open(seq, match, -(-goal // block))
@@ -429,7 +440,8 @@ class VllmScheduler:
                 self._count_hit(seq, hit)
             self._join_running(seq, t_ns, hit, seq.preemptions > 0)
             self._grant(seq, new, step)
-            budget -= new
+            budget -= new + extra
+        return budget <= extra
 
     def _match(self, seq: Sequence) -> Match:
         """What of the head of the queue is cached; its last token is never taken from there."""
@@ -498,7 +510,7 @@ class VllmScheduler:
 
         vLLM 0.33's `reset_prefix_cache(reset_running_requests=True)`.
         """
-        step = self.last_scheduled + 1
+        step = self._decodes.decided + 1
         self._decodes.roll(step)
         for seq in reversed(list(self.running.values())):
             self._preempt(seq, step, t_ns, had_turn=False)
@@ -508,14 +520,29 @@ class VllmScheduler:
 
     def coast_limit(self, limit: int) -> int:
         """Largest step <= `limit` through which decodes alone certainly find their blocks."""
-        return self._decodes.last_within(self.last_scheduled + 1, limit, self.kv.num_free)
+        decodes = self._decodes
+        first = decodes.decided + 1
+        return decodes.last_within(first, limit, self.kv.num_free, self._token_budget)
 
     def coast(self, step: int) -> None:
         """Schedule every step up to `step`, none of which changes the set of decodes."""
-        first = self.last_scheduled + 1
+        decodes = self._decodes
+        first = decodes.decided + 1
         if step < first:
             return
-        need = self._decodes.blocks_of_run(first, step)
+        need = decodes.blocks_of_run(first, step)
         if need:
             self.kv.take(need)
-        self.last_scheduled = step
+        decodes.decided = step
+
+    def loads(self, first: int, last: int) -> StepLoads:
+        """What steps `first` to `last` compute for their decodes."""
+        return self._decodes.loads(first, last)
+
+
+def _decodes(spec: SchedulerSpec) -> Decodes:
+    """The set of decodes that `spec` needs."""
+    block, ahead = spec.block_size, spec.async_scheduling
+    if spec.speculation is None:
+        return Decodes(block, ahead)
+    return DraftedDecodes(block, ahead, spec.max_model_len, spec.speculation)

@@ -41,6 +41,27 @@ class Decodes(DecodeSet):
         if self.last_step(seq) > step:
             self.joining.append(seq)
 
+    def slots(self, seq: Sequence, step: int) -> int:
+        """Tokens of `seq` that have their place once `step` is decided."""
+        return seq.offset + min(step, self.last_step(seq))
+
+    def known(self, seq: Sequence, had_turn: bool) -> int:
+        """Tokens of `seq` whose content is known when it has to go before it is done.
+
+        The newest token was a placeholder when its slot was allocated under async scheduling: a
+        block it completes is cached only once the output of its step is processed. `had_turn`: it
+        was given its token in the step being decided, too.
+        """
+        return self.slots(seq, self.decided + had_turn) - self._foresees
+
+    def known_at_end(self, seq: Sequence) -> int:
+        """The same when `seq` has produced its last token."""
+        return seq.offset + seq.finish_step
+
+    def narrow(self, seq: Sequence, step: int, tokens: int) -> None:
+        """`seq` gets fewer tokens in `step` than it wants, and at least one: that cannot be."""
+        raise AssertionError(f"a decode of one token got {tokens} in step {step}")
+
     def _set_finish(self, seq: Sequence, step: int) -> None:
         seq.finish_step = step
         heappush(self.ends, (step, seq.place, seq))

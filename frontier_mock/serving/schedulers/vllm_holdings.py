@@ -5,6 +5,7 @@ from typing import Final
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.serving.kv_cache import KvCache, Match
 from frontier_mock.serving.sequence import Sequence
+from frontier_mock.serving.specs import SchedulerSpec
 
 _UNSHARED: Final = 1 << 63
 
@@ -12,13 +13,20 @@ _UNSHARED: Final = 1 << 63
 class Holdings:
     """Gives sequences their blocks, caches what they compute, and takes back what they leave."""
 
-    __slots__ = ("_block", "_caching", "_kv")
+    __slots__ = ("_block", "_caching", "_kv", "_longest", "_lookahead")
 
-    def __init__(self, kv: KvCache, block_tokens: int, caching: bool) -> None:
-        """`caching` says whether anything computed can be found again."""
+    def __init__(self, kv: KvCache, spec: SchedulerSpec) -> None:
         self._kv = kv
-        self._block = block_tokens
-        self._caching = caching
+        self._block = spec.block_size
+        self._caching = spec.enable_prefix_caching
+        self._longest = spec.max_model_len
+        self._lookahead = 0 if spec.speculation is None else spec.speculation.lookahead
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks for the first `tokens` tokens of a prompt, and the drafter's slots behind them."""
+        if self._lookahead:
+            tokens = min(tokens + self._lookahead, self._longest)
+        return -(-tokens // self._block)
 
     def open(self, seq: Sequence, match: Match, num_blocks: int) -> None:
         """Give a sequence that holds nothing `num_blocks` blocks, of which `match` is cached."""
@@ -29,7 +37,7 @@ class Holdings:
 
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Give `seq` blocks for its first `tokens` tokens, which are computed and cached now."""
-        held = -(-tokens // self._block)
+        held = self.blocks_for(tokens)
         if held > seq.held_blocks:
             self._kv.take(held - seq.held_blocks)
             seq.held_blocks = held
