@@ -31,6 +31,10 @@ FAST_CHECKS = (
     *("--retry-initial-backoff-ms", "20"),
     *("--retry-max-backoff-ms", "200"),
 )
+LAUNCH = {
+    "vllm": ["vllm", "serve", MODEL, "--shutdown-timeout", "20"],
+    "sglang": ["sglang", "serve", "--model-path", MODEL, "--enable-metrics"],
+}
 ROUTERS = ["sglang-router", "smg", "vllm-router", "haproxy"]
 
 
@@ -48,11 +52,15 @@ class Worker:
 
     url: str
     process: subprocess.Popen[bytes]
+    engine: str = "vllm"
 
     def completed(self) -> int:
         """Requests it has answered in full, by its own metrics."""
         lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
-        ended = [x for x in lines if x.startswith("vllm:request_success_total")]
+        family = "vllm:request_success_total"
+        if self.engine == "sglang":
+            family = "sglang:num_requests_total"
+        ended = [x for x in lines if x.startswith(family)]
         return int(sum(float(x.rpartition(" ")[2]) for x in ended if 'reason="abort"' not in x))
 
     def waiting(self) -> int:
@@ -63,35 +71,38 @@ class Worker:
 
 
 @contextmanager
-def workers(directory: Path, count: int) -> Iterator[list[Worker]]:
+def workers(directory: Path, count: int, engine: str = "vllm") -> Iterator[list[Worker]]:
     """Single-worker servers, each in its own process, twenty times as fast as real."""
     with ExitStack() as stack:
         made = []
         for number in range(count):
             ready, log = directory / f"ready{number}.json", directory / f"worker{number}.log"
-            argv = ["-m", "frontier_mock", "vllm", "serve", MODEL, "--host", "127.0.0.1"]
-            argv += ["--port", "0", "--sim-clock", "scaled:20", "--sim-ready-file", str(ready)]
-            argv += ["--shutdown-timeout", "20"]
+            argv = ["-m", "frontier_mock", *LAUNCH[engine], "--host", "127.0.0.1", "--port", "0"]
+            argv += ["--sim-clock", "scaled:20", "--sim-ready-file", str(ready)]
             with pytest.MonkeyPatch.context() as patch:
                 # Otherwise there is no /pause.
                 patch.setenv("VLLM_SERVER_DEV_MODE", "1")
                 child = stack.enter_context(process(f"worker{number}", argv, log))
-            wait_until(ready.exists, child, "frontier-mock vllm serve", log)
-            made.append(Worker(json.loads(ready.read_text())["workers"][0]["url"], child))
+            wait_until(ready.exists, child, f"frontier-mock {engine} serve", log)
+            url = json.loads(ready.read_text())["workers"][0]["url"]
+            made.append(Worker(url, child, engine))
         yield made
 
 
 @contextmanager
-def any_router(name: str, urls: list[str], directory: Path) -> Iterator[str]:
+def any_router(
+    name: str, urls: list[str], directory: Path, policy: str = "round_robin"
+) -> Iterator[str]:
     """A router with quick health checks, or the load balancer that has none to learn."""
     log = directory / "router.log"
     if name != "haproxy":
-        with router(name, "round_robin", urls, log, more=FAST_CHECKS) as url:
+        with router(name, policy, urls, log, more=FAST_CHECKS) as url:
             yield url
         return
     need(name)
     port, metrics = free_ports(2)
-    launch = [str(ADAPTERS / name / "launch"), str(port), str(metrics), "roundrobin", *urls]
+    launch = [str(ADAPTERS / name / "launch"), str(port), str(metrics)]
+    launch += [policy.replace("_", ""), *urls]
     with process(name, ["-c", EXEC, *launch], log) as running:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/v1/models"), running, name, log)
