@@ -206,9 +206,19 @@ def http_settings(args: VllmArgs, version: str, environment: Mapping[str, str]) 
         tokens_only=args.tokens_only,
         lora_updating=environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").lower()
         in ("1", "true"),
+        response_store=_switched_on(environment, "VLLM_ENABLE_RESPONSES_API_STORE"),
         shutdown_timeout_s=float(args.shutdown_timeout),
         version=version,
     )
+
+
+def _switched_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable that vLLM reads as a number is not 0. Raises ConfigError."""
+    text = environment.get(name, "0")
+    try:
+        return int(text) != 0
+    except ValueError:
+        raise ConfigError(f"environment variable {name}: {text!r}; allowed: 0, 1") from None
 
 
 def simulator_args(options: argparse.Namespace) -> SimulatorArgs:

@@ -168,7 +168,7 @@ shortest-prefill-first | fcfs | fcfs, lpm, dfs-weight, lof, random; others are r
 --prefill-delayer-queue-min-ratio | float | - |
 --prefill-delayer-max-delay-ms | float | - |
 --min-free-slots-delay | int | - |
---enable-response-store | flag | False |
+--enable-response-store | flag | False | /v1/responses can be looked up, cancelled, gone on with
 --tokenizer-path | text | - | directory with tokenizer.json; without it our byte-level tokenizer \
 is used
 --tokenizer-mode | choice:auto,slow | auto |

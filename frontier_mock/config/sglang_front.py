@@ -53,6 +53,8 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         stream_response_default_include_usage=_flag(given, "stream_response_default_include_usage"),
         enable_cache_report=_flag(given, "enable_cache_report"),
         enable_metrics=_flag(given, "enable_metrics"),
+        enable_response_store=_flag(given, "enable_response_store")
+        and args.disaggregation_mode == "null",
         enable_priority_scheduling=scheduler.enable_priority_scheduling,
         enable_strict_thinking=_flag(given, "enable_strict_thinking"),
         enable_custom_logit_processor=_flag(given, "enable_custom_logit_processor"),

@@ -171,6 +171,13 @@ class Driver:
         self.keeper.disconnect(ticket.actor)
         self.withdraw(ticket)
 
+    def leave(self, ticket: Ticket) -> None:
+        """The client is gone and its sequences go on: nobody waits for them any more."""
+        if not ticket.closed and ticket.open and ticket.actor is not None:
+            actor, ticket.actor = ticket.actor, None
+            self.keeper.disconnect(actor)
+            self.poke()
+
     def operate(
         self, command: Command | None, delay_ns: SimTime = 0, actor: str | None = None
     ) -> asyncio.Future[Done]:

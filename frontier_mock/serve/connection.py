@@ -51,17 +51,18 @@ class App(Protocol):
 class Exchange:
     """One request and the way back to who sent it. Writing to a lost connection does nothing.
 
-    `began_ns` is for the application to remember when it was handed over, -1 until then.
+    `began_ns` is for the application to remember when it was handed over, -1 until then. Without
+    a connection nobody hears what is said.
     """
 
     __slots__ = ("_chunked", "_connection", "began_ns", "begun", "on_lost", "request")
 
-    def __init__(self, request: Request, connection: "Connection") -> None:
+    def __init__(self, request: Request, connection: "Connection | None") -> None:
         self.request = request
         self.on_lost: Callable[[], object] | None = None
         self.began_ns: SimTime = -1
         self.begun = False
-        self._connection: Connection | None = connection
+        self._connection = connection
         self._chunked = request.minor == 1
 
     def reply(self, answer: Answer) -> None:

@@ -13,13 +13,15 @@ from frontier_mock.serve.connection import Exchange
 class Accepted(NamedTuple):
     """A request that was parsed: what to submit, `choices` of it sharing each prompt, and for whom.
 
-    `actor` is the lease holder the body names, if any.
+    `actor` is the lease holder the body names, if any. A `detached` request is made for nobody who
+    waits: its client is answered at once, and has its lease back.
     """
 
     submits: Sequence[Submit]
     subscriber: Subscriber
     choices: int = 1
     actor: str | None = None
+    detached: bool = False
 
 
 def enter(driver: Driver, exchange: Exchange, read: Callable[[], Accepted]) -> Ticket:
@@ -32,10 +34,15 @@ def enter(driver: Driver, exchange: Exchange, read: Callable[[], Accepted]) -> T
         accepted = read()
         if actor is None:
             actor, legs = actor_and_legs(accepted.actor)
-        ticket = driver.submit(accepted.submits, accepted.subscriber, actor, accepted.choices, legs)
+        waits = None if accepted.detached else actor
+        ticket = driver.submit(accepted.submits, accepted.subscriber, waits, accepted.choices, legs)
     except Exception:
         driver.keeper.refuse(actor, legs)
         driver.poke()
         raise
-    exchange.on_lost = lambda: driver.abort(ticket)
+    if accepted.detached:
+        driver.keeper.refuse(actor, legs)
+        driver.poke()
+    else:
+        exchange.on_lost = lambda: driver.abort(ticket)
     return ticket

@@ -8,7 +8,8 @@ class HttpSettings:
     """Names are vLLM's flags (`--api-key`, `--root-path`, ...) with `_` for `-`.
 
     `dev_mode` is VLLM_SERVER_DEV_MODE=1, `scale_out` --enable-scale-out,
-    `lora_updating` VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. `shutdown_timeout_s` is
+    `lora_updating` VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, `response_store`
+    VLLM_ENABLE_RESPONSES_API_STORE=1. `shutdown_timeout_s` is
     how long SIGTERM lets requests in flight go on before they are aborted.
     `sse_keep_alive_interval_s` is real: the silence after which a stream gets a comment, 0 for
     never. `uds` is a socket file to listen on instead of a port. `version` is what GET /version
@@ -23,6 +24,7 @@ class HttpSettings:
     scale_out: bool = False
     tokens_only: bool = False
     lora_updating: bool = False
+    response_store: bool = False
     sse_keep_alive_interval_s: float = 0.0
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)

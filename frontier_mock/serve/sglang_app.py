@@ -20,6 +20,7 @@ from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_keys import Keys
+from frontier_mock.serve.sglang_responses import StoredResponses
 from frontier_mock.serve.sglang_state import UP, InFlight, ServerState
 from frontier_mock.serve.sglang_streaming import (
     Stream,
@@ -55,7 +56,6 @@ from frontier_mock.wire.sglang.request import (
     VERTEX,
     SglangRequest,
 )
-from frontier_mock.wire.sglang.responses import parse_responses, store_disabled
 from frontier_mock.wire.sglang.score import parse_score, refuse_embeddings
 from frontier_mock.wire.sglang.tokenize import detokenize_body, tokenize_body
 from frontier_mock.wire.sglang.vertex import parse_vertex
@@ -103,6 +103,10 @@ class SglangApp:
         self._keys = keys
         self._http = http
         self._cors = Cors(("*",), ("*",), ("*",), allow_credentials=True)
+        self._responses = StoredResponses(
+            self.abort_matching, enabled=front is not None and front.enable_response_store
+        )
+        state.kept = self._responses.ended
         self._generators: dict[str, Parse] = {
             "/generate": parse_generate,
             "/v1/chat/completions": parse_chat,
@@ -110,7 +114,7 @@ class SglangApp:
             "/invocations": parse_chat,
             "/v1/score": parse_score,
             "/v1/messages": parse_messages,
-            "/v1/responses": parse_responses,
+            "/v1/responses": self._responses.parse,
         }
         if front is not None:
             names = front.routes
@@ -119,7 +123,8 @@ class SglangApp:
                 names.ollama_generate: parse_ollama_generate,
                 names.vertex: parse_vertex,
             }
-        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in more)])
+        every = [self._responses, *more]
+        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
 
     def open(self) -> None:
         """Warm-up is over: the server says that it is ready, and /health agrees."""
@@ -133,8 +138,6 @@ class SglangApp:
         }
         for path in self._generators:
             table["POST", path] = self._generate
-        table["GET", "/v1/responses/*"] = self._no_store
-        table["POST", "/v1/responses/*"] = self._no_store
         table["POST", "/v1/messages/count_tokens"] = self._count_tokens
         for path in ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/encode", "/classify"):
             table["POST", path] = self._embed
@@ -212,7 +215,11 @@ class SglangApp:
                 raise _refused(str(error), parsed) from None
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
-            return self.first(entry, kind(entry, exchange, state), submits)
+            behind = parsed.record is not None and parsed.record.background
+            # Nobody waits for what is made in the background.
+            waits = Exchange(request, None) if behind else exchange
+            accepted = self.first(entry, kind(entry, waits, state), submits)
+            return accepted._replace(detached=behind)
 
         entries: list[InFlight] = []
         try:
@@ -233,6 +240,9 @@ class SglangApp:
             raise in_envelope(engine_gone(), entry.request.kind) from None
         (entry,) = entries
         entry.ticket = ticket
+        answer = self._responses.entered(entry.request)
+        if answer is not None:
+            return answer
 
         def lost() -> None:
             state.leave(entry)
@@ -324,9 +334,6 @@ class SglangApp:
     def _embed(self, exchange: Exchange) -> Answer:
         """No model here makes embeddings."""
         raise refuse_embeddings(exchange.request.body)
-
-    def _no_store(self, exchange: Exchange) -> Answer:
-        raise store_disabled()
 
     def _count_tokens(self, exchange: Exchange) -> Answer:
         self._check_json(exchange.request)

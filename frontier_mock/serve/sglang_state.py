@@ -1,6 +1,6 @@
 """What an SGLang server is at the moment: its status, its weights, and who is in flight."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.simtime import SimTime
@@ -8,7 +8,7 @@ from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.disaggregation import PeerOf, nowhere_else
 from frontier_mock.wire.sglang.info import Identity
 from frontier_mock.wire.sglang.plan import front_of
-from frontier_mock.wire.sglang.request import SglangRequest
+from frontier_mock.wire.sglang.request import Ended, SglangRequest
 from frontier_mock.wire.tokenizer import Json
 
 STARTING = "Starting"
@@ -39,8 +39,9 @@ class ServerState:
 
     `spans_of` says which weight versions the tokens of a sequence that just ended are from; it is
     the control plane's, and knows of none by default. `kv_events` is that entry of /server_info.
-    `streams` is told of tickets whose answers are streamed, if somebody counts them apart.
     `peer_of` says which process has a bootstrap server.
+    `streams` is told of tickets whose answers are streamed, if somebody counts them apart, `kept`
+    of requests that have something to keep: how they ended, not at all maybe, and when (unix time).
     """
 
     def __init__(self, served: ServedModel) -> None:
@@ -58,6 +59,7 @@ class ServerState:
         self.spans_of: Callable[[Flight], Spans] = _no_spans
         self.streams: Callable[[Ticket], None] | None = None
         self.peer_of: PeerOf = nowhere_else
+        self.kept: Callable[[SglangRequest, Sequence[Ended], int], None] | None = None
         self.aborts_asked = 0
         self.last_output_ns = -1
         self._by_rid: dict[str, InFlight] = {}
@@ -103,6 +105,13 @@ class ServerState:
         for sequence in entry.request.sequences:
             if self._by_rid.get(sequence.rid) is entry:
                 del self._by_rid[sequence.rid]
+
+    def keep(
+        self, request: SglangRequest, endings: Sequence[Ended] = (), created_s: int = 0
+    ) -> None:
+        """Keep what a request asks to be kept; without `endings` there is no answer."""
+        if request.record is not None and self.kept is not None:
+            self.kept(request, endings, created_s)
 
     def __contains__(self, rid: str) -> bool:
         """Whether a sequence of that very id is in flight."""

@@ -85,7 +85,9 @@ class Whole:
         if broken is not None:
             self._give_up(broken)
             return
-        body = DIALECTS[request.kind].whole(request, endings, int(time.time()))
+        created_s = int(time.time())
+        self._state.keep(request, endings, created_s)
+        body = DIALECTS[request.kind].whole(request, endings, created_s)
         times = virtual_times(self._entry.arrived_ns(ticket), [one.outcome for one in endings])
         self._exchange.reply(Answer(200, body, extra=times))
 
@@ -95,6 +97,7 @@ class Whole:
         self._give_up(engine_gone())
 
     def _give_up(self, error: SglangError) -> None:
+        self._state.keep(self._request)
         shown = in_envelope(error, self._request.kind)
         self._exchange.reply(Answer(shown.status, shown.body()))
 
@@ -144,6 +147,7 @@ class Stream:
 
     __slots__ = (
         "_begun",
+        "_created_s",
         "_dialect",
         "_endings",
         "_entry",
@@ -164,7 +168,8 @@ class Stream:
         self._exchange = exchange
         self._state = state
         self._dialect = DIALECTS[request.kind]
-        self._renderer = self._dialect.stream(request, int(time.time()))
+        self._created_s = int(time.time())
+        self._renderer = self._dialect.stream(request, self._created_s)
         self._endings: list[Ended] = []
         self._ticket: Ticket | None = None
         self._begun = False
@@ -231,6 +236,7 @@ class Stream:
             self._give_up(broken)
             return
         self._begin(ticket)
+        self._state.keep(self._request, self._endings, self._created_s)
         self._exchange.end(self._last + self._renderer.tail(self._endings))
 
     def failed(self, error: BaseException) -> None:

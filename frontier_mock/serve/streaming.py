@@ -6,7 +6,7 @@ straight into the connection: no queue, no task and no wake-up per chunk.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.serve.answers import Answer
@@ -25,6 +25,9 @@ from frontier_mock.wire.errors import (
 from frontier_mock.wire.generation import Generation, Outcome, WeightSpan
 from frontier_mock.wire.sse import EVENT_STREAM, KEEP_ALIVE
 
+Keep = Callable[[Sequence[Outcome], int], None]
+"""Told of a request's outcomes and of the unix time that its answer carries."""
+
 ERROR = "error"
 """Why a sequence ended whose KV transfer failed."""
 
@@ -32,14 +35,18 @@ ERROR = "error"
 class Whole:
     """Waits for every choice, then renders once."""
 
-    __slots__ = ("_exchange", "_outcomes", "_versions", "generation")
+    __slots__ = ("_exchange", "_outcomes", "_versions", "generation", "kept")
 
     stream_interval = 0
 
     def __init__(
         self, generation: Generation, exchange: Exchange, versions: WeightVersions | None = None
     ) -> None:
-        """`versions` are asked which weights made the output, if somebody may change them."""
+        """`versions` are asked which weights made the output, if somebody may change them.
+
+        `kept`, where it is set, is told of the outcomes at the end, of none if there are none.
+        """
+        self.kept: Keep | None = None
         self.generation = generation
         self._exchange = exchange
         self._versions = versions
@@ -59,18 +66,26 @@ class Whole:
     def deliver(self, ticket: Ticket) -> None:
         """The answer, or why there is none."""
         if ticket.rejected:
-            self._exchange.reply(error_answer(refusal(ticket), self.generation.kind))
+            self._give_up(refusal(ticket))
             return
         outcomes = self._outcomes
         if _failed(outcomes):
-            self._exchange.reply(error_answer(internal_error(), self.generation.kind))
+            self._give_up(internal_error())
             return
-        body = DIALECTS[self.generation.kind].whole(self.generation, outcomes, int(time.time()))
+        created_s = int(time.time())
+        if self.kept is not None:
+            self.kept(outcomes, created_s)
+        body = DIALECTS[self.generation.kind].whole(self.generation, outcomes, created_s)
         self._exchange.reply(Answer(200, body, extra=virtual_times(ticket.arrival_ns, outcomes)))
 
     def failed(self, error: BaseException) -> None:
         """The engine is gone."""
-        self._exchange.reply(error_answer(engine_dead(), self.generation.kind))
+        self._give_up(engine_dead())
+
+    def _give_up(self, error: ApiError) -> None:
+        if self.kept is not None:
+            self.kept((), 0)
+        self._exchange.reply(error_answer(error, self.generation.kind))
 
 
 class Stream:
@@ -81,12 +96,14 @@ class Stream:
 
     __slots__ = (
         "_begun",
+        "_created_s",
         "_exchange",
         "_last",
         "_outcomes",
         "_renderer",
         "_versions",
         "generation",
+        "kept",
         "stream_interval",
     )
 
@@ -94,11 +111,13 @@ class Stream:
         self, generation: Generation, exchange: Exchange, versions: WeightVersions | None = None
     ) -> None:
         """As a whole body's."""
+        self.kept: Keep | None = None
         self.stream_interval = generation.stream_interval
         self.generation = generation
         self._exchange = exchange
         self._versions = versions
-        self._renderer = DIALECTS[generation.kind].stream(generation, int(time.time()))
+        self._created_s = int(time.time())
+        self._renderer = DIALECTS[generation.kind].stream(generation, self._created_s)
         self._outcomes: list[Outcome] = []
         self._begun = False
         self._last = b""
@@ -107,6 +126,7 @@ class Stream:
         """The engine has taken it: status and headers leave now, as uvicorn sends them."""
         self._begun = True
         self._exchange.begin(EVENT_STREAM, f"x-frontier-arrival-ns: {ticket.arrival_ns}\r\n")
+        self._exchange.write(self._renderer.head())
 
     def tokens(self, position: int, first: int, last: int) -> bool:
         """One step's worth of one choice.
@@ -140,6 +160,8 @@ class Stream:
         elif _failed(self._outcomes):
             self._give_up(internal_error())
         else:
+            if self.kept is not None:
+                self.kept(self._outcomes, self._created_s)
             self._exchange.end(self._last + self._renderer.tail(self._outcomes))
 
     def failed(self, error: BaseException) -> None:
@@ -147,6 +169,8 @@ class Stream:
         self._give_up(internal_error() if self._begun else engine_dead())
 
     def _give_up(self, error: ApiError) -> None:
+        if self.kept is not None:
+            self.kept((), 0)
         if self._begun:
             self._exchange.end(self._renderer.error(error))
         else:

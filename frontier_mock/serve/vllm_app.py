@@ -26,6 +26,7 @@ from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
 from frontier_mock.serve.vllm_adapters import AdapterRoutes
 from frontier_mock.serve.vllm_control import ControlRoutes
+from frontier_mock.serve.vllm_responses import StoredResponses
 from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.serve.worker_metrics import ServerMetrics
@@ -42,7 +43,6 @@ from frontier_mock.wire.errors import (
 from frontier_mock.wire.generation import MESSAGES, Generation
 from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
-from frontier_mock.wire.responses import parse_responses, unknown_response
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.server_info import server_config
 from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
@@ -97,11 +97,12 @@ class VllmApp:
         self._keys = [key.encode() for key in settings.api_key]
         self._root = settings.root_path.rstrip("/")
         self._versions = WeightVersions(driver, max(part.number, 0), DEFAULT_VERSION)
+        self._responses = StoredResponses(driver, self._versions, enabled=settings.response_store)
         self._generators: dict[str, Parse] = {
             "/v1/chat/completions": parse_chat,
             "/v1/completions": parse_completion,
             "/v1/messages": parse_messages,
-            "/v1/responses": parse_responses,
+            "/v1/responses": self._responses.parse,
         }
         self._kinds = {"/v1/messages": MESSAGES, "/v1/messages/count_tokens": MESSAGES}
         if settings.scale_out:
@@ -111,7 +112,7 @@ class VllmApp:
             served, driver, settings, self._versions, part.metrics, self._created_s
         )
         scale_out = ScaleOutRoutes(lambda: self._part.served, settings.scale_out, _check_json)
-        every: list[Routes] = [scale_out, self.control, *more]
+        every: list[Routes] = [scale_out, self.control, self._responses, *more]
         self.adapters = AdapterRoutes(self._adapters, _check_json)
         if settings.lora_updating:
             every.append(self.adapters)
@@ -140,8 +141,6 @@ class VllmApp:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/v1/messages/count_tokens"): self._count_tokens,
-            ("GET", "/v1/responses/*"): self._no_response,
-            ("POST", "/v1/responses/*"): self._no_response,
         }
         for path in self._generators:
             table["POST", path] = self._generate
@@ -235,7 +234,7 @@ class VllmApp:
 
     # Generation
 
-    def _generate(self, exchange: Exchange) -> None:
+    def _generate(self, exchange: Exchange) -> Answer | None:
         """Parse and submit. The answer comes from the subscriber, out of the driver's pump."""
         request = exchange.request
 
@@ -244,13 +243,22 @@ class VllmApp:
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
             submits = generation.submits
-            subscriber = self._subscriber(generation, exchange)
-            return Accepted(submits, subscriber, generation.n, generation.actor)
+            background = self._responses.subscriber(generation, exchange)
+            subscriber = background or self._subscriber(generation, exchange)
+            if generation.record is not None:
+                kept.append((generation, subscriber))
+            detached = background is not None and not generation.stream
+            return Accepted(submits, subscriber, generation.n, generation.actor, detached)
 
+        kept: list[tuple[Generation, Subscriber]] = []
         try:
-            enter(self._driver, exchange, read)
+            ticket = enter(self._driver, exchange, read)
         except ShutdownError:
             raise engine_dead() from None
+        if kept:
+            ((generation, subscriber),) = kept
+            return self._responses.entered(generation, ticket, subscriber, exchange)
+        return None
 
     def _subscriber(self, generation: Generation, exchange: Exchange) -> Subscriber:
         if not generation.stream:
@@ -285,11 +293,6 @@ class VllmApp:
     def _detokenize(self, exchange: Exchange) -> Answer:
         _check_json(exchange.request)
         return Answer(200, detokenize_body(exchange.request.body, self._part.served))
-
-    def _no_response(self, exchange: Exchange) -> Answer:
-        """Nothing is stored: any response to get or to cancel is unknown."""
-        name = self._path(exchange.request).removeprefix("/v1/responses/")
-        raise unknown_response(name.removesuffix("/cancel"))
 
     def _count_tokens(self, exchange: Exchange) -> Answer:
         request = exchange.request

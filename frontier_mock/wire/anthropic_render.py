@@ -77,6 +77,10 @@ class MessagesStream:
         self._started = False
         self._opened = False
 
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
+
     def delta(self, index: int, first: int, last: int) -> bytes:
         """Output tokens `first` to `last` (exclusive), more to follow."""
         return self._start() + self._said(first, last, final=False)

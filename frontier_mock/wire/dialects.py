@@ -32,6 +32,10 @@ from frontier_mock.wire.sse import StreamRenderer, error_frames
 class StreamWriter(Protocol):
     """Writes the chunks of one streamed generation. Calls must follow each choice's own order."""
 
+    def head(self) -> bytes:
+        """What is said before there is any output."""
+        ...
+
     def delta(self, index: int, first: int, last: int) -> bytes:
         """A chunk with output tokens `first` to `last` (exclusive) of a choice, more to follow."""
         ...

@@ -57,6 +57,10 @@ class InferenceStream:
         self._head = f'data: {{"request_id":{dumps(generation.id)},"usage":'
         self._seen = not generation.return_token_ids
 
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
+
     def delta(self, index: int, first: int, last: int) -> bytes:
         """A chunk with output tokens `first` to `last` (exclusive) of a choice, more to follow."""
         return self._chunk(index, first, last, None)

@@ -1,11 +1,13 @@
-"""POST /v1/responses: OpenAI's Responses API as vLLM 0.33 serves it without a store.
+"""POST /v1/responses: OpenAI's Responses API as vLLM 0.33 serves it.
 
-A request becomes a chat request and is treated as one. Reasoning, built-in tools and conversations
-kept by the server do not exist here; background and previous_response_id are refused as vLLM does.
+A request becomes a chat request and is treated as one. Reasoning and built-in tools do not exist
+here. Conversations are kept under VLLM_ENABLE_RESPONSES_API_STORE=1 alone; without it background
+and previous_response_id are refused as vLLM does.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.errors import ApiError
@@ -21,6 +23,8 @@ from frontier_mock.wire.fields import (
     literal,
     load_object,
     mapping,
+    mapping_of,
+    model,
     nullable,
     number,
     string,
@@ -30,6 +34,7 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.generation import RESPONSES, Generation
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.render import dumps
+from frontier_mock.wire.response_store import Record, Response, ResponseStore
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.tokenizer import Json
 
@@ -46,10 +51,13 @@ _FIELDS: Mapping[str, Check] = {
     "instructions": nullable(string),
     "max_output_tokens": nullable(integer()),
     "max_tool_calls": nullable(integer()),
-    "metadata": nullable(mapping),
+    "metadata": nullable(mapping_of(string)),
     "model": nullable(string),
     "parallel_tool_calls": nullable(boolean),
     "previous_response_id": nullable(string),
+    "prompt_cache_key": nullable(string),
+    "reasoning": nullable(model({"effort": nullable(string), "summary": nullable(string)})),
+    "safety_identifier": nullable(string),
     "service_tier": literal("auto", "default", "flex", "scale", "priority"),
     "store": nullable(boolean),
     "stream": nullable(boolean),
@@ -77,13 +85,30 @@ def unknown_response(name: str) -> ApiError:
     return ApiError(404, message, _REFUSED, "response_id")
 
 
-def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Generation:
-    """The generation that a Responses request asks for. Raises ApiError as vLLM refuses it."""
+def not_cancellable() -> ApiError:
+    """400 for a response that is complete, or that somebody waits for."""
+    message = "Cannot cancel a synchronous response."
+    return ApiError(400, message, _REFUSED, "response_id")
+
+
+def parse_responses(
+    body: bytes, headers: Headers, served: ServedModel, store: ResponseStore | None = None
+) -> Generation:
+    """The generation that a Responses request asks for. Raises ApiError as vLLM refuses it.
+
+    With a `store` it says what is to be kept.
+    """
     raw = load_object(body)
+    if raw.get("background") and not raw.get("store", True):
+        message = "background can only be used when `store` is true"
+        raise ApiError(400, message, param="background")
     if raw.get("prompt") is not None:
         raise ApiError(400, "prompt template is not supported", param="prompt")
     fields = check_fields(raw, _FIELDS, ("input",))
-    chat = _chat_request(raw, fields)
+    previous = text_field(fields, "previous_response_id")
+    before = None if store is None or previous is None else store.get(previous)
+    earlier = _earlier(before, store) if before is not None and store is not None else []
+    chat = _chat_request(raw, fields, earlier)
     try:
         generation = parse_chat(_bytes(chat), headers, served)
     except ApiError as error:
@@ -93,17 +118,41 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Gener
         if error.param == "max_completion_tokens":
             error.param = "max_output_tokens"
         raise
-    if flag_field(fields, "background") and flag_field(fields, "store", True):
+    background, keep = flag_field(fields, "background"), flag_field(fields, "store", True)
+    if background and keep and store is None:
         raise ApiError(400, _NO_STORE, _REFUSED, "background")
-    previous = text_field(fields, "previous_response_id")
-    if previous is not None:
+    if previous is not None and before is None:
         raise unknown_response(previous)
     base = generation.id.removeprefix("chatcmpl-")
     own = text_field(fields, "request_id")
     name = own if own is not None else f"resp_{base}"
+    record = None
+    if store is not None and keep:
+        messages = chat["messages"]
+        assert isinstance(messages, list)
+        record = Record(name, tuple(messages), background)
     return generation._replace(
-        id=name, kind=RESPONSES, detail=_echoed(raw, fields, generation, name)
+        id=name,
+        kind=RESPONSES,
+        detail=_echoed(raw, fields, generation, name),
+        record=record,
     )
+
+
+def _earlier(before: Response, store: ResponseStore) -> list[Json]:
+    """Messages of the conversation that a response ends; who instructed it does so no more."""
+    messages: list[Json] = [
+        message
+        for message in store.history(str(before["id"]))
+        if isinstance(message, dict) and message.get("role") != "system"
+    ]
+    output = before["output"]
+    for item in output if isinstance(output, list) else ():
+        content = item.get("content") if isinstance(item, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                messages.append({"role": "assistant", "content": part.get("text") or ""})
+    return messages
 
 
 def responses_as_chat(body: bytes) -> tuple[str | None, bytes]:
@@ -116,19 +165,20 @@ def responses_as_chat(body: bytes) -> tuple[str | None, bytes]:
     if fields.get("previous_response_id") is not None:
         message = "previous_response_id is not supported by the stateless render endpoint."
         raise ApiError(400, message, _REFUSED, "previous_response_id")
-    return text_field(fields, "request_id"), _bytes(_chat_request(raw, fields))
+    return text_field(fields, "request_id"), _bytes(_chat_request(raw, fields, []))
 
 
 def _bytes(chat: dict[str, Json]) -> bytes:
     return dumps(chat).encode("utf-8", "surrogatepass")
 
 
-def _chat_request(raw: dict[str, Json], fields: Fields) -> dict[str, Json]:
-    """Input, tools and format in the terms of a chat request."""
+def _chat_request(raw: dict[str, Json], fields: Fields, earlier: Sequence[Json]) -> dict[str, Json]:
+    """Input, tools and format in the terms of a chat request; `earlier` was said before."""
     messages: list[Json] = []
     instructions = text_field(fields, "instructions")
     if instructions:
         messages.append({"role": "system", "content": instructions})
+    messages += earlier
     given = fields["input"]
     if isinstance(given, str):
         messages.append({"role": "user", "content": given})
@@ -218,4 +268,13 @@ def _echoed(
         "presence_penalty": raw.get("presence_penalty") or 0.0,
         "frequency_penalty": raw.get("frequency_penalty") or 0.0,
     }
-    return {**echoed, **fixed}
+    return {name: _finite(value) for name, value in {**echoed, **fixed}.items()}
+
+
+def _finite(value: Json) -> Json:
+    """Pydantic writes null for what is no number in JSON."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value

@@ -24,12 +24,18 @@ _KEYS = (
 
 def render_responses(generation: Generation, outcomes: Sequence[Outcome], created_s: int) -> bytes:
     """The body of a response that is not streamed; `created_s` is unix time."""
-    return dumps(_finished(generation, outcomes, created_s)).encode()
+    return dumps(finished_response(generation, outcomes, created_s)).encode()
 
 
-def _finished(
+def queued_response(generation: Generation, created_s: int) -> dict[str, Json]:
+    """What there is of a response that is made in the background."""
+    return _response(generation, created_s, "queued", [])
+
+
+def finished_response(
     generation: Generation, outcomes: Sequence[Outcome], created_s: int
 ) -> dict[str, Json]:
+    """The response as a value."""
     (outcome,) = outcomes
     text = generation.sequences[0].text.piece(0, outcome.output_tokens, final=True)
     status = "incomplete" if outcome.finish_reason == "length" else "completed"
@@ -105,27 +111,33 @@ def _item_id(generation: Generation) -> str:
 class ResponsesStream:
     """Writes the events of one streamed response."""
 
-    __slots__ = ("_created_s", "_generation", "_number", "_opened", "_started")
+    __slots__ = ("_created_s", "_generation", "_number", "_opened")
 
     def __init__(self, generation: Generation, created_s: int) -> None:
         """`created_s` is the unix time the response carries."""
         self._generation = generation
         self._created_s = created_s
         self._number = 0
-        self._started = False
         self._opened = False
+
+    def head(self) -> bytes:
+        """What is said before there is any output."""
+        response = _response(self._generation, self._created_s, "in_progress", [])
+        return self._event("response.created", {"response": response}) + self._event(
+            "response.in_progress", {"response": response}
+        )
 
     def delta(self, index: int, first: int, last: int) -> bytes:
         """Output tokens `first` to `last` (exclusive), more to follow."""
-        return self._start() + self._said(first, last, final=False)
+        return self._said(first, last, final=False)
 
     def finish(self, index: int, first: int, outcome: Outcome) -> bytes:
         """The last output tokens, from `first` on."""
-        return self._start() + self._said(first, outcome.output_tokens, final=True)
+        return self._said(first, outcome.output_tokens, final=True)
 
     def tail(self, outcomes: Sequence[Outcome]) -> bytes:
         """The item as a whole, and the response as a whole."""
-        response = _finished(self._generation, outcomes, self._created_s)
+        response = finished_response(self._generation, outcomes, self._created_s)
         data = b""
         output = response["output"]
         assert isinstance(output, list)
@@ -138,15 +150,6 @@ class ResponsesStream:
         """An error in mid-stream, and the end of the stream."""
         code = str(error.status)
         return self._event("error", {"code": code, "message": error.message, "param": error.param})
-
-    def _start(self) -> bytes:
-        if self._started:
-            return b""
-        self._started = True
-        response = _response(self._generation, self._created_s, "in_progress", [])
-        return self._event("response.created", {"response": response}) + self._event(
-            "response.in_progress", {"response": response}
-        )
 
     def _said(self, first: int, last: int, *, final: bool) -> bytes:
         plan = self._generation.sequences[0]

@@ -110,6 +110,10 @@ class StreamRenderer:
                 completion_logprobs(generation, plan, asked) for plan in generation.sequences
             ]
 
+    def head(self) -> bytes:
+        """Nothing before there is output."""
+        return b""
+
     def delta(self, index: int, first: int, last: int) -> bytes:
         """A chunk with output tokens `first` to `last` (exclusive) of a choice, more to follow."""
         text = self._texts[index]

@@ -114,6 +114,9 @@ async def test_shapes_and_forced_calls() -> None:
         ({"max_output_tokens": 5000}, 400, "max_output_tokens=5000 cannot be greater"),
         ({"input": 5}, 400, "valid string"),
         ({"prompt": {"id": "x"}}, 400, "prompt template is not supported"),
+        ({"metadata": {"a": 5}}, 400, "metadata"),
+        ({"prompt_cache_key": 5}, 400, "prompt_cache_key"),
+        ({"reasoning": {"effort": 5}}, 400, "effort"),
     ],
 )
 async def test_bad_requests_are_refused(change: dict[str, Any], status: int, said: str) -> None:
@@ -130,3 +133,14 @@ async def test_nothing_is_stored() -> None:
             await client.responses.retrieve("resp_x")
         with pytest.raises(openai.NotFoundError, match="Response with id 'resp_x' not found"):
             await client.responses.cancel("resp_x")
+
+
+async def test_what_is_no_number_in_json_comes_back_as_null() -> None:
+    tool = '{"type":"function","name":"f","parameters":{"a":[Infinity,{"b":NaN},1.5]}}'
+    body = f'{{"model":"mock","input":"x","max_output_tokens":2,"tools":[{tool}]}}'
+    async with live(spec()) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+        head = {"content-type": "application/json"}
+        answer = await client.post("/v1/responses", content=body, headers=head)
+        (echoed,) = answer.json()["tools"]
+        assert "NaN" not in answer.text
+        assert echoed["parameters"] == {"a": [None, {"b": None}, 1.5]}

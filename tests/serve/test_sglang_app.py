@@ -493,3 +493,23 @@ async def test_responses_are_served_whole_and_streamed() -> None:
         refused = await client.post("/v1/responses", data="{}")
         assert refused.status == 400
         assert "Unsupported Media Type" in (await refused.json())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("number", "offset", "said"),
+    [
+        ("NaN", 0, "unexpected character, expected a JSON value"),
+        ("-Infinity", 1, "no digit after sign"),
+        ("1e999", 0, "number is infinity when parsed as double"),
+    ],
+)
+async def test_bodies_are_read_as_orjson_reads_them(number: str, offset: int, said: str) -> None:
+    body = f'{{"text":"NaN 1e999 -\\"","a":{number}}}'
+    async with opened(sglang_spec(WARP)) as (_, client):
+        for path in ("/generate", CHAT, "/api/show", "/update_weight_version"):
+            head = {"content-type": "application/json"}
+            answer = await client.post(path, data=body, headers=head)
+            text = (await answer.json())["message"]
+            assert answer.status == 400
+            assert said in text
+            assert f"body.{body.rindex(number) + offset}'" in text

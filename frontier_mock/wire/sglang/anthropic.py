@@ -18,7 +18,6 @@ from frontier_mock.wire.fields import (
     integer,
     list_of,
     literal,
-    load_object,
     mapping,
     model,
     nullable,
@@ -30,6 +29,7 @@ from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.anthropic_answer import error_frames
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.chat import chat_prompt, chat_request
 from frontier_mock.wire.sglang.errors import SglangError, anthropic_error
 from frontier_mock.wire.sglang.generate import LateError

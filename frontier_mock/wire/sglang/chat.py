@@ -8,7 +8,6 @@ from frontier_mock.wire.fields import (
     check_fields,
     flag_field,
     int_field,
-    load_object,
     optional_int_field,
     text_field,
 )
@@ -16,6 +15,7 @@ from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.calls import forced_call, named_tools
 from frontier_mock.wire.sglang.errors import openai_error, validation_error
 from frontier_mock.wire.sglang.generate import (

@@ -8,13 +8,13 @@ from frontier_mock.wire.fields import (
     check_fields,
     flag_field,
     int_field,
-    load_object,
     optional_int_field,
     text_field,
 )
 from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import openai_error, validation_error
 from frontier_mock.wire.sglang.generate import (
     Prompts,

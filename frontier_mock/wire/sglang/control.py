@@ -24,7 +24,6 @@ from frontier_mock.wire.fields import (
     integer,
     list_of,
     literal,
-    load_object,
     mapping,
     mapping_of,
     nullable,
@@ -35,6 +34,7 @@ from frontier_mock.wire.fields import (
     text_field,
     union,
 )
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import native_error, openai_error, validation_error
 from frontier_mock.wire.tokenizer import Json
 

@@ -17,14 +17,13 @@ from frontier_mock.wire.fields import (
     integer,
     list_of,
     literal,
-    load_json,
-    load_object,
     mapping_of,
     nullable,
     number,
     string,
     text_field,
 )
+from frontier_mock.wire.sglang.bodies import load_json, load_object
 from frontier_mock.wire.sglang.errors import (
     SglangError,
     detail_error,

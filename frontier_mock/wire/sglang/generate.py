@@ -24,7 +24,6 @@ from frontier_mock.wire.fields import (
     int_field,
     integer,
     list_of,
-    load_object,
     mapping,
     mapping_of,
     nullable,
@@ -37,6 +36,7 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.plan import Headers, actor_of
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import http_error, validation_error
 from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import (

@@ -19,7 +19,6 @@ from frontier_mock.wire.fields import (
     integer,
     list_of,
     literal,
-    load_object,
     mapping,
     model,
     nullable,
@@ -32,6 +31,7 @@ from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.plan import Headers, actor_of
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.chat import chat_prompt
 from frontier_mock.wire.sglang.errors import (
     CrashError,

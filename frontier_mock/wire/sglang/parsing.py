@@ -18,13 +18,13 @@ from frontier_mock.wire.fields import (
     check_fields,
     flag_field,
     list_of,
-    load_object,
     mapping,
     nullable,
     string,
     text_field,
 )
 from frontier_mock.wire.render import dumps
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import CrashError, http_error, validation_error
 from frontier_mock.wire.tokenizer import Json
 

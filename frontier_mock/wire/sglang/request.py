@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from frontier_mock.wire.generation import Outcome, PromptText, SequencePlan
+from frontier_mock.wire.response_store import Record
 from frontier_mock.wire.tokenizer import Json, Tokenizer
 
 GENERATE = "generate"
@@ -130,6 +131,8 @@ class SglangRequest:
     scoring: Scoring | None = None
     echo: Mapping[str, Json] = field(default_factory=dict)
     """What an answer of /v1/responses repeats of its request."""
+    record: Record | None = None
+    """What a server that keeps responses keeps of it."""
 
     @property
     def warms(self) -> bool:

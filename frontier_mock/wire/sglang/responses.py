@@ -1,8 +1,7 @@
-"""POST /v1/responses: OpenAI's Responses API as SGLang 0.5.23 serves it without a store.
+"""POST /v1/responses: OpenAI's Responses API as SGLang 0.5.23 serves it.
 
-A store is what --enable-response-store adds there and is not simulated: previous_response_id,
-background and looking up a response are refused as on a server without it
-(`openai/serving_responses.py`).
+A store is what --enable-response-store adds: without it previous_response_id, background and
+looking up a response are refused (`openai/serving_responses.py`).
 """
 
 import json
@@ -23,7 +22,6 @@ from frontier_mock.wire.fields import (
     integer,
     list_of,
     literal,
-    load_object,
     mapping,
     nullable,
     number,
@@ -34,7 +32,9 @@ from frontier_mock.wire.fields import (
 )
 from frontier_mock.wire.generation import PromptText
 from frontier_mock.wire.plan import Headers, actor_of
+from frontier_mock.wire.response_store import Record, Response, ResponseStore
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.calls import forced_call
 from frontier_mock.wire.sglang.chat import chat_prompt
 from frontier_mock.wire.sglang.errors import SglangError, nested_error, responses_error
@@ -110,17 +110,44 @@ _NO_STORE = (
     "Response store is disabled. Stateful Responses require --enable-response-store on a "
     "standalone server; response storage is unavailable in PD mode."
 )
+_REFUSED = "invalid_request_error"
 _DEVELOPER = "Developer instructions:"
 """What SGLang puts before what a developer says, since templates know only a system."""
 
 
 def store_disabled(parameter: str = "response_id") -> SglangError:
     """400 for whatever would need a store."""
-    return nested_error(_NO_STORE, "invalid_request_error", 400, parameter)
+    return nested_error(_NO_STORE, _REFUSED, 400, parameter)
 
 
-def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:
-    """The request that a Responses body asks for.
+def invalid_id(name: str) -> SglangError:
+    """400 for what cannot be the id of a response."""
+    message = f"Invalid 'response_id': '{name}'. Expected an ID that begins with 'resp'."
+    return nested_error(message, _REFUSED, 400, "response_id")
+
+
+def unknown_response(name: str) -> SglangError:
+    """404 for a response that nobody keeps."""
+    message = f"Response with id '{name}' not found."
+    return nested_error(message, _REFUSED, 404, "response_id")
+
+
+def kept_response(name: str, store: ResponseStore | None) -> Response:
+    """A response that is kept. Raises SglangError."""
+    if store is None:
+        raise store_disabled()
+    if not name.startswith("resp_"):
+        raise invalid_id(name)
+    response = store.get(name)
+    if response is None:
+        raise unknown_response(name)
+    return response
+
+
+def parse_responses(
+    body: bytes, headers: Headers, served: ServedModel, store: ResponseStore | None = None
+) -> SglangRequest:
+    """The request that a Responses body asks for; with a `store` it says what is to be kept.
 
     Raises SglangError, and LateError for what SGLang finds when a stream has begun.
     """
@@ -129,15 +156,16 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
         fields = check_fields(raw, _FIELDS, ("input",))
     except ApiError as error:
         raise responses_error(error.message, 400) from None
-    _refuse(fields, served)
+    _refuse(fields, served, store)
+    history = _history(fields, store)
     try:
-        chat = _as_chat(fields)
+        chat = _as_chat(fields, history)
         prompt = chat_prompt(chat, served)
     except ValueError as error:
         # The handler shows an exception's cause, of which there is none.
-        raise nested_error(f"{error} None", "invalid_request_error", 400) from None
+        raise nested_error(f"{error} None", _REFUSED, 400) from None
     except SglangError as error:
-        raise nested_error(f"{error.message} None", "invalid_request_error", 400) from None
+        raise nested_error(f"{error.message} None", _REFUSED, 400) from None
     stream = flag_field(fields, "stream")
     name = text_field(fields, "request_id") or f"resp_{served.new_id()}"
     echo = _echo(fields, name, served)
@@ -149,7 +177,7 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
         if stream:
             frames = partial(failed_frames, echo, str(error))
             raise LateError(str(error), True, frames) from None
-        raise nested_error(str(error), "invalid_request_error", 400) from None
+        raise nested_error(str(error), _REFUSED, 400) from None
     forced = forced_call(chat)
     plans, cap = plan_prompt(
         ids,
@@ -182,16 +210,43 @@ def parse_responses(body: bytes, headers: Headers, served: ServedModel) -> Sglan
             actor=actor_of(raw.get("metadata")),
         ),
         echo=echo,
+        record=_record(fields, name, history, store),
     )
 
 
-def _refuse(fields: Fields, served: ServedModel) -> None:
+def _history(fields: Fields, store: ResponseStore | None) -> list[Json]:
+    """The conversation up to and with the input. Raises SglangError."""
+    previous = text_field(fields, "previous_response_id")
+    history: list[Json] = []
+    if previous is not None and store is not None:
+        kept_response(previous, store)
+        history += store.history(previous)
+    given = fields["input"]
+    if isinstance(given, str):
+        return [*history, {"role": "user", "content": given}]
+    return [*history, *(given if isinstance(given, list) else ())]
+
+
+def _record(
+    fields: Fields, name: str, history: list[Json], store: ResponseStore | None
+) -> Record | None:
+    if store is None or not flag_field(fields, "store", True):
+        return None
+    # A background response that is streamed stays on its connection.
+    background = flag_field(fields, "background") and not flag_field(fields, "stream")
+    return Record(name, tuple(history), background)
+
+
+def _refuse(fields: Fields, served: ServedModel, store: ResponseStore | None) -> None:
     """What the handler refuses before it looks at the input. Raises SglangError."""
-    kind = "invalid_request_error"
-    if fields.get("previous_response_id") is not None:
+    kind = _REFUSED
+    if store is None and fields.get("previous_response_id") is not None:
         raise store_disabled("previous_response_id")
     if flag_field(fields, "background"):
-        raise store_disabled("background")
+        if store is None:
+            raise store_disabled("background")
+        if not flag_field(fields, "store", True):
+            raise nested_error("background=true requires store=true.", kind, 400, "store")
     model = text_field(fields, "model")
     if model is not None and model not in served.names:
         adapter = adapter_in(model, served.names[0])
@@ -251,17 +306,14 @@ def _sampling(fields: Fields, served: ServedModel) -> dict[str, Json]:
     return params
 
 
-def _as_chat(fields: Fields) -> dict[str, Json]:
+def _as_chat(fields: Fields, history: Sequence[Json]) -> dict[str, Json]:
     """What makes the prompt, in the terms of a chat. Raises ValueError for an unknown item."""
     turns: list[dict[str, Json]] = []
     system: list[str] = []
     instructions = text_field(fields, "instructions")
     if instructions:
         system.append(instructions)
-    given = fields["input"]
-    if isinstance(given, str):
-        turns.append({"role": "user", "content": given})
-    for item in given if isinstance(given, list) else ():
+    for item in history:
         assert isinstance(item, dict)
         turn = _turn(item)
         if turn is None:
@@ -381,7 +433,7 @@ def _echo(fields: Fields, name: str, served: ServedModel) -> dict[str, Json]:
         "tools": fields.get("tools", []),
         "instructions": fields.get("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),
-        "previous_response_id": None,
+        "previous_response_id": fields.get("previous_response_id"),
         "reasoning": {"effort": effort, "summary": None},
         "store": fields.get("store", True),
         "temperature": fields.get("temperature"),

@@ -21,7 +21,24 @@ _FAULT = "server_error"
 
 def render_responses(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> bytes:
     """The body of a whole answer; `created_s` is unix time."""
-    return dumps(_finished(request, endings, created_s)).encode("utf-8", "surrogatepass")
+    return dumps(finished_response(request, endings, created_s)).encode("utf-8", "surrogatepass")
+
+
+def queued_response(request: SglangRequest, created_s: int) -> dict[str, Json]:
+    """What there is of a response that is made in the background."""
+    return _response(request.echo, created_s, "queued", [])
+
+
+def said_in(response: Mapping[str, Json]) -> tuple[Json, ...]:
+    """The output of a response as items of a conversation."""
+    output = response["output"]
+    return tuple(_without_nulls(item) for item in (output if isinstance(output, list) else ()))
+
+
+def _without_nulls(value: Json) -> Json:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def failed_frames(echo: Mapping[str, Json], message: str, created_s: int) -> bytes:
@@ -58,7 +75,7 @@ class ResponsesStream:
 
     def tail(self, endings: Sequence[Ended]) -> bytes:
         """The item as a whole, and the response as a whole."""
-        response = _finished(self._request, endings, self._created_s)
+        response = finished_response(self._request, endings, self._created_s)
         data = b""
         output = response["output"]
         if self._open and isinstance(output, list):
@@ -153,7 +170,10 @@ def _event(name: str, fields: Mapping[str, Json], number: int) -> bytes:
     return f"event: {name}\ndata: {dumps(value)}\n\n".encode("utf-8", "surrogatepass")
 
 
-def _finished(request: SglangRequest, endings: Sequence[Ended], created_s: int) -> dict[str, Json]:
+def finished_response(
+    request: SglangRequest, endings: Sequence[Ended], created_s: int
+) -> dict[str, Json]:
+    """The response as a value."""
     (ended,) = endings
     (sequence,) = request.sequences
     shown = sequence.shown(ended.output_tokens)

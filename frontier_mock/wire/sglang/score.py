@@ -15,7 +15,6 @@ from frontier_mock.wire.fields import (
     check_fields,
     flag_field,
     float_field,
-    load_object,
     number,
     string,
     text_field,
@@ -25,6 +24,7 @@ from frontier_mock.wire.logprobs import candidates
 from frontier_mock.wire.plan import Headers, actor_of
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import SglangError, openai_error, validation_error
 from frontier_mock.wire.sglang.generate import read_ids
 from frontier_mock.wire.sglang.openai_fields import anything

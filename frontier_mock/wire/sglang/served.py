@@ -47,6 +47,7 @@ class SglangFront:
     stream_response_default_include_usage: bool = False
     enable_cache_report: bool = False
     enable_metrics: bool = False
+    enable_response_store: bool = False
     enable_priority_scheduling: bool = False
     enable_strict_thinking: bool = False
     enable_custom_logit_processor: bool = False

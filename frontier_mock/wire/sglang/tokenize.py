@@ -11,7 +11,6 @@ from frontier_mock.wire.fields import (
     flag_field,
     integer,
     list_of,
-    load_object,
     mapping,
     nullable,
     string,
@@ -20,6 +19,7 @@ from frontier_mock.wire.fields import (
 from frontier_mock.wire.messages import message_list, render_prompt
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import openai_error, validation_error
 from frontier_mock.wire.sglang.plan import encode, front_of
 from frontier_mock.wire.tokenizer import Json

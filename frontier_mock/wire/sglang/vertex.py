@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from frontier_mock.wire.errors import ApiError
-from frontier_mock.wire.fields import Check, check_fields, list_of, load_object, mapping, nullable
+from frontier_mock.wire.fields import Check, check_fields, list_of, mapping, nullable
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import (
     CrashError,
     SettledError,
