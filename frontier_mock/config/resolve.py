@@ -23,10 +23,10 @@ from frontier_mock.config.timeline import changes
 from frontier_mock.config.vllm_flags import (
     DISPATCH_BACKENDS,
     FP8_KV_TYPES,
-    PACKED_QUANTIZATION,
     SHAPE_KEYS,
     VllmArgs,
 )
+from frontier_mock.config.weights import VLLM_WEIGHTS, weight_format
 from frontier_mock.cost.afd.memory import FfnMemory, attention_only, attention_precision, plan_ffn
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.afd.step import build_afd_cost
@@ -426,9 +426,7 @@ def _build_cost(step: StepSpec, afd: AfdSpec | None) -> StepCost:
 
 def _precision(args: VllmArgs, model: ModelSpec) -> PrecisionSpec:
     """What the checkpoint holds, unless --quantization turns bf16 into something smaller."""
-    weights = model.checkpoint_weights
-    if args.quantization is not None and weights == "bf16":
-        weights = PACKED_QUANTIZATION.get(args.quantization, "fp8")
+    weights = weight_format(model.checkpoint_weights, args.quantization, VLLM_WEIGHTS)
     return PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
 
 

@@ -11,6 +11,7 @@ from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
+from frontier_mock.config.weights import SGLANG_WEIGHTS, weight_format
 from frontier_mock.cost.afd.memory import attention_only, attention_precision
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory
 from frontier_mock.cost.sglang_memory import (
@@ -43,7 +44,7 @@ def resolve_sglang_worker(
     """
     hardware = load_hardware(hardware_name)
     model = load_model(args.model_path)
-    weights = "fp8" if args.quantization is not None else model.checkpoint_weights
+    weights = weight_format(model.checkpoint_weights, args.quantization, SGLANG_WEIGHTS)
     precision = PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
     ranks, parallel = _parallel(args, model)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, weights)

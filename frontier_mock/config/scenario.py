@@ -39,6 +39,12 @@ from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.timeline import Happening, read_timeline
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
+from frontier_mock.config.weights import (
+    SCENARIO_WORDS,
+    SGLANG_WEIGHTS,
+    VLLM_WEIGHTS,
+    engine_word,
+)
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
 from frontier_mock.cost.specs import ParallelSpec, RoutingSpec, SamplingSpec
 from frontier_mock.report.specs import SloSpec
@@ -54,9 +60,6 @@ MAX_BYTES = 1 << 20
 
 ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
 """Every role of the schema; attention and FFN workers are one worker with `afd`."""
-
-QUANTIZATIONS = ("none", "fp8")
-"""Weight formats that can be simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ MODEL = Key(
 HARDWARE = Key("hardware", string(), "h800", "name under profiles/hardware")
 ROLE = Key("role", one_of(*ROLES), "colocated", "prefill and decode workers share requests")
 PARALLEL = Key("parallel", optional(mapping()), None, "ranks per worker along each axis")
-QUANTIZATION = Key("quantization", one_of(*QUANTIZATIONS), "none", "weight format")
+QUANTIZATION = Key("quantization", one_of(*SCENARIO_WORDS), "none", "weight format")
 ENGINE_ARGS = Key("engine_args", optional(mapping()), None, "the engine's flags, its own names")
 GRPC_PORT = Key(
     "grpc_port",
@@ -191,7 +194,7 @@ DP = Key(
     1,
     "data parallel engines behind the port; vLLM's step together if there are experts",
 )
-EP = Key("ep", integer(1, 1024), 1, "expert parallel ranks; only 1 is simulated so far")
+EP = Key("ep", integer(1, 1024), 1, "ranks that whole experts are spread over; vLLM: all or one")
 PARALLEL_KEYS: tuple[Key[Any], ...] = (TP, PP, DP, EP)
 
 ELSEWHERE = {
@@ -206,8 +209,11 @@ ELSEWHERE = {
     "dp": "parallel.dp",
     "quantization": "quantization",
     "port": "port",
+    "enable-expert-parallel": "parallel.ep",
+    "ep-size": "parallel.ep",
+    "ep": "parallel.ep",
 }
-"""Engine flags that have a scenario key of their own; that of `dp` may be left to the flag."""
+"""Engine flags that have a scenario key of their own; `dp` and `ep` may be left to the flag."""
 
 
 def load_scenario(
@@ -403,12 +409,12 @@ def _read_parallel(section: Section) -> ParallelSpec:
     if value is None:
         return ParallelSpec()
     axes = open_section(value, PARALLEL_KEYS)
-    for key in (PP, EP):
-        if axes.get(key) != 1:
-            raise axes.at(key.name).error(f"{axes.get(key)} is not simulated yet; allowed: 1")
-    if axes.get(DP) != 1 and section.get(AFD) is not None:
-        raise axes.at(DP.name).error("the worker's key afd says how many ranks of attention it has")
-    return ParallelSpec(tp=axes.get(TP), dp=axes.get(DP))
+    if axes.get(PP) != 1:
+        raise axes.at(PP.name).error(f"{axes.get(PP)} is not simulated yet; allowed: 1")
+    for key in (DP, EP):
+        if axes.get(key) != 1 and section.get(AFD) is not None:
+            raise axes.at(key.name).error("the worker's key afd says how many ranks it has")
+    return ParallelSpec(tp=axes.get(TP), dp=axes.get(DP), ep=axes.get(EP))
 
 
 def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArgs, tuple[str, ...]]:
@@ -416,7 +422,12 @@ def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArg
     value = section.get(ENGINE_ARGS)
     if value is not None:
         argv = _engine_argv(value, vllm_flags(), parallel)
-    argv += _common_argv(section, parallel)
+    argv += _common_argv(section, parallel, VLLM_WEIGHTS)
+    ranks = parallel.tp * parallel.dp
+    if parallel.ep not in (1, ranks):
+        raise section.at("parallel").error(f"ep: {parallel.ep}; allowed: 1 or tp x dp, {ranks}")
+    if parallel.ep > 1:
+        argv += ["--enable-expert-parallel"]
     try:
         args, idle = parse_engine_args(argv)
     except ConfigError as error:
@@ -430,7 +441,9 @@ def _read_sglang_args(
 ) -> tuple[SglangArgs, tuple[str, ...]]:
     value, afd = section.get(ENGINE_ARGS), section.get(AFD)
     argv = [] if value is None else _engine_argv(value, sglang_flags(), parallel)
-    argv += _common_argv(section, parallel)
+    argv += _common_argv(section, parallel, SGLANG_WEIGHTS)
+    if parallel.ep > 1:
+        argv += ["--ep-size", str(parallel.ep)]
     instance = None if afd is None else read_afd(afd)
     if instance is not None:
         # SGLang divides tensor-parallel GPUs into ranks of attention.
@@ -452,21 +465,27 @@ def _with_afd(section: Section, args: ArgsT, instance: AfdArgs | None) -> ArgsT:
     return replace(args, afd=instance)
 
 
-def _common_argv(section: Section, parallel: ParallelSpec) -> list[str]:
+def _common_argv(section: Section, parallel: ParallelSpec, weights: Mapping[str, str]) -> list[str]:
     argv = ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
     if parallel.dp != 1:
         argv += ["--data-parallel-size", str(parallel.dp)]
-    if section.get(QUANTIZATION) != "none":
-        argv += ["--quantization", section.get(QUANTIZATION)]
+    try:
+        quantization = engine_word(section.get(QUANTIZATION), weights)
+    except ConfigError as error:
+        raise section.at(QUANTIZATION.name).error(str(error)) from None
+    if quantization is not None:
+        argv += ["--quantization", quantization]
     return argv
 
 
 def _engine_argv(value: Value, flags: tuple[Flag, ...], parallel: ParallelSpec) -> list[str]:
     bare = plain(value)
     assert isinstance(bare, dict)
+    axes = (("parallel.dp", parallel.dp), ("parallel.ep", parallel.ep))
+    left = [key for key, ranks in axes if ranks == 1]
     for name in bare:
         own = ELSEWHERE.get(name.lstrip("-").replace("_", "-"))
-        if own is not None and (own != "parallel.dp" or parallel.dp != 1):
+        if own is not None and own not in left:
             raise value.error(f"{name} is set by the worker's key {own}")
     try:
         return from_mapping(flags, bare, "engine_args")

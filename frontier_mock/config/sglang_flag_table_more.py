@@ -9,7 +9,7 @@ MORE_FLAGS = """
 --model-config-parser | text | auto |
 --json-model-override-args | text | {} |
 --dtype | choice:auto,half,float16,bfloat16,float,float32 | auto | 16-bit types; float32 is refused
---quantization | text | - | fp8: weights of one byte; other formats are refused
+--quantization | text | - | fp8 and its likes, awq, gptq and marlin (four bits), mxfp4
 --quantization-param-path | text | - |
 --kv-cache-dtype | choice:auto,fp8_e5m2,fp8_e4m3,mxfp8,bf16,bfloat16,nvfp4,\
 fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refused

@@ -10,11 +10,9 @@ from frontier_mock.config.flags import Flag, expand_config_file, parse, read_tab
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
 from frontier_mock.config.vllm_flags import SimulatorArgs, simulator_flags
+from frontier_mock.config.weights import SGLANG_WEIGHTS
 from frontier_mock.serving.radix_cache import EVICTION_POLICIES
 from frontier_mock.serving.schedulers.sglang_policy import POLICIES
-
-FP8_QUANTIZATION = ("fp8", "w8a8_fp8", "modelopt_fp8")
-"""--quantization values simulated as fp8 weights."""
 
 FP8_KV_TYPES = ("fp8_e5m2", "fp8_e4m3")
 """--kv-cache-dtype values simulated as a one-byte KV cache."""
@@ -220,7 +218,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "moe_a2a_backend": ("none", "deepep"),
     "load_balance_method": ("auto", "round_robin", "total_requests"),
     "dtype": ("auto", "half", "float16", "bfloat16"),
-    "quantization": FP8_QUANTIZATION,
+    "quantization": tuple(SGLANG_WEIGHTS),
     "kv_cache_dtype": ("auto", "bf16", "bfloat16", *FP8_KV_TYPES),
     "schedule_policy": POLICIES,
     "radix_eviction_policy": EVICTION_POLICIES,

@@ -10,6 +10,7 @@ from frontier_mock.config.flags import Flag, expand_config_file, parse, read_tab
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
+from frontier_mock.config.weights import VLLM_WEIGHTS
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 """What `vllm serve` serves when no model is named."""
@@ -19,18 +20,6 @@ CUDAGRAPH_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PI
 
 FLOAT16_TYPES = ("auto", "half", "float16", "bfloat16")
 """--dtype values that mean two bytes per weight."""
-
-FP8_QUANTIZATION = ("fp8", "fp8_per_tensor", "fp8_per_block", "fp8_per_channel")
-"""--quantization values simulated as fp8 weights."""
-
-PACKED_QUANTIZATION = {
-    "awq": "int4",
-    "awq_marlin": "int4",
-    "gptq": "int4",
-    "gptq_marlin": "int4",
-    "mxfp4": "mxfp4",
-}
-"""--quantization values of checkpoints with packed weights, and what those are simulated as."""
 
 DISPATCH_BACKENDS = {
     "allgather_reducescatter": "allgather",
@@ -383,7 +372,7 @@ def _whole(key: str, value: object) -> int:
 def _check(values: Mapping[str, Any]) -> None:
     """Refuse what would give wrong figures in silence: values vLLM has and we do not simulate."""
     _allow(values, "dtype", FLOAT16_TYPES)
-    _allow(values, "quantization", (*FP8_QUANTIZATION, *PACKED_QUANTIZATION))
+    _allow(values, "quantization", VLLM_WEIGHTS)
     _allow(values, "kv_cache_dtype", (*BF16_KV_TYPES, *FP8_KV_TYPES))
     _allow(values, "all2all_backend", DISPATCH_BACKENDS)
     if values.get("pipeline_parallel_size", 1) != 1:

@@ -176,7 +176,7 @@ BAD = [
     ),
     (
         "name: x\ncluster: {workers: [{model: m, parallel: {dp: 2}, afd: {}}]}",
-        "cluster.workers[0].parallel.dp: the worker's key afd says how many ranks of attention",
+        "cluster.workers[0].parallel.dp: the worker's key afd says how many ranks",
     ),
     (
         "name: x\ncluster: {workers: [{model: m, parallel: {pp: 2}}]}",
@@ -214,7 +214,22 @@ BAD = [
     ),
     (
         "name: x\ncluster: {workers: [{model: m, quantization: int3}]}",
-        "quantization: got 'int3'; allowed: one of none, fp8",
+        "quantization: got 'int3' (did you mean int4?); allowed: one of none, fp8, fp8_block, ",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, engine: sglang-0.5, quantization: fp8_block}]}",
+        "quantization: the engine cannot quantize to fp8_block; allowed: none, fp8, int4, mxfp4",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, parallel: {tp: 2, dp: 2, ep: 2}}]}",
+        "cluster.workers[0].parallel: ep: 2; allowed: 1 or tp x dp, 4",
+    ),
+    (
+        (
+            "name: x\ncluster: {workers: [{model: m, parallel: {tp: 2, ep: 2},"
+            " engine_args: {enable-expert-parallel: true}}]}"
+        ),
+        "enable-expert-parallel is set by the worker's key parallel.ep",
     ),
     (
         "name: x\ncluster: {workers: [{model: m, engine_args: {max-num-batchd-tokens: 1}}]}",

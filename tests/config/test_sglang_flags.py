@@ -79,7 +79,10 @@ def test_flags_without_effect_are_named() -> None:
         ),
         (["--pp-size", "2"], "--pp-size: 2 is not simulated; allowed: 1"),
         (["--speculative-algorithm", "EAGLE"], "is not simulated; allowed: none"),
-        (["--quantization", "awq"], "--quantization: 'awq' is not simulated; allowed: fp8"),
+        (
+            ["--quantization", "bitsandbytes"],
+            "--quantization: 'bitsandbytes' is not simulated; allowed: fp8",
+        ),
         (["--mem-fraction-static", "1.5"], "--mem-fraction-static: 1.5 is not in 0.01..1"),
         (["--chunked-prefil-size", "1"], "did you mean --chunked-prefill-size"),
     ],
