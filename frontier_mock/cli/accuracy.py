@@ -8,256 +8,23 @@ load octave.
 """
 
 import argparse
-import csv
 import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from frontier_mock.cli.accuracy_rows import Outcome, measure
 from frontier_mock.cli.accuracy_trace import TRACE, compare_trace, trace_charts, trace_rows
 from frontier_mock.cli.anchors import Anchor, anchors
 from frontier_mock.cli.pd_anchors import pd_anchors
 from frontier_mock.cli.serving_anchors import serving_anchors
-from frontier_mock.cluster.build import build_cluster
-from frontier_mock.config.resolve import ResolvedCluster, resolve_single, resolve_single_sglang
-from frontier_mock.config.sglang_flags import SglangArgs
-from frontier_mock.config.vllm_flags import VllmArgs
-from frontier_mock.core.events import Finished, FirstToken, Submitted
-from frontier_mock.cost.specs import StepSpec
-from frontier_mock.drive.offline import OfflineRun
-from frontier_mock.drive.offline import run as play
 from frontier_mock.report.accuracy_page import accuracy_page
-from frontier_mock.workload.build import build_source
-from frontier_mock.workload.specs import (
-    ClosedLoopSpec,
-    FixedTokens,
-    OpenLoopSpec,
-    PromptSpec,
-    UniformTokens,
-    WorkloadSpec,
-)
 
 DATA = Path("..") / "shared" / "data" / "measurements"
-SERVING = "h100_h200_serving_mean_ttft_tpot.csv"
-OPEN_LOOP = "h100_llama2_7b_openloop_vllm0_15.csv"
-IX_VERSION = "0.10.2"
-"""The InferenceX rows carry no version; its image of 2025-09 was vLLM 0.10.2."""
-
-GPUS = {"h100_sxm": "h100", "h200_sxm": "h200"}
-MODELS = {
-    "meta-llama/Llama-3.1-70B": "meta-llama/Llama-3.1-70B-Instruct",
-    "Qwen/Qwen3-32B": "Qwen/Qwen3-32B",
-    "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B-Instruct",
-}
-FP8_CACHES = ("meta-llama/Llama-3.1-70B", "nvidia/Llama-3.1-8B-Instruct-FP8")
-"""InferenceX's flag of 2025, and what ModelOpt's checkpoints say of themselves
-(kv_cache_quant_algo)."""
-EXPERT_MODELS = ("MiniMaxAI/MiniMax-M2.5", "Qwen/Qwen3-235B-A22B-FP8")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One measured row beside its simulation. `ttft_known`: the client's ramp is documented.
-
-    `peak_share` is the fraction of the GPUs' peak that linear layers alone would take if the
-    measured latencies held at the stated concurrency and every prompt were computed; 0 for models
-    with experts. Where it is above what kernels reach, something in the row is not as it says.
-    """
-
-    group: str
-    label: str
-    tp: int
-    load: float
-    tpot_ms: float
-    tpot_sim_ms: float
-    ttft_ms: float
-    ttft_sim_ms: float
-    ttft_known: bool
-    peak_share: float = 0.0
-
-
-SGLANG_MODELS = {
-    "Qwen/Qwen3-32B": "Qwen/Qwen3-32B",
-    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
-    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B-FP8",
-}
-OLDEST_SGLANG = "0.5.5"
-"""Rows of older versions than the oldest preset are run with that."""
-
-
-def _simulate(resolved: ResolvedCluster, workload: WorkloadSpec) -> OfflineRun:
-    cluster = build_cluster(resolved.spec, resolved.costs)
-    return play(cluster, build_source(workload, seed=0))
-
-
-def mean_latencies_ms(result: OfflineRun) -> tuple[float, float]:
-    """Mean TTFT and mean TPOT in ms over the measured requests of an offline run."""
-    arrival: dict[int, int] = {}
-    first: dict[int, int] = {}
-    ttft: list[float] = []
-    tpot: list[float] = []
-    for event in result.cluster.log.events:
-        if isinstance(event, Submitted):
-            arrival[event.rid] = event.t_ns
-        elif isinstance(event, FirstToken):
-            first[event.rid] = event.t_ns
-        elif isinstance(event, Finished) and result.items[event.rid].measured:
-            ttft.append(first[event.rid] - arrival[event.rid])
-            if event.output_tokens > 1:
-                tpot.append((event.t_ns - first[event.rid]) / (event.output_tokens - 1))
-    return statistics.fmean(ttft) / 1e6, statistics.fmean(tpot) / 1e6
-
-
-def _rows(path: Path, what: str) -> Iterator[dict[str, str]]:
-    """The rows of a file; how far it is with them is told on stderr, a tenth at a time."""
-    with path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for i, row in enumerate(rows):
-        if i * 10 // len(rows) > (i - 1) * 10 // len(rows):
-            print(f"accuracy: {what}: row {i + 1} of {len(rows)}", file=sys.stderr, flush=True)
-        yield row
-
-
-def _serving_rows(path: Path, wanted: str) -> list[Outcome]:
-    """The vLLM rows: dense models and models with experts."""
-    outcomes = []
-    for row in _rows(path, "vLLM"):
-        if row["backend"] != "vllm" or row["model_path"] not in (*MODELS, *EXPERT_MODELS):
-            continue
-        inferencex = row["origin"] == "InferenceX"
-        version = row["backend_version"] or IX_VERSION
-        isl, osl, conc, tp = (int(float(row[k])) for k in ("isl", "osl", "conc", "tp_size"))
-        ep = int(float(row["moe_ep_size"]))
-        if int(float(row["moe_tp_size"])) * ep not in (1, tp):
-            continue  # attention and experts on different numbers of GPUs: the row does not say how
-        group = f"{row['origin']} {row['model_path'].split('/')[1]} {row['system']} vllm {version}"
-        label = f"{group} tp{tp}{f' ep{ep}' if ep > 1 else ''} isl{isl} osl{osl} c{conc}"
-        if wanted not in label:
-            continue
-        args = _vllm_args(row, isl + osl + 200)
-        lengths = (
-            PromptSpec(UniformTokens(isl * 4 // 5, isl), UniformTokens(osl * 4 // 5, osl))
-            if inferencex
-            else PromptSpec(FixedTokens(isl), FixedTokens(osl))
-        )
-        loop = ClosedLoopSpec(lengths, conc, 10 * conc, 2 * conc)
-        resolved = resolve_single(args, GPUS[row["system"]], f"vllm-{version}", seed=0)
-        result = _simulate(resolved, loop)
-        sim_ttft, sim_tpot = mean_latencies_ms(result)
-        tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
-        share = _peak_share(resolved.spec.workers[0].step, isl, osl, conc, ttft, tpot)
-        outcomes.append(
-            Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, inferencex, share)
-        )
-    return outcomes
-
-
-def _peak_share(
-    step: StepSpec, isl: int, osl: int, conc: int, ttft_ms: float, tpot_ms: float
-) -> float:
-    """See `Outcome.peak_share`."""
-    model, hw = step.model, step.hardware
-    if model.experts is not None or model.latent is not None:
-        return 0.0
-    attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
-    per_layer = model.hidden_size * (attention + 3 * model.intermediate_size)
-    flops = 2.0 * model.num_layers * per_layer * (isl + osl)
-    fp8 = step.precision.weights.startswith("fp8")
-    peak = step.parallel.tp * (hw.peak_fp8_flops if fp8 else hw.peak_bf16_flops)
-    return flops * conc / ((ttft_ms + tpot_ms * (osl - 1)) / 1e3) / peak
-
-
-def _vllm_args(row: Mapping[str, str], max_model_len: int) -> VllmArgs:
-    """The row's flags. Those of InferenceX in 2025 are known (cost_model.md section 2.1).
-
-    Its rows of models with experts are from 2026: vLLM's own defaults, and what their checkpoint
-    says about weights. Those over 8 GPUs had whole experts on each, whatever the row says: vLLM
-    refuses to cut 128 x 128 blocks, and SemiAnalysisAI/InferenceX#869 added the flag for it.
-    """
-    inferencex, dense = row["origin"] == "InferenceX", row["model_path"] in MODELS
-    tp = int(float(row["tp_size"]))
-    return VllmArgs(
-        model=MODELS[row["model_path"]] if dense else row["model_path"],
-        quantization="fp8" if dense and row["precision"] == "fp8" else None,
-        kv_cache_dtype="fp8" if row["model_path"] in FP8_CACHES else "auto",
-        tensor_parallel_size=tp,
-        enable_expert_parallel=float(row["moe_ep_size"]) > 1 or (inferencex and tp == 8),
-        max_num_seqs=int(float(row["conc"])) if inferencex else None,
-        max_num_batched_tokens=8192,
-        max_model_len=max_model_len,
-        enable_prefix_caching=False,
-        async_scheduling=True if dense and inferencex else None,
-        gpu_memory_utilization=0.9,
-    )
-
-
-def _sglang_rows(path: Path, wanted: str) -> list[Outcome]:
-    """The gap-analysis rows of SGLang, on its own defaults; their clients' ramp is unknown."""
-    outcomes = []
-    for row in _rows(path, "SGLang"):
-        if row["backend"] != "sglang" or row["model_path"] not in SGLANG_MODELS:
-            continue
-        ranks = int(float(row["moe_tp_size"])) * int(float(row["moe_ep_size"]))
-        if ranks not in (1, int(float(row["tp_size"]))):
-            continue
-        measured = row["backend_version"]
-        version = measured.partition(".post")[0]
-        version = max(version, OLDEST_SGLANG, key=lambda text: [int(n) for n in text.split(".")])
-        isl, osl, conc, tp = (int(float(row[k])) for k in ("isl", "osl", "conc", "tp_size"))
-        model = row["model_path"].split("/")[1]
-        group = f"{row['origin']} {model} {row['system']} sglang {measured}"
-        label = f"{group} tp{tp} isl{isl} osl{osl} c{conc}"
-        if wanted not in label:
-            continue
-        dense = row["model_path"] not in EXPERT_MODELS
-        args = SglangArgs(
-            model_path=SGLANG_MODELS[row["model_path"]],
-            quantization="fp8" if row["precision"] == "fp8" and dense else None,
-            tp_size=tp,
-        )
-        lengths = PromptSpec(FixedTokens(isl), FixedTokens(osl))
-        loop = ClosedLoopSpec(lengths, conc, 10 * conc, 2 * conc)
-        resolved = resolve_single_sglang(args, GPUS[row["system"]], f"sglang-{version}", seed=0)
-        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(resolved, loop))
-        tpot, ttft = float(row["tpot_ms"]), float(row["ttft_ms"])
-        outcomes.append(Outcome(group, label, tp, conc, tpot, sim_tpot, ttft, sim_ttft, False))
-    return outcomes
-
-
-def _open_loop_rows(path: Path, wanted: str) -> list[Outcome]:
-    """Rates the server sustained without failures; prompts repeat, so nearly all are cached."""
-    outcomes = []
-    group = "BLIS Llama-2-7b h100 vllm 0.15.1 open loop"
-    for row in _rows(path, "open loop"):
-        rate = float(row["rate_rps"])
-        label = f"{group} {row['exp'].split('-')[-1]} {rate:g} rps"
-        if wanted not in label or int(row["n_fail"]):
-            continue
-        tp = int(row["tp"])
-        args = VllmArgs(
-            model="meta-llama/Llama-2-7b-hf",
-            tensor_parallel_size=tp,
-            max_num_seqs=int(row["max_num_seqs"]),
-            max_num_batched_tokens=int(row["max_num_batched_tokens"]),
-            max_model_len=int(row["max_model_len"]),
-            gpu_memory_utilization=0.9,
-        )
-        lengths = PromptSpec(
-            FixedTokens(round(float(row["prompt_len_mean"]))),
-            FixedTokens(int(row["output_len"])),
-            distinct_prompts=int(row["n_system_prompts"]) * int(row["users_per_prompt"]),
-        )
-        count = round(rate * float(row["duration_s"]))
-        loop = OpenLoopSpec(lengths, row["arrival"], rate, num_requests=count)
-        resolved = resolve_single(args, "h100", "vllm-0.15.1", seed=0)
-        sim_ttft, sim_tpot = mean_latencies_ms(_simulate(resolved, loop))
-        tpot, ttft = float(row["tpot_derived_ms"]), float(row["ttft_mean_ms"])
-        outcomes.append(Outcome(group, label, tp, rate, tpot, sim_tpot, ttft, sim_ttft, True))
-    return outcomes
 
 
 def _error(simulated: float, measured: float) -> float:
@@ -272,6 +39,10 @@ def _summary(outcomes: list[Outcome]) -> dict[str, float]:
         "tpot_median_abs": statistics.median(map(abs, tpot)),
         "tpot_median_signed": statistics.median(tpot),
     }
+    closed = [100 * (o.throughput_ratio - 1) for o in outcomes if o.closed_loop]
+    if closed:
+        result["throughput_median_abs"] = statistics.median(map(abs, closed))
+        result["throughput_median_signed"] = statistics.median(closed)
     result["peak_share"] = statistics.median(o.peak_share for o in outcomes)
     if ttft:
         result["ttft_median_abs"] = statistics.median(map(abs, ttft))
@@ -331,15 +102,6 @@ def kernel_errors(folder: Path) -> list[dict[str, Any]]:
     return errors
 
 
-def measure(data: Path, wanted: str = "") -> list[Outcome]:
-    """Simulate every visible row whose label contains `wanted`."""
-    return (
-        _serving_rows(data / SERVING, wanted)
-        + _sglang_rows(data / SERVING, wanted)
-        + _open_loop_rows(data / OPEN_LOOP, wanted)
-    )
-
-
 def summarise(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
     """Median errors in percent, by data set and within it by TP degree and load octave."""
     groups: dict[str, list[Outcome]] = {}
@@ -354,7 +116,8 @@ def _print_rows(outcomes: list[Outcome]) -> None:
     for o in outcomes:
         print(
             f"{o.label:84s} TPOT {o.tpot_ms:7.2f} {_error(o.tpot_sim_ms, o.tpot_ms):+6.1f}%  "
-            f"TTFT {o.ttft_ms:9.1f} {_error(o.ttft_sim_ms, o.ttft_ms):+6.1f}%"
+            f"TTFT {o.ttft_ms:9.1f} {_error(o.ttft_sim_ms, o.ttft_ms):+6.1f}%  "
+            f"tokens/s {100 * (o.throughput_ratio - 1):+6.1f}%"
         )
 
 
@@ -367,14 +130,13 @@ def _print_anchors(published: Sequence[Anchor]) -> None:
 
 
 def _print_summary(report: dict[str, dict[str, float]]) -> None:
-    print(f"{'group':80s} rows  TPOT |err|  signed  TTFT |err|  signed")
+    print(f"{'group':80s} rows   TPOT  signed   TTFT  signed  tokens/s  signed")
     for name, figures in report.items():
-        ttft = (
-            f"{figures['ttft_median_abs']:9.1f}% {figures['ttft_median_signed']:+7.1f}%"
-            if "ttft_median_abs" in figures
-            else "   (client ramp unknown)"
-        )
-        print(
-            f"{name:80s} {figures['rows']:4.0f} {figures['tpot_median_abs']:9.1f}% "
-            f"{figures['tpot_median_signed']:+7.1f}% {ttft}"
-        )
+        cells = [f"{name:80s} {figures['rows']:4.0f}"]
+        for metric in ("tpot", "ttft", "throughput"):
+            if f"{metric}_median_abs" in figures:
+                off, bias = figures[f"{metric}_median_abs"], figures[f"{metric}_median_signed"]
+                cells.append(f"{off:5.1f}% {bias:+6.1f}%")
+            else:
+                cells.append(f"{'not known':>14s}")
+        print(" ".join(cells))

@@ -39,6 +39,11 @@ _FP32_GEMM_US: Final = 9.0
 """A small fp32 product, split in K and summed by a second kernel: cuBLAS takes 6.9 to 13.6 us for
 one or two tokens of a like shape (vllm-project/vllm#44343, #38445)."""
 
+_TOP_K_US: Final = 0.0245 * 132 / (128 * 8)
+"""Microseconds that one SM takes for one candidate of one of a token's choices: the top-k kernel of
+vLLM 0.10 takes 102 us on H200 for 4095 tokens, 128 experts and 8 choices
+(h200_moe_eager_4095tok_ep8.csv). Tables of experts are measured with choices already made."""
+
 _FP32_SM_FLOPS: Final = 128 * 2 * 1.755e9
 _FP32_REACHED: Final = 0.7
 """Fused multiply-adds an SM makes in a second, and how much of that a large product is taken to
@@ -146,6 +151,16 @@ def router_us(spec: StepSpec, tables: KernelTables, experts: ExpertsSpec, tokens
     return multiplied
 
 
+def choosing_us(
+    spec: StepSpec, tables: KernelTables, experts: ExpertsSpec, tokens: Floats
+) -> Floats:
+    """The best experts of each token: reading the logits, and a pass over them for each choice."""
+    read = elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
+    passes = experts.num_experts * experts.top_k
+    made: Floats = read + tokens * (passes * _TOP_K_US / spec.hardware.sm_count)
+    return made
+
+
 def balanced_us(spec: StepSpec, tables: KernelTables, shard: Shard, tokens: Floats) -> Floats:
     """The routed experts as tables measure them: every expert gets the same."""
     experts = spec.model.experts
@@ -180,8 +195,8 @@ def expert_layer_us(
     total = elementwise_us(spec, tables, tokens * (4 * hidden * ACTIVATION_BYTES))
     total = total + router_us(spec, tables, experts, tokens)
     if spec.precision.weights != "mxfp4":
-        # Choosing the experts; kernels of mxfp4 experts were measured with it (vLLM's monolithic).
-        total += elementwise_us(spec, tables, tokens * (experts.num_experts * ACTIVATION_BYTES))
+        # Kernels of mxfp4 experts were measured with choosing them (vLLM's monolithic).
+        total += choosing_us(spec, tables, experts, tokens)
     if shard.shared_columns:
         total += mlp_us(spec, tables, shard.shared_columns, tokens)
     routed = price.us(global_tokens)

@@ -18,15 +18,19 @@ rows, `scripts/fit_profiles --check` the kernels and `pytest -m golden` the anch
   and none depends on a model. But the rows were in sight when choices were made:
   [0002](decisions/0002-cost-model.md) names each of them. Expect somewhat larger errors on rows
   nobody has seen.
-- **TTFT is compared only where the client is documented.** NVIDIA's gap-analysis rows do not say
-  how their clients ramp up, and their TTFT and some of their TPOT cannot be had from the
-  concurrency they state.
+- **TTFT is compared only where the client is known.** NVIDIA's gap-analysis rows were taken with
+  aiconfigurator, whose generator and defaults say most of what engine and client were told; one
+  figure, how many requests warmed up, is inferred (`frontier_mock/cli/gap_analysis.py`). SGLang's
+  rows of that source remain without a TTFT.
+- **Tokens per second** follow from both latencies: a closed loop has as many requests in flight
+  here as there, so throughput is inverse to how long a request takes (Little's law).
 - **A median hides tails.** Groups are shown by tensor parallelism and by octave of load, so that
   a bias shows.
 - **Some rows cannot be as they say.** "Peak" is the share of the GPUs' peak that linear layers
   alone would need at the measured latencies and the stated concurrency, if every prompt were
   computed (dense models only). Kernels sustain 0.5 to 0.65 in fp8 and 0.7 in bf16. Single rows of
-  vLLM 0.12 with Llama-3.1-8B-FP8 need up to 0.87: prompts must have been cached.
+  vLLM 0.12 with Llama-3.1-8B-FP8 need up to 0.87: their client repeats 100 prompts, and most come
+  from the cache.
 
 ## Serving
 """
@@ -93,18 +97,22 @@ _TAIL: Final = """
   hold for the kernels InferSim measured and for no more.
 - Prefill attention over an fp8 cache on H100 is 9 % off with lengths left out, where 8 % was
   wanted; loads on experts that are skewed are 9 to 20 % off.
-- vLLM 0.12 with Llama-3.1-8B-FP8: the prompts were not all computed. Were there 100 of them, again
-  and again, all cached, TPOT would be 8 % off with a bias of +3 %. The same assumption would put
-  Qwen3-32B of the same source 12 % too low, so it is not made.
-- SGLang 0.5.6 with Llama-3.1-8B: the client is not the one assumed. Its TTFT is a third of what a
-  closed loop of equal requests must show, so its requests were not in step. With 10 % jitter of
-  output lengths the bias of TPOT falls from -29 to -9 %, and TTFT goes from far too long to far too
-  short; nothing between the two is documented.
-- SGLang 0.5.6 with Qwen3-235B: measured TPOT grows with the length of each context far more than
-  its bytes can explain, as if one SM read a whole sequence; SGLang's own kernel tables do not show
-  that.
-- TTFT of MiniMax-M2.5 on vLLM 0.18 is 20 % too short. Prompts beyond the captured sizes are
-  launched by the host, whose speed is one constant from another machine.
+- SGLang 0.5.6 with Llama-3.1-8B: on 4 and 8 GPUs 512 requests get 15,000 to 19,600 tokens/s alike,
+  so it is not the GPUs that bound them but the one process that hands out tokens. We slow the
+  engine to that process's pace; really a queue grows in front of it, so TTFT goes up to 8 s (ours
+  stays below 1 s) and tokens are dearer the longer the answer (52 us at 500 tokens, 65 at 2000;
+  ours are 45). On one GPU its rows are 8 to 15 % faster here. Prompts of 1000 and 2000 tokens with
+  answers of 100 stay in step here and did not there, which halves TPOT and doubles TTFT.
+- SGLang 0.5.6 with Qwen3-235B: 4000-token prompts take 320 ms on 2 GPUs and 235 ms on 4, where we
+  say 205 and 157; what is missing grows with the square of the prompt, as if attention reached 60
+  to 110 TFLOP/s. And TPOT grows by 1.35 ms per 1000 tokens of the longest context whatever the
+  parallelism, which is 36 GB/s for each sequence and KV head: one SM reading it all. SGLang's own
+  kernel tables show neither, nor do the rows of Llama-8B on the same version.
+- SGLang 0.5.8 with Qwen3-32B on one H100: how many sequences run at once says that its cache held
+  7,700 tokens. The version's own rule gives 18,600 (`mem_fraction_static` 0.841). With 0.80 TPOT
+  would be 3 % and TTFT 6 % off, but nothing says that 0.80 was given.
+- TTFT of MiniMax-M2.5 on vLLM 0.18 is 10 % too short (on 0.16 it is 4 %). Prompts beyond the
+  captured sizes are launched by the host, whose speed is one constant from another machine.
 - An uncaptured first forward of Qwen3-30B-A3B takes 78 ms on H800 and H200 alike; we say 51. A
   first forward also initialises what later ones find ready.
 - Expert popularity is an assumption (Zipf 0.45 for every router), held up by the spread of one
@@ -160,18 +168,16 @@ def accuracy_page(
 
 def _serving_table(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
     made = [
-        "| rows | n | TPOT off | bias | TTFT off | bias | peak |",
-        "|---|---|---|---|---|---|---|",
+        "| rows | n | TPOT off | bias | TTFT off | bias | tokens/s off | bias | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in groups.items():
-        ttft = " | |"
-        if "ttft_median_abs" in figures:
-            ttft = f" | {figures['ttft_median_abs']:.1f} | {figures['ttft_median_signed']:+.1f}"
-        made.append(
-            f"| {name.replace(' | ', ', ')} | {figures['rows']:.0f} | "
-            f"{figures['tpot_median_abs']:.1f} | {figures['tpot_median_signed']:+.1f}{ttft} | "
-            f"{_share(figures.get('peak_share', 0.0))} |"
-        )
+        cells = [name.replace(" | ", ", "), f"{figures['rows']:.0f}"]
+        for metric in ("tpot", "ttft", "throughput"):
+            known = f"{metric}_median_abs" in figures
+            cells.append(f"{figures[f'{metric}_median_abs']:.1f}" if known else "")
+            cells.append(f"{figures[f'{metric}_median_signed']:+.1f}" if known else "")
+        made.append(f"| {' | '.join(cells)} | {_share(figures.get('peak_share', 0.0))} |")
     return made
 
 

@@ -19,6 +19,7 @@ from frontier_mock.cost.experts import (
     placed,
     popularity,
 )
+from frontier_mock.cost.moe import choosing_us
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.cost.specs import (
     ExpertsSpec,
@@ -135,6 +136,15 @@ def test_an_fp32_router_costs_more_than_one_on_tensor_cores() -> None:
     assert 2 < a_layer_us < 15
     prompt = [Chunk(8000, 0)]
     assert cost.mixed(0, 0, prompt) > 1.03 * plain.mixed(0, 0, prompt)
+
+
+def test_choosing_experts_takes_what_the_kernel_was_measured_to_take() -> None:
+    """102 us for 4095 tokens, 8 of 128 experts, on H200 (h200_moe_eager_4095tok_ep8.csv)."""
+    spec, tables = make(QWEN, "h200").spec, load_kernels("h200")
+    experts = spec.model.experts
+    assert experts is not None
+    (chosen_us,) = choosing_us(spec, tables, experts, np.array([4095.0]))
+    assert chosen_us == pytest.approx(102.0, rel=0.03)
 
 
 @pytest.mark.parametrize(

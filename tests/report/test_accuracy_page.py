@@ -9,6 +9,8 @@ SERVING = {
         "tpot_median_signed": -1.5,
         "ttft_median_abs": 7.5,
         "ttft_median_signed": 6.5,
+        "throughput_median_abs": 2.5,
+        "throughput_median_signed": -0.5,
         "peak_share": 0.43,
     },
     "rows of one kind | tp4": {"rows": 2.0, "tpot_median_abs": 3.0, "tpot_median_signed": 2.0},
@@ -19,9 +21,9 @@ ANCHORS = [{"row": "A65", "what": "prefill", "unit": "us", "measured": 100.0, "s
 
 def test_groups_come_first_and_their_parts_after() -> None:
     page = accuracy_page(SERVING, KERNELS, ANCHORS)
-    whole = page.index("| rows of one kind | 3 | 4.2 | -1.5 | 7.5 | +6.5 | 0.43 |")
+    whole = page.index("| rows of one kind | 3 | 4.2 | -1.5 | 7.5 | +6.5 | 2.5 | -0.5 | 0.43 |")
     assert whole < page.index("### By tensor parallelism")
-    assert "| rows of one kind, tp4 | 2 | 3.0 | +2.0 | | |  |" in page
+    assert "| rows of one kind, tp4 | 2 | 3.0 | +2.0 |  |  |  |  |  |" in page
 
 
 def test_kernels_and_anchors_are_listed() -> None:
