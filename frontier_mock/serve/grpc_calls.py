@@ -265,4 +265,4 @@ async def whole_answer(context: Context, outbox: Outbox, lost: Callable[[], None
 
 async def refuse(context: Context, error: GrpcError) -> None:
     """End the call with a status; raises, as `abort` of the context does."""
-    await context.abort(_CODES[error.code], error.message)
+    await context.abort(_CODES[error.code], error.message, error.trailer)

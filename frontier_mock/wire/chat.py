@@ -44,7 +44,8 @@ from frontier_mock.wire.plan import (
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.schema import CHAT_FIELDS, with_stop_limit
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import call_writer, writer_of
+from frontier_mock.wire.structured import call_writer
+from frontier_mock.wire.structured_vllm import vllm_writer
 from frontier_mock.wire.tokenizer import Json
 
 # Most requests have none of these, and skip the checks that look at them.
@@ -284,7 +285,7 @@ def _plan(
     check_prompt_ids(ids, served, encoded=True)
     priority = request_priority(fields, headers)
     resumable = flag_field(fields, "continue_final_message")
-    write = None if _SHAPED.isdisjoint(fields) else writer_of(fields, served.ring)
+    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served.ring)
     forced = None if "tool_choice" not in fields else _forced_function(fields)
     if forced is not None:
         frame = (

@@ -43,7 +43,7 @@ from frontier_mock.wire.schema import (
     with_stop_limit,
 )
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import writer_of
+from frontier_mock.wire.structured_vllm import vllm_writer
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 DEFAULT_MAX_TOKENS = 16
@@ -217,7 +217,7 @@ def _plan(
     rank = data_parallel_rank(headers, served)
     logprobs = extras.logprobs
     priority = request_priority(fields, headers)
-    write = None if _SHAPED.isdisjoint(fields) else writer_of(fields, served.ring)
+    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served.ring)
     plans = []
     for i, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True)):
         max_tokens = 1 if prompt_only else effective_max_tokens(asked, len(ids), served)

@@ -34,7 +34,7 @@ from frontier_mock.wire.plan import (
 )
 from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import writer_of
+from frontier_mock.wire.structured_vllm import vllm_writer
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 NO_LORA = "engine was not started with LoRA enabled"
@@ -141,7 +141,7 @@ def _read(
     check_sampling(fields, 1, cap, served)
     check_against_model(fields, plan.top, served)
     resumable = RESUMABLE_TOKENS if which == "token_ids" else 0
-    write = writer_of(fields, served.ring)
+    write = vllm_writer(fields, served.ring)
     (sequence,) = plan_sequences(
         ids,
         0,

@@ -17,6 +17,7 @@ from frontier_mock.wire.grpc_logprobs import Position, positions
 from frontier_mock.wire.grpc_status import (
     GrpcError,
     code_of_http,
+    constraint_failed,
     invalid_argument,
 )
 from frontier_mock.wire.logprobs import Candidate, candidates
@@ -33,6 +34,7 @@ from frontier_mock.wire.sglang.request import (
     in_order,
 )
 from frontier_mock.wire.sglang.sampling import read_sampling
+from frontier_mock.wire.structured import ConstraintError
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 KIND = "grpc"
@@ -51,6 +53,8 @@ def read_generate(message: pb.GenerateRequest, served: ServedModel) -> SglangCal
     """The call a message makes. Raises GrpcError for what SGLang refuses, in its words."""
     try:
         return SglangCall(message.request_id, _read(message, served))
+    except ConstraintError as error:
+        raise constraint_failed(str(error)) from None
     except ValueError as error:
         raise invalid_argument(str(error)) from None
 

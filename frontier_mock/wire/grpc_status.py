@@ -26,17 +26,23 @@ _BY_HTTP_STATUS: Mapping[int, int] = {
 
 
 class GrpcError(Exception):
-    """A call that ends with a status other than OK: its `code`, and its `message`."""
+    """A call that ends with a status other than OK: its `code`, `message` and trailing metadata."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, trailer: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.trailer = trailer
 
 
 def code_of_http(status: int) -> int:
     """The gRPC code for an HTTP status; INTERNAL for any that the table does not have."""
     return _BY_HTTP_STATUS.get(status, INTERNAL)
+
+
+def constraint_failed(message: str) -> GrpcError:
+    """A grammar the engine cannot compile; the trailer tells smg not to try again."""
+    return GrpcError(FAILED_PRECONDITION, message, (("smg-constraint-failed", "engine"),))
 
 
 def invalid_argument(message: str) -> GrpcError:

@@ -28,7 +28,7 @@ from frontier_mock.wire.grpc_transfer import transferred
 from frontier_mock.wire.plan import check_prompt_ids, effective_max_tokens, plan_sequences
 from frontier_mock.wire.sampling import check_against_model, check_sampling
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import writer_of
+from frontier_mock.wire.structured_vllm import vllm_writer
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _ADVICE = "Make sure that `max_model_len` is no smaller than the number of text tokens"
@@ -104,7 +104,7 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
     if request.HasField("data_parallel_rank") and not 0 <= rank < served.data_parallel_size:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
     resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
-    write = writer_of(fields, served.ring)
+    write = vllm_writer(fields, served.ring)
     plans = plan_sequences(
         ids,
         0,

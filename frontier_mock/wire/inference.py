@@ -50,7 +50,7 @@ from frontier_mock.wire.plan import (
 )
 from frontier_mock.wire.schema import SHARED_FIELDS
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.structured import writer_of
+from frontier_mock.wire.structured_vllm import vllm_writer
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _MAX_ID = 2**32 - 1
@@ -253,7 +253,7 @@ def _plan(
             wishes[name] = fields[name]
     priority = int_field(fields, "priority", 0)
     n = int_field(wishes, "n", 1)
-    write = writer_of(wishes, served.ring) if wishes.get("structured_outputs") else None
+    write = vllm_writer(wishes, served.ring) if wishes.get("structured_outputs") else None
     dictated = ints_field(wishes, "trace_decode_token_ids")
     if dictated:
         check_prompt_ids(np.array(dictated, np.uint32), served, encoded=False)

@@ -2,19 +2,20 @@
 
 What a model constrained by a grammar would write is made up here, deterministically, and about as
 long as the answer would otherwise have been where the shape allows it. Shapes that an engine
-refuses are refused in its words: vLLM tries xgrammar first and reports what llguidance says then,
-SGLang has xgrammar alone.
+refuses are refused in its words: vLLM tries xgrammar first and reports what llguidance says then
+(`wire.structured_vllm`), SGLang has xgrammar alone.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from frontier_mock import rng
-from frontier_mock.wire.errors import invalid
-from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.grammar.author import Sentence, write_sentence
+from frontier_mock.wire.grammar.ebnf import read_ebnf
 from frontier_mock.wire.grammar.faults import GrammarFault
 from frontier_mock.wire.grammar.regex import read_regex
+from frontier_mock.wire.grammar.schema_faults import check_schema
+from frontier_mock.wire.grammar.tags import read_tags
 from frontier_mock.wire.grammar.tree import Grammar
 from frontier_mock.wire.json_author import write_json
 from frontier_mock.wire.text import TextRing
@@ -23,78 +24,65 @@ from frontier_mock.wire.tokenizer import Json
 Write = Callable[[int, int, int, int], Sentence]
 """The text for (seed, content key of the prompt, choice, characters it should have)."""
 
+_ANY_JSON = "$$ANY$$"
+_Read = Callable[[str], Grammar]
 
-def writer_of(fields: Fields, ring: TextRing) -> Write | None:
-    """How the output of a vLLM request with these fields is written; None if it is free text.
 
-    Raises a late ApiError for a shape that vLLM refuses.
+class ConstraintError(ValueError):
+    """A constraint that SGLang's grammar backend refuses; its text is what the client is told."""
+
+
+def sglang_writer(shape: Mapping[str, Json], ring: TextRing) -> Write | None:
+    """How the output under a constraint of SGLang's is written; None if it is free text.
+
+    `shape` has one of json_schema, regex, ebnf, structural_tag and choice. Raises ConstraintError
+    for what SGLang's grammar backend refuses, in its words.
     """
-    own = fields.get("structured_outputs")
-    if isinstance(own, dict):
-        return _vllm_writer(own, ring)
-    wanted = fields.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "json_object":
-        return json_writer({"type": "object"}, ring)
-    if isinstance(wanted, dict) and kind == "json_schema":
-        described = wanted.get("json_schema")
-        schema = described.get("schema") if isinstance(described, dict) else None
-        return json_writer(schema or {"type": "object"}, ring)
-    return None
-
-
-def sglang_writer(shape: dict[str, Json], ring: TextRing) -> Write | None:
-    """The same for a constraint of SGLang's. Raises ValueError as its grammar backend reports."""
-    pattern = shape.get("regex")
-    if isinstance(pattern, str):
-        try:
-            return grammar_writer(read_regex(pattern), ring)
-        except GrammarFault as fault:
-            raise ValueError(f"Failed to compile regex grammar: {fault}") from None
-    return _simple_writer(shape, ring)
-
-
-def _vllm_writer(own: dict[str, Json], ring: TextRing) -> Write | None:
-    pattern = own.get("regex")
-    if isinstance(pattern, str):
-        return grammar_writer(_vllm_regex(pattern), ring)
-    return _simple_writer(own, ring)
-
-
-def _vllm_regex(pattern: str) -> Grammar:
-    if "\0" in pattern:
-        message = "structured_outputs.regex must not contain a NUL character ('\\x00')"
-        raise invalid(message, late=True)
-    try:
-        return read_regex(pattern)
-    except GrammarFault:
-        pass
-    try:
-        return read_regex(pattern, guided=True)
-    except GrammarFault as fault:
-        raise invalid(f"Grammar error: {fault}", late=True) from None
-
-
-def _simple_writer(shape: dict[str, Json], ring: TextRing) -> Write | None:
-    """Choices and JSON, which both engines have."""
+    for kind, read in _SGLANG.items():
+        spec = shape.get(kind)
+        if isinstance(spec, str) and spec:
+            try:
+                return grammar_writer(read(spec), ring)
+            except GrammarFault as fault:
+                raise ConstraintError(f"Failed to compile {kind} grammar: {fault}") from None
+    schema = shape.get("json_schema")
+    if isinstance(schema, str) and schema:
+        return json_writer(_sglang_schema(schema), ring)
     choices = shape.get("choice")
-    if isinstance(choices, list) and choices:
-        words = [str(choice) for choice in choices]
+    return choice_writer(choices) if isinstance(choices, list) and choices else None
 
-        def choose(seed: int, key: int, choice: int, _chars: int) -> Sentence:
-            word = words[rng.draw_u64(seed, f"choice/{key:x}", choice) % len(words)]
-            return Sentence(word, True)
 
-        return choose
-    schema = shape.get("json")
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError):
-            return None
-    if schema is not None or shape.get("json_object"):
-        return json_writer(schema or {"type": "object"}, ring)
-    return None
+def _sglang_schema(text: str) -> Json:
+    if text == _ANY_JSON:
+        return {"type": "object"}
+    try:
+        schema: Json = json.loads(text)
+        check_schema(schema)
+    except (ValueError, RecursionError) as error:
+        raise ConstraintError(f"Failed to compile json grammar: {error}") from None
+    return schema
+
+
+def _tags(text: str) -> Grammar:
+    try:
+        described: Json = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GrammarFault(str(error)) from None
+    return read_tags(described)
+
+
+_SGLANG: Mapping[str, _Read] = {"regex": read_regex, "ebnf": read_ebnf, "structural_tag": _tags}
+
+
+def choice_writer(choices: list[Json]) -> Write:
+    """Writes one of some texts."""
+    words = [str(choice) for choice in choices]
+
+    def choose(seed: int, key: int, choice: int, _chars: int) -> Sentence:
+        word = words[rng.draw_u64(seed, f"choice/{key:x}", choice) % len(words)]
+        return Sentence(word, True)
+
+    return choose
 
 
 def grammar_writer(grammar: Grammar, ring: TextRing) -> Write:

@@ -75,9 +75,13 @@ async def test_schema_shapes_the_output_as_over_http(server: ClusterServer, sche
         call = scheduler.Generate(request(sampling={"json_schema": wrong}))
         code, message = await refused(call)
         assert (code, message.split(":")[0]) == (
-            "INVALID_ARGUMENT",
-            "json_schema is not valid JSON",
+            "FAILED_PRECONDITION",
+            "Failed to compile json grammar",
         )
+        # smg answers 422 then, and does not try again.
+        assert ("smg-constraint-failed", "engine") in [
+            tuple(x) for x in await call.trailing_metadata()
+        ]
 
 
 async def test_stream_has_new_tokens_and_all_counts(scheduler: Any) -> None:

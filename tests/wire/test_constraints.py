@@ -156,3 +156,102 @@ def test_sglang_refuses_a_bad_regex(sglang: ServedModel) -> None:
         parse_sglang_chat(json.dumps(body).encode(), {}, sglang)
     assert refused.value.status == 400
     assert json.loads(refused.value.body())["message"] == message
+
+
+EBNF = 'root ::= "SELECT " column (", " column)* " FROM t"\ncolumn ::= [a-z]+'
+TAG = {
+    "begin": "<call>",
+    "content": {"type": "json_schema", "json_schema": {"type": "object", "required": ["city"]}},
+    "end": "</call>",
+}
+TAGS = {"type": "triggered_tags", "triggers": ["<call>"], "tags": [TAG], "at_least_one": True}
+
+
+def test_vllm_keeps_to_grammars_and_tags(served: ServedModel) -> None:
+    plan = complete(served, structured_outputs={"grammar": EBNF})
+    assert re.fullmatch(r"SELECT [a-z]+(, [a-z]+)* FROM t", said(plan))
+    assert abs(plan.submit.output_tokens - 400) < 40
+    tags = {"type": "structural_tag", "format": TAGS}
+    asked = {"structured_outputs": {"structural_tag": json.dumps(tags)}}, {"response_format": tags}
+    for wanted in asked:
+        (plan,) = chat(served, max_completion_tokens=300, **wanted).sequences
+        found = re.match(r"<call>(.*?)</call>", said(plan))
+        assert found is not None
+        assert "city" in json.loads(found.group(1))
+        assert plan.submit.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            {"grammar": "root ::= select_statementinvalidsyntax"},
+            "Invalid grammar specification: Failed to convert the grammar from GBNF to Lark: Rule",
+        ),
+        ({"grammar": " "}, "structured_outputs.grammar cannot be an empty string"),
+        ({"json": " "}, "structured_outputs.json cannot be an empty string"),
+        ({"json": "{"}, "Invalid JSON grammar specification."),
+        ({"json": {"type": "strin"}}, "Grammar error: Invalid type: strin"),
+        (
+            {"json": {"properties": {"foo": "bar"}}},
+            "Grammar error: schema must be an object or boolean",
+        ),
+        ({"json": {"$ref": "#/$defs/X"}}, "Grammar error: Pointer '/$defs/X' does not exist"),
+        ({"json_object": False}, "structured_outputs.json_object must be True if set; omit "),
+        ({"choice": []}, "Choice '[]' cannot be an empty list"),
+        ({"structural_tag": "{}"}, "Invalid grammar specification: 'triggers'"),
+        ({"structural_tag": "{"}, "Invalid grammar specification: Expecting property name"),
+        ({"structural_tag": " "}, "structured_outputs.structural_tag cannot be an empty string"),
+        ({"json": json.loads("[" * 70 + "]" * 70)}, "The JSON schema is nested too deeply: "),
+    ],
+)
+def test_vllm_refuses(served: ServedModel, wanted: Any, message: str) -> None:
+    if isinstance(wanted.get("json"), list):
+        wanted = {"json": {"enum": wanted["json"]}}
+    with pytest.raises(ApiError) as caught:
+        complete(served, structured_outputs=wanted)
+    assert (caught.value.status, caught.value.late) == (400, True)
+    assert caught.value.message.startswith(message)
+
+
+def test_removed_guided_fields_are_ignored(served: ServedModel) -> None:
+    # vLLM 0.33 takes them for unknown fields.
+    assert said(complete(served, guided_regex="[0-9]+")) == said(complete(served))
+
+
+def test_sglang_keeps_to_grammars_and_tags(sglang: ServedModel) -> None:
+    assert re.fullmatch(r"SELECT [a-z]+(, [a-z]+)* FROM t", said(generate(sglang, ebnf=EBNF)))
+    tags = {"type": "structural_tag", "format": TAGS}
+    plan = generate(sglang, structural_tag=json.dumps(tags), max_new_tokens=200)
+    assert said(plan).startswith("<call>{")
+    older = {"structures": [{"begin": "<f>", "schema": {}, "end": "</f>"}], "triggers": ["<f"]}
+    body = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "response_format": {"type": "structural_tag", **older},
+        "max_tokens": 200,
+    }
+    (sequence,) = parse_sglang_chat(json.dumps(body).encode(), {}, sglang).sequences
+    assert re.search("<f>.*</f>", said(sequence.plan))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            {"ebnf": 'roo ::= "a"'},
+            "ebnf grammar: [00:00:00] /project/cpp/grammar_parser.cc:820: EBNF parser error",
+        ),
+        (
+            {"json_schema": '{"type": "strin"}'},
+            "json grammar: [00:00:00] /project/cpp/json_schema_converter.cc:4944: Unsupported type",
+        ),
+        (
+            {"structural_tag": "{}"},
+            "structural_tag grammar: Invalid structural tag error: Structural tag must have a for",
+        ),
+    ],
+)
+def test_sglang_refuses(sglang: ServedModel, wanted: dict[str, str], message: str) -> None:
+    with pytest.raises(LateError) as caught:
+        generate(sglang, **wanted)
+    assert caught.value.message.startswith(f"Failed to compile {message}")

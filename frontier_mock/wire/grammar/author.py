@@ -33,6 +33,7 @@ LIMIT_CHARS = 1 << 17
 """Characters after which a sentence is given up that does not come to its end."""
 
 _ITEM_CHARS = (8, 24)
+_SHORT_CHARS = 8
 _STEPS_BEFORE_HURRY = 20_000
 _STEPS = 400_000
 
@@ -190,12 +191,22 @@ class Author:
 
     def _repeat(self, number: int, node: Repeat, end: int) -> None:
         count = self._count(number, node, end - self._chars)
-        part = self._nodes[node.part]
-        if isinstance(part, Chars):
-            count = min(count, self._limit - self._chars)
-            self._say(self._palette(part.ranges).run(count, self._dice))
+        palette = self._spoken(node.part)
+        if palette is not None:
+            self._say(palette.run(min(count, self._limit - self._chars), self._dice))
         elif count:
             self._stack.append(_Times(node.part, count, end))
+
+    def _spoken(self, part: int) -> Palette | None:
+        """What to say in one go where a part is repeated that is, or may be, a character."""
+        node = self._nodes[part]
+        if isinstance(node, Chars):
+            return self._palette(node.ranges)
+        for way in node.ways if isinstance(node, Choice) else ():
+            inner = self._nodes[way]
+            if isinstance(inner, Chars) and self._palette(inner.ranges).flows:
+                return self._palette(inner.ranges)
+        return None
 
     def _count(self, number: int, node: Repeat, room: int) -> int:
         """How often to say the part where there is room for so many characters."""
@@ -215,6 +226,8 @@ class Author:
             return self._dice.between(low, max(low, min(high, most_times)))
         if most >= ENDLESS:
             size = max(1, least, min(room, self._dice.between(*_ITEM_CHARS)))
+        elif most <= _SHORT_CHARS:
+            size = max(1, least)
         else:
             size = max(1, (least + most + 1) // 2)
         return min(max(1, low, room // size), high)
@@ -240,6 +253,7 @@ class Author:
 
     def _prose(self, node: Prose, count: int) -> str:
         ring = self._ring
+        count = count if node.most is None else min(count, node.most)
         text = ring.slice_chars(ring.starts[self._dice.below(len(ring.starts))], 0, max(0, count))
         for without in node.without:
             text = text.partition(without)[0]

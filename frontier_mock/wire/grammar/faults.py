@@ -9,6 +9,26 @@ class GrammarFault(ValueError):
     """A grammar that a compiler refuses; its text is what the compiler says."""
 
 
+class ConversionFault(GrammarFault):
+    """A grammar that llguidance cannot even convert to its own notation."""
+
+
+UNCONVERTED = "Failed to convert the grammar from GBNF to Lark: "
+_SHOWN = 20
+
+
+def unconverted_fault(text: str, at: int, message: str) -> ConversionFault:
+    """llguidance 1.9's converter of EBNF, which stumbled at place `at` of the text."""
+    line = text.count("\n", 0, at) + 1
+    before, after = text[max(0, at - _SHOWN) : at], text[at : at + _SHOWN]
+    return ConversionFault(f"{UNCONVERTED}{message} at line {line}, {before!r} ^ {after!r}")
+
+
+def guided_range_fault(low: int, high: int) -> GrammarFault:
+    """llguidance on a repetition that may not be often enough, without the text around it."""
+    return GrammarFault(f"range end must be >= start, got ({low}, {high})")
+
+
 def regex_fault(position: int, message: str) -> GrammarFault:
     """xgrammar 0.2.8 on a regex; `position` counts from 1. Its time of day is always midnight."""
     where = f"regex_converter.cc:83: Regex parsing error at position {position}: "

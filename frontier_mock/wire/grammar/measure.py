@@ -93,14 +93,14 @@ def _measured(
     node: Node, grammar: Grammar, shortest: list[tuple[int, int]], longest: list[int]
 ) -> tuple[tuple[int, int], int]:
     if isinstance(node, Literal):
-        return (len(node.text), 0), len(node.text)
-    if isinstance(node, Chars):
         # Nobody wants an output that is made long with white space.
+        return (len(node.text), 0), 0 if node.text.isspace() else len(node.text)
+    if isinstance(node, Chars):
         return ((1, 0), int(not _is_blank(node))) if node.ranges else (NO_SENTENCE, 0)
     if isinstance(node, Value):
         return (_SHORTEST_VALUE, 0), ENDLESS
     if isinstance(node, Prose):
-        return (0, 0), ENDLESS
+        return (0, 0), ENDLESS if node.most is None else node.most
     if isinstance(node, Rule):
         body = grammar.rules[node.name]
         chars, rules = shortest[body]

@@ -15,7 +15,7 @@ _UNWRITABLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 class Palette:
     """The characters to write for one set, which has some."""
 
-    __slots__ = ("_flows", "_pool", "_ring", "_whole")
+    __slots__ = ("_pool", "_ring", "_whole", "flows")
 
     def __init__(self, ranges: Ranges, ring: TextRing) -> None:
         """`ring` is what text is taken from where the set has words."""
@@ -25,7 +25,7 @@ class Palette:
         spoken = set(ring.text)
         self._whole = spoken <= chars
         letters = {char for char in spoken if char.isalpha()}
-        self._flows = bool(letters) and letters <= chars
+        self.flows = bool(letters) and letters <= chars
 
     def one(self, dice: Dice) -> str:
         """Some character of the set."""
@@ -33,7 +33,7 @@ class Palette:
 
     def run(self, count: int, dice: Dice) -> str:
         """`count` characters of the set, words where it has letters."""
-        if not self._flows or count < 1:
+        if not self.flows or count < 1:
             return "".join(self.one(dice) for _ in range(count))
         ring = self._ring
         start = ring.starts[dice.below(len(ring.starts))]

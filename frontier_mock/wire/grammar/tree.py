@@ -65,9 +65,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Any text in which none of `without` occurs."""
+    """Any text in which none of `without` occurs, of at most `most` characters."""
 
     without: tuple[str, ...] = ()
+    most: int | None = None
 
 
 Node = Literal | Chars | Sequenced | Choice | Repeat | Rule | Value | Prose
@@ -145,6 +146,11 @@ def inverted(ranges: Sequence[tuple[int, int]]) -> Ranges:
     return tuple(others)
 
 
-def contains(ranges: Ranges, code: int) -> bool:
-    """Whether the code point is one of them."""
-    return any(low <= code <= high for low, high in ranges)
+def without_surrogates(ranges: Ranges) -> Ranges:
+    """Those of the characters that a text can have."""
+    first, last = SURROGATES
+    if not any(low <= last and high >= first for low, high in ranges):
+        return ranges
+    kept = [(low, min(high, first - 1)) for low, high in ranges if low < first]
+    kept += [(max(low, last + 1), high) for low, high in ranges if high > last]
+    return normalised(kept)

@@ -190,7 +190,7 @@ def sampling_dict(fields: Fields, front: SglangFront, cap: int | None) -> dict[s
     elif kind == "json_object":
         params["json_schema"] = '{"type": "object"}'
     elif kind == "structural_tag":
-        params["structural_tag"] = "{}"
+        params["structural_tag"] = json.dumps(wanted)
     return params
 
 

@@ -93,7 +93,7 @@ def plan_prompt(
     if sampling.no_stop_trim:
         wishes["include_stop_str_in_output"] = True
     if write is None and sampling.shape is not None:
-        write = sglang_writer(dict(sampling.shape), served.ring)
+        write = sglang_writer(sampling.shape, served.ring)
     plans = plan_sequences(
         ids,
         prompt_index,

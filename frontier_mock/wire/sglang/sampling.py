@@ -4,7 +4,6 @@ Keys, order and wording are those of SGLang 0.5.23: the gate is the schema `sgla
 texts are serde's; the checks are `SamplingParams.verify` and `normalize`.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -198,24 +197,12 @@ class Sampling:
 DEFAULT_SAMPLING = Sampling()
 
 
-_ANY_JSON = "$$ANY$$"
-
-
 def _shape(given: Mapping[str, Json]) -> Mapping[str, Json] | None:
-    """The constraint that is set, if any. Raises ValueError for a schema that is no JSON."""
-    schema = given.get("json_schema")
-    if isinstance(schema, str) and schema:
-        if schema == _ANY_JSON:
-            return {"json": {"type": "object"}}
-        try:
-            return {"json": json.loads(schema)}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"json_schema is not valid JSON: {error}") from None
-    for name in GRAMMARS[1:]:
+    """The constraint that is set, if any."""
+    for name in (*GRAMMARS, "choice"):
         if given.get(name):
             return {name: given[name]}
-    choices = given.get("choice")
-    return {"choice": choices} if isinstance(choices, list) and choices else None
+    return None
 
 
 def read_sampling(given: Mapping[str, Json], vocab_size: int) -> Sampling:

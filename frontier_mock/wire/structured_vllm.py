@@ -1,0 +1,171 @@
+"""vLLM's structured outputs: checks in its order and words, and who writes what then comes.
+
+The checks are those of `SamplingParams._validate_structured_outputs` in vLLM 0.33 with the backend
+"auto": xgrammar first, and where that refuses llguidance, whose word is the last.
+"""
+
+import json
+from collections.abc import Callable
+
+from frontier_mock.wire.errors import ApiError, invalid
+from frontier_mock.wire.fields import Fields
+from frontier_mock.wire.grammar.ebnf import read_ebnf
+from frontier_mock.wire.grammar.faults import ConversionFault, GrammarFault
+from frontier_mock.wire.grammar.regex import read_regex
+from frontier_mock.wire.grammar.schema_faults import SchemaFault, check_schema
+from frontier_mock.wire.grammar.tags import read_tags
+from frontier_mock.wire.grammar.tree import Grammar
+from frontier_mock.wire.structured import Write, choice_writer, grammar_writer, json_writer
+from frontier_mock.wire.text import TextRing
+from frontier_mock.wire.tokenizer import Json
+
+_MAX_NESTING = 64
+_TAG_NESTING = 16
+_ANY_OBJECT: Json = {"type": "object"}
+
+
+def vllm_writer(fields: Fields, ring: TextRing) -> Write | None:
+    """How the output of a request with these fields is written; None if it is free text.
+
+    Raises a late ApiError for a shape that vLLM refuses.
+    """
+    own = fields.get("structured_outputs")
+    if isinstance(own, dict):
+        return _constrained(own, ring)
+    wanted = fields.get("response_format")
+    if not isinstance(wanted, dict):
+        return None
+    kind = wanted.get("type")
+    if kind == "json_object":
+        return json_writer(_ANY_OBJECT, ring)
+    if kind == "json_schema":
+        described = wanted.get("json_schema")
+        schema = described.get("schema") if isinstance(described, dict) else None
+        return _json(schema or _ANY_OBJECT, ring)
+    if kind == "structural_tag":
+        return grammar_writer(_tags(json.dumps(wanted)), ring)
+    return None
+
+
+def _constrained(own: dict[str, Json], ring: TextRing) -> Write | None:
+    choices = own.get("choice")
+    if isinstance(choices, list):
+        if not choices:
+            raise _refused("Choice '[]' cannot be an empty list")
+        return choice_writer(choices)
+    for name in ("grammar", "json", "structural_tag"):
+        given = own.get(name)
+        if isinstance(given, str) and not given.strip():
+            raise _refused(f"structured_outputs.{name} cannot be an empty string")
+    if own.get("json_object") is False:
+        raise _refused(
+            "structured_outputs.json_object must be True if set; omit structured_outputs to "
+            "disable structured outputs"
+        )
+    if own.get("json_object"):
+        return json_writer(_ANY_OBJECT, ring)
+    if own.get("json") is not None:
+        return _json(own["json"], ring)
+    for name, read in _READERS.items():
+        given = own.get(name)
+        if isinstance(given, str):
+            return grammar_writer(read(given), ring)
+    return None
+
+
+def _json(schema: Json, ring: TextRing) -> Write:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            raise _refused("Invalid JSON grammar specification.") from None
+    _check_nesting(schema, _MAX_NESTING)
+    try:
+        check_schema(schema)
+    except SchemaFault as fault:
+        raise _refused(f"Grammar error: {fault.guided}") from None
+    return json_writer(schema, ring)
+
+
+def _regex(pattern: str) -> Grammar:
+    if "\0" in pattern:
+        raise _refused("structured_outputs.regex must not contain a NUL character ('\\x00')")
+    return _either(pattern, read_regex)
+
+
+def _grammar(text: str) -> Grammar:
+    return _either(text, read_ebnf)
+
+
+def _either(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
+    """What xgrammar reads, or else llguidance."""
+    try:
+        return read(spec, False)
+    except GrammarFault:
+        pass
+    try:
+        return read(spec, True)
+    except ConversionFault as fault:
+        raise _refused(f"Invalid grammar specification: {fault}") from None
+    except GrammarFault as fault:
+        raise _refused(f"Grammar error: {fault}") from None
+
+
+def _tags(text: str) -> Grammar:
+    try:
+        described: Json = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _refused(f"Invalid grammar specification: {error}") from None
+    _check_nesting(described, _MAX_NESTING + _TAG_NESTING)
+    try:
+        return read_tags(described)
+    except GrammarFault:
+        raise _refused(f"Invalid grammar specification: {_guided_word(described)}") from None
+
+
+def _guided_word(described: Json) -> str:
+    """What comes of tags that xgrammar refuses: llguidance knows the older form alone."""
+    if not isinstance(described, dict):
+        kind = "list" if isinstance(described, list) else "string"
+        return f"{kind} indices must be integers or slices, not str"
+    for name in ("triggers", "structures"):
+        if name not in described:
+            return f"'{name}'"
+    structures, triggers = described["structures"], described["triggers"]
+    listed = structures if isinstance(structures, list) else []
+    for structure in listed:
+        begin = str(structure.get("begin")) if isinstance(structure, dict) else ""
+        named = triggers if isinstance(triggers, list) else []
+        if not any(begin.startswith(str(one)) for one in named):
+            return f"Trigger {begin} not found in triggers {triggers}"
+    return "No structural tags found in the grammar spec."
+
+
+_READERS: dict[str, Callable[[str], Grammar]] = {
+    "regex": _regex,
+    "grammar": _grammar,
+    "structural_tag": _tags,
+}
+
+
+def _check_nesting(value: Json, limit: int) -> None:
+    level: list[Json] = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for one in level
+            for inner in (
+                one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            )
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _refused(
+        "The JSON schema is nested too deeply: objects and arrays may nest at most "
+        f"{_MAX_NESTING} levels"
+    )
+
+
+def _refused(message: str) -> ApiError:
+    return invalid(message, late=True)
