@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frontier_mock.cli.options import command_parser
-from frontier_mock.config.scenario import library_names
+from frontier_mock.config.scenario_files import library_names
 from frontier_mock.config.workloads import DATA_VARIABLE
 
 OPTIONAL_PACKAGES = (

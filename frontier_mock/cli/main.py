@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up", "every worker of a scenario's cluster on its own port, on one clock"),
     "clock": ("clock", "one clock for several `up` processes"),
     "simulate": ("simulate", "run a scenario offline, without sockets, and report"),
+    "sweep": ("sweep", "run a scenario over a grid of its keys, or look for its capacity"),
     "replay": ("replay", "drive a real server or router with a scenario's workload"),
     "demo": ("demo", "a production trace through sglang-router over 8 simulated H800 workers"),
     "report": ("report", "print the report of an earlier run once more"),

@@ -5,18 +5,15 @@ Unknown keys, keys given twice, wrong types and values out of range are errors t
 the line, the key's path and what is allowed.
 """
 
-import importlib.resources
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.config.afd import AfdArgs, read_afd
 from frontier_mock.config.document import Value, plain, read_document
-from frontier_mock.config.errors import ConfigError, nearest, shown
+from frontier_mock.config.errors import ConfigError, nearest
 from frontier_mock.config.flags import Flag, from_mapping
 from frontier_mock.config.keys import (
     REQUIRED,
@@ -36,6 +33,7 @@ from frontier_mock.config.kv_transfer import (
     read_fabric,
 )
 from frontier_mock.config.profiles import known_hardware
+from frontier_mock.config.scenario_files import open_scenario
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
 from frontier_mock.config.timeline import Happening, read_timeline
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
@@ -45,18 +43,12 @@ from frontier_mock.config.weights import (
     VLLM_WEIGHTS,
     engine_word,
 )
-from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload, trace_search
+from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload
 from frontier_mock.cost.specs import ParallelSpec, RoutingSpec, SamplingSpec
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.workload.specs import WorkloadSpec
 
 ArgsT = TypeVar("ArgsT", VllmArgs, SglangArgs)
-
-LIBRARY = "frontier_mock.scenarios"
-"""Package that holds the scenario library (the directory replay/ of the repository)."""
-
-MAX_BYTES = 1 << 20
-"""Largest scenario file read; ours are under 2 kB."""
 
 ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
 """Every role of the schema; attention and FFN workers are one worker with `afd`."""
@@ -224,39 +216,18 @@ def load_scenario(
     `need_trace` False lets a trace be absent, for commands that only want the cluster. Raises
     ConfigError.
     """
-    variables = os.environ if environment is None else environment
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        search = trace_search(path.parent, variables, need_trace)
-        return parse_scenario(_read_file(path), str(path), search)
-    library = importlib.resources.files(LIBRARY)
-    known = library_names()
-    if name in known:
-        text = library.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-        search = trace_search(None, variables, need_trace)
-        return parse_scenario(text, f"{name}.yaml", search)
-    listed = ", ".join(known)
-    raise ConfigError(
-        f"scenario {shown(name)}: neither a file nor in the library{nearest(name, known)}; "
-        f"the library has {listed}"
-    )
-
-
-def library_names() -> tuple[str, ...]:
-    """Names of the scenarios that come with the package, sorted."""
-    entries = importlib.resources.files(LIBRARY).iterdir()
-    return tuple(
-        sorted(
-            entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")
-        )
-    )
+    return read_scenario(*open_scenario(name, environment, need_trace=need_trace))
 
 
 def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
     """The scenario written in `text`; `source` names it in errors. Raises ConfigError."""
-    document = read_document(text, source)
+    return read_scenario(read_document(text, source), search)
+
+
+def read_scenario(document: Value, search: TraceSearch) -> ScenarioSpec:
+    """The scenario that a document says. Raises ConfigError."""
     if document.data is None:
-        raise ConfigError(f"{source}: the file is empty")
+        raise ConfigError(f"{document.source}: the file is empty")
     section = open_section(document, SCENARIO_KEYS)
     cluster = section.get(CLUSTER)
     workload = section.get(WORKLOAD)
@@ -270,27 +241,12 @@ def parse_scenario(text: str, source: str, search: TraceSearch) -> ScenarioSpec:
         router_policy=policy,
         workload=None if workload is None else read_workload(workload, search),
         slo=SloSpec() if slo is None else read_slo(slo),
-        source=source,
+        source=document.source,
         decode_policy=decode_policy,
         fabric=fabric,
         timeline=() if cluster is None else _read_changes(cluster),
         prices={} if cluster is None else _read_prices(cluster),
     )
-
-
-def _read_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"scenario {path}: cannot be read: {reason}") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"scenario {path}: larger than {MAX_BYTES} bytes")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"scenario {path}: not UTF-8 text at byte {error.start}") from None
 
 
 def _read_cluster(value: Value) -> tuple[tuple[WorkerGroup, ...], str]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import resolve_scenario
-from frontier_mock.config.scenario import ScenarioSpec, library_names, load_scenario, parse_scenario
+from frontier_mock.config.scenario import ScenarioSpec, load_scenario, parse_scenario
+from frontier_mock.config.scenario_files import library_names
 from frontier_mock.config.traces import load_trace
 from frontier_mock.config.workloads import TraceSearch, trace_search
 from frontier_mock.cost.specs import ParallelSpec

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from frontier_mock.config.scenario import LIBRARY, library_names, load_scenario
+from frontier_mock.config.scenario import load_scenario
+from frontier_mock.config.scenario_files import LIBRARY, library_names
 from frontier_mock.workload.build import build_source
 from frontier_mock.workload.specs import TraceSpec
 
