@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from frontier_mock.cli.options import warn_without_effect
+from frontier_mock.config.compat import read_compat
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
 from frontier_mock.config.kv_sources import check_oracle, kv_sources
@@ -26,6 +27,7 @@ from frontier_mock.serve.grpc_settings import (
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ServeSpec, run_cluster
 from frontier_mock.serving.specs import AnySchedulerSpec
+from frontier_mock.wire.compat import OLD_METRIC_NAMES
 from frontier_mock.wire.eos import EosModel
 
 
@@ -37,6 +39,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     if sim.oracle:
         check_oracle(cluster)
+    cluster = with_compat(cluster, sim)
     http, host = front_end(cluster, os.environ)
     for line in capacity_lines(cluster):
         print(line, file=sys.stderr)
@@ -44,7 +47,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
     spec = ServeSpec(
         cluster=cluster.spec,
         costs=cluster.costs,
-        served=[replace(model, old_metric_names=sim.old_metric_names) for model in models],
+        served=models,
         clock=clock_spec(sim),
         http=http,
         scenario=scenario,
@@ -61,6 +64,17 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
         grpc=[grpc_spec(worker) for worker in cluster.workers],
     )
     return run_cluster(spec)
+
+
+def with_compat(cluster: ResolvedCluster, sim: SimulatorArgs) -> ResolvedCluster:
+    """The cluster with the switches that the command line names. Raises ConfigError."""
+    chosen = None if sim.compat is None else read_compat(sim.compat, "compat")
+    more = (OLD_METRIC_NAMES,) if sim.old_metric_names else ()
+    workers = [
+        replace(worker, compat=(*(worker.compat if chosen is None else chosen), *more))
+        for worker in cluster.workers
+    ]
+    return replace(cluster, workers=tuple(workers))
 
 
 def single(

@@ -71,6 +71,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--old-metric-names", action="store_true", help="vLLM: also gpu_cache_* and its like"
     )
+    parser.add_argument(
+        "--compat", metavar="NAMES", help="what versions gave up and is served, for every worker"
+    )
     parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
     parser.add_argument(
         "--kv-events-also",

@@ -46,6 +46,7 @@ from frontier_mock.cost.specs import (
 from frontier_mock.cost.staged import build_staged_cost
 from frontier_mock.cost.step import build_step_cost
 from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
+from frontier_mock.wire.compat import DEFAULT_COMPAT
 
 DEFAULT_PORT = 8000
 
@@ -66,7 +67,8 @@ class ResolvedWorker:
 
     For an SGLang worker `sglang` has the flags and `args` only what any engine has. `place` counts
     the equal workers before this one. `ffn_memory` is that of one FFN GPU, if they are apart.
-    `grpc_port` is None unless it speaks gRPC as well; 0 is any free one.
+    `grpc_port` is None unless it speaks gRPC as well; 0 is any free one. `compat` is what it still
+    does that its version does not (`wire.compat`).
     """
 
     spec: WorkerSpec
@@ -77,6 +79,7 @@ class ResolvedWorker:
     place: int = 0
     ffn_memory: FfnMemory | None = None
     grpc_port: int | None = None
+    compat: tuple[str, ...] = DEFAULT_COMPAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +362,8 @@ def _expand(worker: ResolvedWorker, group: WorkerGroup, next_port: int) -> Itera
             raise ConfigError(f"{group.where}: grpc_port: {grpc_port} is beyond 65535")
         placed = _on_ports(worker, port, grpc_port)
         spec = replace(placed.spec, name=name)
-        yield replace(placed, spec=spec, without_effect=group.without_effect, place=index)
+        idle = group.without_effect
+        yield replace(placed, spec=spec, without_effect=idle, place=index, compat=group.compat)
 
 
 def _last_port(group: WorkerGroup, worker: ResolvedWorker) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.config.afd import AfdArgs, read_afd
+from frontier_mock.config.compat import read_compat
 from frontier_mock.config.document import Value, plain, read_document
 from frontier_mock.config.errors import ConfigError, nearest
 from frontier_mock.config.flags import Flag, from_mapping
@@ -46,6 +47,7 @@ from frontier_mock.config.weights import (
 from frontier_mock.config.workloads import TraceSearch, read_slo, read_workload
 from frontier_mock.cost.specs import ParallelSpec, RoutingSpec, SamplingSpec
 from frontier_mock.report.specs import SloSpec
+from frontier_mock.wire.compat import DEFAULT_COMPAT
 from frontier_mock.workload.specs import WorkloadSpec
 
 ArgsT = TypeVar("ArgsT", VllmArgs, SglangArgs)
@@ -75,6 +77,7 @@ class WorkerGroup:
     port: int | None
     where: str
     grpc_port: int | None = None
+    compat: tuple[str, ...] = DEFAULT_COMPAT
     sglang: SglangArgs | None = None
     routing: RoutingSpec | None = None
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
@@ -144,6 +147,7 @@ GRPC_PORT = Key(
     None,
     "first port of a gRPC server beside HTTP; 0: any free one; null: none",
 )
+COMPAT = Key("compat", string(), "default", "what its version gave up and is served, by name")
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
 AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
 SAMPLING = Key("sampling", optional(mapping()), None, "how requests sample, as far as it costs")
@@ -160,6 +164,7 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     ENGINE_ARGS,
     PORT,
     GRPC_PORT,
+    COMPAT,
     AFD,
     EXPERTS,
     SAMPLING,
@@ -323,6 +328,7 @@ def _read_worker(value: Value) -> WorkerGroup:
         args, idle = _read_engine_args(section, parallel)
         if role != "colocated" and args.kv_transfer_config is None:
             args = replace(args, kv_transfer_config=KvTransferArgs())
+    where = f"{value.source}:{value.line}: {value.path}"
     return WorkerGroup(
         name=section.get(WORKER_NAME),
         count=section.get(WORKER_COUNT),
@@ -335,7 +341,8 @@ def _read_worker(value: Value) -> WorkerGroup:
         without_effect=idle,
         port=section.get(PORT),
         grpc_port=section.get(GRPC_PORT),
-        where=f"{value.source}:{value.line}: {value.path}",
+        compat=read_compat(section.get(COMPAT), f"{where}.compat"),
+        where=where,
         sglang=sglang,
         routing=_read_experts(section),
         sampling=_read_sampling(section),

@@ -15,6 +15,7 @@ from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.specs import ParallelSpec
 from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import from_seconds
+from frontier_mock.wire.compat import OLD_METRIC_NAMES
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.kv_transfer import KvPort
@@ -46,7 +47,11 @@ def served_models(
         if key not in rings:
             rings[key] = _ring(tokenizer, key[1])
         model = _served(worker, tokenizer, rings[key], eos, environment)
-        model = replace(model, kv=_kv_port(worker, len(models), environment))
+        model = replace(
+            model,
+            kv=_kv_port(worker, len(models), environment),
+            old_metric_names=OLD_METRIC_NAMES in worker.compat,
+        )
         if worker.sglang is not None:
             name = worker.sglang.served_model_name or worker.sglang.model_path
             front = sglang_front(worker, environment)

@@ -82,6 +82,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         health_timeout_s=_seconds(environment, "SGLANG_HEALTH_CHECK_TIMEOUT", 20),
         version=step.engine.version,
         routes=_route_names(environment),
+        compat=worker.compat,
     )
 
 

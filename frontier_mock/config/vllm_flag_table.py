@@ -351,6 +351,7 @@ SIMULATOR_FLAGS = """
 --sim-oracle | switch | False | score routing by what each worker had cached (/sim/report)
 --sim-seed | int>=0 | 0 | seed of every random stream of the simulator
 --sim-journal | text | - | file to journal every stamped command to
+--sim-compat | text | default | what the version gave up and is served: names, commas between
 --sim-old-metric-names | switch | False | /metrics also under names that vLLM gave up (gpu_cache_*)
 --sim-single-step | switch | False | simulate every step on its own; same results, slower
 --sim-ready-file | text | - | file that gets the URLs once every port answers

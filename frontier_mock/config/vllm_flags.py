@@ -152,6 +152,7 @@ class SimulatorArgs:
     seed: int = 0
     journal: str | None = None
     old_metric_names: bool = False
+    compat: str | None = None
     single_step: bool = False
     ready_file: str | None = None
     eos: bool = True

@@ -27,6 +27,7 @@ from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import ServerState
 from frontier_mock.serve.sglang_streaming import engine_gone
 from frontier_mock.serve.weight_versions import WeightVersions
+from frontier_mock.wire.compat import SLIME_ROUTES, WEIGHT_SESSIONS
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang import control
@@ -115,6 +116,9 @@ class ControlRoutes:
             (both, "/configure_logging", _says("")),
         ]
         table |= {(method, path): handler for methods, path, handler in plain for method in methods}
+        if SLIME_ROUTES in self._front.compat:
+            table["POST", "/pull_weights"] = self._operating.handler(self._pull)
+            table["POST", "/post_process_weights"] = self._operating.handler(self._post_process)
         for path, words in control.EXPERT_RECORD.items():
             table |= {(method, path): _says(words) for method in both}
         return table
@@ -211,9 +215,9 @@ class ControlRoutes:
     def _outside_session(self, route: str) -> str | None:
         """Why an update is refused that no /begin_weight_update came before.
 
-        Trainers written for earlier versions know nothing of that; `compat` lets them in.
+        Trainers written for earlier versions know nothing of that; `weight-sessions` lets them in.
         """
-        if self._updating or self._front.compat:
+        if self._updating or WEIGHT_SESSIONS in self._front.compat:
             return None
         return f"{route} must run between begin_weight_update() and end_weight_update()"
 
@@ -298,6 +302,16 @@ class ControlRoutes:
         checksum = control.checksum(self._state.model_path, self._state.weight_version)
         more = {"per_engine_checksum": checksum} if action == "checksum" else {}
         return json_answer(outcome(True, "Success.", **more))
+
+    async def _pull(self, request: Request, actor: str | None) -> Answer:
+        """Slime's own way to fetch what the next update is made of; it moves no weights yet."""
+        await self._operating.lasts(actor)
+        return _told(True, outcome(True, "Success"))
+
+    async def _post_process(self, request: Request, actor: str | None) -> Answer:
+        """What slime does to weights after the last bucket, such as to requantise them."""
+        await self._operating.lasts(actor)
+        return _told(True, outcome(True, "Success"))
 
     # Memory
 

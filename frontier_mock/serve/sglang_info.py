@@ -16,6 +16,7 @@ from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import STARTING, UNHEALTHY, UP, ServerState
 from frontier_mock.simtime import NS_PER_MS
+from frontier_mock.wire.compat import REMOVED_ROUTES
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
@@ -83,7 +84,7 @@ class InfoRoutes:
         if self._front.enable_metrics:
             for path in ("/metrics", "/metrics/"):
                 table["GET", path] = self._metrics
-        if self._front.compat:
+        if REMOVED_ROUTES in self._front.compat:
             table["GET", "/get_load"] = self._old_load
             table["GET", "/get_weight_version"] = self._weight_version
         return table

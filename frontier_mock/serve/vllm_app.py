@@ -26,12 +26,14 @@ from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.streaming import KeptAlive, Stream, Whole, error_answer
 from frontier_mock.serve.vllm_adapters import AdapterRoutes
 from frontier_mock.serve.vllm_control import ControlRoutes
+from frontier_mock.serve.vllm_edges import EdgeRoutes
 from frontier_mock.serve.vllm_responses import StoredResponses
 from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.serve.worker_metrics import ServerMetrics
 from frontier_mock.wire.anthropic import count_tokens_body, parse_messages
 from frontier_mock.wire.chat import parse_chat
+from frontier_mock.wire.combined import parse_chat_batch, parse_invocation
 from frontier_mock.wire.completions import parse_completion
 from frontier_mock.wire.errors import (
     ApiError,
@@ -100,7 +102,9 @@ class VllmApp:
         self._responses = StoredResponses(driver, self._versions, enabled=settings.response_store)
         self._generators: dict[str, Parse] = {
             "/v1/chat/completions": parse_chat,
+            "/v1/chat/completions/batch": parse_chat_batch,
             "/v1/completions": parse_completion,
+            "/invocations": parse_invocation,
             "/v1/messages": parse_messages,
             "/v1/responses": self._responses.parse,
         }
@@ -112,7 +116,8 @@ class VllmApp:
             served, driver, settings, self._versions, part.metrics, self._created_s
         )
         scale_out = ScaleOutRoutes(lambda: self._part.served, settings.scale_out, _check_json)
-        every: list[Routes] = [scale_out, self.control, self._responses, *more]
+        edges = EdgeRoutes(_check_json)
+        every: list[Routes] = [edges, scale_out, self.control, self._responses, *more]
         self.adapters = AdapterRoutes(self._adapters, _check_json)
         if settings.lora_updating:
             every.append(self.adapters)

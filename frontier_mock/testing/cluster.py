@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from frontier_mock.cli.serving import eos_model, http_settings
+from frontier_mock.cli.serving import eos_model, http_settings, with_compat
 from frontier_mock.client.wrap import with_actor
 from frontier_mock.cluster.routing import POLICIES
 from frontier_mock.cluster.specs import ClusterSpec
@@ -229,6 +229,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
         )
     spec = spec or MockSpec()
     resolved, simulator = resolve(spec)
+    resolved = with_compat(resolved, simulator)
     new_id = counting_ids()
     models = served_models(resolved, eos_model(simulator), {})
     args = resolved.workers[0].args
@@ -237,10 +238,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
         ServeSpec(
             cluster=resolved.spec,
             costs=resolved.costs,
-            served=[
-                replace(served, new_id=new_id, old_metric_names=simulator.old_metric_names)
-                for served in models
-            ],
+            served=[replace(served, new_id=new_id) for served in models],
             clock=ClockSpec(),
             http=http_settings(args, resolved.spec.workers[0].step.engine.version, environment),
             host=_HOST,

@@ -253,9 +253,23 @@ async def test_information_has_what_routers_read() -> None:
 
 
 async def test_removed_routes_are_gone_without_the_switch() -> None:
-    async with opened(sglang_spec(compat=False)) as (_, client):
+    async with opened(sglang_spec(compat=())) as (_, client):
         assert (await client.get("/get_load")).status == 404
         assert (await client.get("/metrics")).status == 404
+
+
+async def test_what_was_given_up_is_served_by_name() -> None:
+    async with opened(sglang_spec(compat=("slime-routes",))) as (_, client):
+        for path in ("/pull_weights", "/post_process_weights"):
+            assert (await (await client.post(path, json={})).json())["success"] is True
+        assert (await client.get("/get_load")).status == 404
+    more = {"compat": ("cache-config-info",), "enable_metrics": True}
+    async with opened(sglang_spec(WARP, **more)) as (_, client):
+        text = await (await client.get("/metrics")).text()
+        (line,) = [one for one in text.splitlines() if one.startswith("sglang:cache_config_info{")]
+        assert 'num_pages="65536"' in line
+        assert 'page_size="1"' in line
+        assert (await client.post("/pull_weights", json={})).status == 404
 
 
 async def test_loads_tell_running_waiting_and_used() -> None:

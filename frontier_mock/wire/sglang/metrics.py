@@ -23,6 +23,7 @@ from frontier_mock.core.events import (
     Submitted,
 )
 from frontier_mock.simtime import NS_PER_S, SimTime
+from frontier_mock.wire.compat import CACHE_CONFIG_INFO
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, Labels
 from frontier_mock.wire.sglang.info import RankLoad
 from frontier_mock.wire.sglang.metrics_table import (
@@ -276,6 +277,13 @@ class SglangMetrics:
         }
         for name, value in constants.items():
             self._gauges[name].values[0] = value
+        if CACHE_CONFIG_INFO in front.compat:
+            sizes = {"page_size": str(front.page_size), "num_pages": str(front.num_pages)}
+            info = Gauge(
+                "sglang:cache_config_info", "Sizes of the KV cache pool.", [{**own, **sizes}]
+            )
+            info.values[0] = 1.0
+            self._gauges["cache_config_info"] = info
         graphs = {**own, "phase": "decode"}
         self._graph_gb = Gauge(
             "sglang:graph_memory_usage_gb", "Memory used by captured device graphs in GB.", [graphs]

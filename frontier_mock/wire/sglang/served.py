@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from frontier_mock.wire.compat import DEFAULT_COMPAT
 from frontier_mock.wire.sglang.disaggregation import Disaggregation
 from frontier_mock.wire.tokenizer import Json
 
@@ -82,5 +83,5 @@ class SglangFront:
     """How /health finds out: by waiting for output, so long; or not at all."""
     version: str = "0.5.23"
     routes: RouteNames = RouteNames()
-    compat: bool = True
-    """Whether routes that 0.5.23 has removed are served for routers and trainers that call them."""
+    compat: tuple[str, ...] = DEFAULT_COMPAT
+    """What it still does that 0.5.23 does not (`wire.compat`)."""
