@@ -49,11 +49,21 @@ _Spec = TypeVar("_Spec", HardwareSpec, EnginePreset, ModelSpec)
 _CALIBRATED: Final = (".yaml", ".yml")
 """Endings of a hardware or engine name that is a file."""
 
+_ANY_PATCH: Final = 1 << 30
+"""Newer than every patch of a release."""
+
+_FORM_FACTORS: Final = ("sxm", "sxm4", "sxm5", "80gb", "80gbsxm")
+"""Endings of a GPU's name that say nothing new: a profile is of one form factor."""
+
 _YamlLoader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_hardware(name: str) -> HardwareSpec:
-    """The GPU called `name` (case does not matter), or of a file that `calibrate` wrote."""
+    """The GPU called `name`, or of a file that `calibrate` wrote.
+
+    Case, blanks and punctuation do not matter, nor does a form factor at the end: `RTX PRO 6000`,
+    `rtx4090` and `h100_sxm` will do.
+    """
     if name.endswith(_CALIBRATED):
         return _calibrated(HardwareSpec, name, "hardware")
     return _hardware(name.lower())
@@ -64,8 +74,18 @@ def _hardware(name: str) -> HardwareSpec:
     folder = _root() / "hardware"
     known = _stems(folder)
     if name not in known:
+        plain = {_plain(stem): stem for stem in known}
+        asked = _plain(name)
+        for form in ("", *_FORM_FACTORS):
+            if asked.endswith(form) and (stem := plain.get(asked.removesuffix(form))):
+                return _hardware(stem)
         raise _unknown("hardware", name, known)
     return _filled(HardwareSpec, _read_yaml(folder / f"{name}.yaml"), f"hardware {name}")
+
+
+def _plain(name: str) -> str:
+    """Letters and digits only."""
+    return "".join(character for character in name if character.isalnum())
 
 
 def known_hardware() -> list[str]:
@@ -123,8 +143,8 @@ def _model_cards() -> dict[str, dict[str, Any]]:
 def load_engine(name: str) -> EnginePreset:
     """The preset of an engine version: the newest one not newer than `vllm-X.Y[.Z]`.
 
-    `vllm` alone is the newest preset. The returned preset keeps its own name and version. A file
-    that `calibrate` wrote will do too.
+    Without Z any patch of X.Y will do; `vllm` alone is the newest preset. The returned preset keeps
+    its own name and version. A file that `calibrate` wrote will do too.
     """
     if name.endswith(_CALIBRATED):
         return _calibrated(EnginePreset, name, "engine")
@@ -135,7 +155,7 @@ def load_engine(name: str) -> EnginePreset:
     if not ours or (version and not all(part.isdecimal() for part in parts)):
         raise _unknown("engine", name, sorted(presets, key=lambda stem: presets[stem]))
     wanted = tuple(int(part) for part in parts) if version else max(ours.values())
-    wanted += (0,) * (3 - len(wanted))
+    wanted += (_ANY_PATCH,) * (3 - len(wanted))
     older = [stem for stem, at in ours.items() if at <= wanted]
     if not older:
         oldest = min(ours, key=lambda stem: ours[stem])

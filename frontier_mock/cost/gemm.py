@@ -91,9 +91,10 @@ def _locate(axis: Floats, size: int) -> tuple[int, float]:
 
 
 def packed_table(bf16: GemmTable) -> GemmTable:
-    """Weights of four bits, unpacked on the way to bf16 tensor cores (Marlin): not measured.
+    """Weights unpacked on the way to bf16 tensor cores (Marlin): not measured.
 
-    The bf16 equation with fewer bytes and no correction.
+    Those of four bits, and those in fp8 on a GPU whose tensor cores do not know it (Ampere). The
+    bf16 equation with fewer bytes and no correction.
     """
     none = np.empty(0)
     return GemmTable(bf16.fit, none, none, none, np.empty((0, 0, 0), dtype=np.float32))

@@ -204,10 +204,11 @@ def linear_us(
     """One linear layer in the middle of a forward pass, no faster than power allows."""
     hw = spec.hardware
     kernel = weights if weights in tables.gemm else weights.partition("_")[0]
-    peak = hw.peak_fp8_flops if kernel.startswith("fp8") else hw.peak_bf16_flops
-    table = packed_table(tables.gemm["bf16"]) if weights in PACKED else tables.gemm[kernel]
+    native = kernel.startswith("fp8") and kernel in tables.gemm
+    peak = hw.peak_fp8_flops if native else hw.peak_bf16_flops
+    table = tables.gemm[kernel] if kernel in tables.gemm else packed_table(tables.gemm["bf16"])
     alone = gemm_us(table, hw, kernel, tokens, n, k)
-    sustained = tables.sustained["fp8" if kernel.startswith("fp8") else "bf16"]
+    sustained = tables.sustained["fp8" if native else "bf16"]
     return np.maximum(alone, tokens * (2e6 * n * k / (peak * sustained)))
 
 

@@ -17,6 +17,7 @@ from frontier_mock.cost.experts import (
     placed,
     popularity,
 )
+from frontier_mock.cost.gemm import WEIGHT_BYTES
 from frontier_mock.cost.layers import (
     ACTIVATION_BYTES,
     Shard,
@@ -78,7 +79,11 @@ class ExpertPrice:
 
 
 def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
-    """The kernel that runs these experts. Raises ValueError when nothing like it was measured."""
+    """The kernel that runs these experts. Raises ValueError when nothing like it was measured.
+
+    Where only bf16 was (A100), weights of fewer bits are unpacked on the way to the same tensor
+    cores (Marlin): fewer bytes, the same multiplication.
+    """
     engine, weights, parallel = spec.engine, spec.precision.weights, spec.parallel
     collection = engine.expert_kernels
     if weights == "fp8_block" and engine.block_expert_kernels in tables.experts:
@@ -93,6 +98,8 @@ def expert_table(spec: StepSpec, tables: KernelTables) -> ExpertTable:
     for name in (weights, weights.partition("_")[0], f"{weights}_block"):
         if name in measured:
             return measured[name]
+    if set(measured) <= {"bf16", "bf16_ep"} and weights in WEIGHT_BYTES:
+        return measured["bf16_ep" if parallel.ep > 1 and "bf16_ep" in measured else "bf16"]
     allowed = ", ".join(sorted(name for name in measured if not name.endswith("_ep")))
     raise ValueError(f"no {weights} expert kernels for {tables.name}; it has {allowed}")
 

@@ -118,7 +118,7 @@ def plan_sglang_kv_cache(
             raise OutOfMemory(
                 f"Not enough memory. Please try to increase --mem-fraction-static. "
                 f"Current value: mem_fraction_static={mem_fraction_static} "
-                f"(weights {weights / (1 << 30):.2f} GiB)"
+                f"(weights {weights / (1 << 30):.2f} GiB of {before_load / (1 << 30):.2f} GiB)"
             )
         plans.append(
             MemoryPlan(

@@ -86,8 +86,9 @@ def build_step_cost(
         allowed = ", ".join(DISPATCHES)
         raise ValueError(f"dispatch {parallel.dispatch!r} is not known; allowed: {allowed}")
     weights = linear_weights(model, precision)
-    if not {weights, weights.partition("_")[0]} & {*tables.gemm, *PACKED}:
-        allowed = ", ".join(sorted({*tables.gemm, *PACKED}))
+    packed = {*PACKED, *(() if "fp8" in tables.gemm else ("fp8",))}
+    if not {weights, weights.partition("_")[0]} & {*tables.gemm, *packed}:
+        allowed = ", ".join(sorted({*tables.gemm, *packed}))
         raise ValueError(f"no {weights} kernels for {tables.name}; it has {allowed}")
     if model.experts is not None:
         expert_table(spec, tables)

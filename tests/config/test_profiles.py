@@ -58,7 +58,15 @@ def test_every_profile_loads() -> None:
         ("Qwen/Qwen3-8B", 8.19e9),
         ("Qwen/Qwen3-32B", 32.76e9),
         ("Qwen/Qwen2.5-72B-Instruct", 72.7e9),
+        ("codellama/CodeLlama-7b-hf", 6.74e9),
+        ("codellama/CodeLlama-13b-hf", 13.02e9),
+        ("codellama/CodeLlama-70b-hf", 68.98e9),
+        ("mistralai/Mistral-7B-v0.1", 7.24e9),
+        ("mistralai/Mistral-7B-Instruct-v0.2", 7.24e9),
         ("mistralai/Mistral-7B-Instruct-v0.3", 7.25e9),
+        ("mistralai/Mistral-Nemo-Instruct-2407", 12.25e9),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", 23.57e9),
+        ("mistralai/Mistral-Large-Instruct-2407", 122.61e9),
         ("Qwen/Qwen3-30B-A3B", 30.53e9),
         ("Qwen/Qwen3-235B-A22B", 235.1e9),
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46.7e9),
@@ -85,6 +93,9 @@ def test_shapes_add_up_to_the_published_parameter_counts(model: str, parameters:
 def test_names_forgive_case_and_a_missing_organisation() -> None:
     assert load_model("qwen3-32b").num_layers == 64
     assert load_hardware("H800").name == "h800"
+    for name in ("RTX PRO 6000", "rtx_pro_6000", "rtxpro6000"):
+        assert load_hardware(name).name == "rtx-pro-6000"
+    assert load_hardware("h100_sxm").name == "h100"
 
 
 def test_an_alias_says_what_its_checkpoint_holds() -> None:
@@ -99,7 +110,12 @@ def test_an_alias_says_what_its_checkpoint_holds() -> None:
     [
         ("vllm-0.10.2", "vllm-0.10.2"),
         ("vllm-0.11.2", "vllm-0.11"),
-        ("vllm-0.14", "vllm-0.12"),
+        ("vllm-0.10", "vllm-0.10.2"),
+        ("vllm-0.13", "vllm-0.12"),
+        ("vllm-0.14.1", "vllm-0.14"),
+        ("vllm-0.15", "vllm-0.15.1"),
+        ("vllm-0.15.0", "vllm-0.14"),
+        ("sglang-0.5.8", "sglang-0.5.5"),
         ("vllm-0.19.1", "vllm-0.19"),
         ("vllm-0.33.0", "vllm-0.33"),
         ("vllm-1.0", "vllm-0.33"),

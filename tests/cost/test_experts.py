@@ -19,7 +19,7 @@ from frontier_mock.cost.experts import (
     placed,
     popularity,
 )
-from frontier_mock.cost.moe import choosing_us
+from frontier_mock.cost.moe import choosing_us, expert_table
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.cost.specs import (
     ExpertsSpec,
@@ -233,9 +233,19 @@ def test_sharing_experts_among_attention_ranks_costs_their_communication() -> No
     assert 0 < fast_ns < slow_ns
 
 
+def test_experts_of_few_bits_are_unpacked_where_only_bf16_was_measured() -> None:
+    """vLLM's Marlin kernels on Ampere."""
+    eight = ParallelSpec(tp=8)
+    packed = decode_ns(make("moonshotai/Kimi-K2.5", "a100", eight), 4, 4000)
+    wide = decode_ns(make("moonshotai/Kimi-K2.5", "a100", eight, weights="bf16"), 4, 4000)
+    assert 0.25 * wide < packed < 0.8 * wide
+
+
 def test_experts_of_a_type_nobody_measured_are_named() -> None:
-    with pytest.raises(ValueError, match="no int4 expert kernels for a100; it has bf16"):
-        make("moonshotai/Kimi-K2.5", hardware="a100", parallel=ParallelSpec(tp=8))
+    with pytest.raises(ValueError, match="no int8 expert kernels for a100; it has bf16"):
+        expert_table(
+            replace(make(QWEN, "a100").spec, precision=PrecisionSpec("int8")), load_kernels("a100")
+        )
 
 
 @pytest.mark.parametrize(
