@@ -219,12 +219,25 @@ def _parallel(args: SglangArgs, model: ModelSpec) -> tuple[int, ParallelSpec]:
         raise ConfigError(
             f"attn-dp-size: {ranks} is not simulated for {model.name}, which has no experts"
         )
+    if args.enable_two_batch_overlap and args.moe_a2a_backend == "none" and ranks == 1:
+        raise ConfigError(
+            "When enabling two batch overlap without an EP a2a backend (moe_a2a_backend='none'), "
+            "attention DP (--attn-dp-size) is required (DeepSeek-V4 non-EP DP TBO path)."
+        )
     dispatch = "allgather"
     if args.moe_a2a_backend == "deepep" and ranks > 1:
         normal = args.deepep_mode == "normal"
         dispatch = "deepep_normal" if normal else "deepep_low_latency"
-    spread = args.ep_size > 1 and model.experts is not None and args.afd is None
-    parallel = ParallelSpec(tp=tp // ranks, dp=ranks, ep=tp if spread else 1, dispatch=dispatch)
+    # Backends that move tokens between all GPUs have whole experts on each of them.
+    spread = args.ep_size > 1 or args.moe_a2a_backend == "deepep"
+    spread = spread and model.experts is not None and args.afd is None
+    parallel = ParallelSpec(
+        tp=tp // ranks,
+        dp=ranks,
+        ep=tp if spread else 1,
+        dispatch=dispatch,
+        overlap=args.enable_two_batch_overlap and ranks > 1,
+    )
     return max(ranks, replicas), parallel
 
 

@@ -186,7 +186,7 @@ deepep_v2,pplx,ascend_tp,flashinfer_megamoe | none | how tokens reach experts\
 --kt-threadpool-count | int | 2 |
 --kt-num-gpu-experts | int | - |
 --kt-max-deferred-experts-per-token | int | - |
---enable-two-batch-overlap | flag | False |
+--enable-two-batch-overlap | flag | False | half a batch's tokens move while the other half computes
 --enable-single-batch-overlap | flag | False |
 --tbo-token-distribution-threshold | float | 0.48 |
 --cpu-offload-gb | int | 0 |

@@ -45,6 +45,7 @@ class SglangArgs:
     ep_size: int = 1
     moe_a2a_backend: str = "none"
     deepep_mode: str = "auto"
+    enable_two_batch_overlap: bool = False
     load_balance_method: str = "auto"
     mem_fraction_static: float | None = None
     max_running_requests: int | None = None

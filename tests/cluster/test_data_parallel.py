@@ -14,6 +14,7 @@ from frontier_mock.config.resolve import (
 from frontier_mock.config.sglang_flags import parse_sglang_args
 from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.core.events import Submitted
+from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.testing.cluster import MockSpec, open_cluster, run_virtual
 
@@ -99,6 +100,24 @@ def test_sglang_attention_ranks_share_its_gpus_and_divide_its_limits() -> None:
     assert ranks[0].rank_policy == "round_robin"
 
 
+def test_deepep_spreads_experts_and_halves_overlap() -> None:
+    model = ("--model-path", "Qwen/Qwen3-30B-A3B", "--tp-size", "4", "--attn-dp-size", "4")
+    plain = sglang(*model)
+    deepep = sglang(*model, "--moe-a2a-backend", "deepep", "--deepep-mode", "normal")
+    halves = sglang(
+        *model,
+        "--moe-a2a-backend",
+        "deepep",
+        "--deepep-mode",
+        "normal",
+        "--enable-two-batch-overlap",
+    )
+    assert [one.spec.workers[0].step.parallel.ep for one in (plain, deepep, halves)] == [1, 4, 4]
+    chunks = (Chunk(8192, 0),)
+    whole_ns, overlapped_ns = (one.costs[0].mixed(0, 0, chunks) for one in (deepep, halves))
+    assert overlapped_ns < whole_ns
+
+
 def test_sglang_replicas_are_engines_of_their_own() -> None:
     replicas = sglang("--model-path", "Qwen/Qwen3-8B", "--dp-size", "2").spec.workers
     assert [(w.name, w.step.parallel.dp, w.gpus) for w in replicas] == [
@@ -113,6 +132,7 @@ def test_sglang_replicas_are_engines_of_their_own() -> None:
         (("--tp-size", "4", "--attn-dp-size", "3"), "attn-dp-size: 3 does not divide"),
         (("--tp-size", "4", "--ep-size", "2"), "ep-size: 2 is not simulated; allowed: 1 or 4"),
         (("--tp-size", "2", "--attn-dp-size", "2", "--dp-size", "2"), "dp-size: 2 replicas of 2"),
+        (("--tp-size", "2", "--enable-two-batch-overlap"), "attention DP .* is required"),
     ],
 )
 def test_what_sglang_could_split_and_we_do_not_is_refused(
