@@ -111,10 +111,14 @@ _TAIL: Final = """
 - SGLang 0.5.8 with Qwen3-32B on one H100: how many sequences run at once says that its cache held
   7,700 tokens. The version's own rule gives 18,600 (`mem_fraction_static` 0.841). With 0.80 TPOT
   would be 3 % and TTFT 6 % off, but nothing says that 0.80 was given.
-- TTFT of MiniMax-M2.5 on vLLM 0.18 is 10 % too short (on 0.16 it is 4 %). Prompts beyond the
+- TTFT of MiniMax-M2.5 on vLLM 0.18 is 8 % too short (on 0.16 it is 1 %). Prompts beyond the
   captured sizes are launched by the host, whose speed is one constant from another machine.
-- An uncaptured first forward of Qwen3-30B-A3B takes 78 ms on H800 and H200 alike; we say 51. A
-  first forward also initialises what later ones find ready.
+- gpt-oss-120b: TTFT is short wherever there is load, on vLLM (A12) and on SGLang's 2P+2D (A44),
+  where a prefill engine takes about half the tokens a second that we say and bursts of short
+  prompts wait for something that is not modelled ([0009](decisions/0009-disaggregation.md)). TPOT
+  of the 2P+2D rows holds within 15 % on fourteen of fifteen.
+- Mooncake's 1P1D table: 20 ms a request and 2 us a token are missing from TTFT, transfers are
+  within 8.5 % (0009 says what was tried).
 - Expert popularity is an assumption (Zipf 0.45 for every router), held up by the spread of one
   model's kernels over 8 GPUs. It moves the time of small batches by up to a factor of two.
 - Latent attention and communication between experts follow equations through a handful of
