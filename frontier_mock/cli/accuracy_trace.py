@@ -17,7 +17,7 @@ from frontier_mock.cluster.build import build_cluster
 from frontier_mock.config.resolve import build_costs, resolve_single
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.drive.offline import run as play
-from frontier_mock.report.charts import Chart, Line, draw
+from frontier_mock.report.charts import Chart, Line, standalone
 from frontier_mock.report.summary import report_cluster
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S
 from frontier_mock.workload.build import build_source
@@ -118,6 +118,9 @@ def _trace_row(what: str, measured_ms: float, simulated_ms: float) -> dict[str, 
     }
 
 
+_COLOURS: Final = {"measured": "#d62728", "simulated": "#1f77b4"}
+
+
 def trace_charts(latencies: Sequence[Latencies]) -> dict[str, str]:
     """An SVG a latency: the share of requests at or below each value, measured and simulated."""
     charts = {}
@@ -132,15 +135,7 @@ def trace_charts(latencies: Sequence[Latencies]) -> dict[str, str]:
             )
         ]
         chart = Chart(f"{each.name}: share of requests", f"{each.name} (ms)", "", lines, y_max=1.0)
-        svg = draw(replace(chart, percent_y=True))
-        svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        style = (
-            "<style>text{font:11px sans-serif;fill:#444}path,line,polyline{fill:none;"
-            "stroke:#ccc}.measured{stroke:#d62728;stroke-width:1.5}"
-            ".simulated{stroke:#1f77b4;stroke-width:1.5}</style>"
-        )
-        cut = svg.index(">") + 1
-        charts[each.name.lower()] = svg[:cut] + style + svg[cut:] + "\n"
+        charts[each.name.lower()] = standalone(replace(chart, percent_y=True), _COLOURS)
     return charts
 
 

@@ -8,6 +8,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +18,15 @@ from frontier_mock.cli.simulate import scenario_source, simulate
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup, load_scenario
-from frontier_mock.report.summary import Result
+from frontier_mock.report.charts import Chart, Line, standalone
+from frontier_mock.report.summary import Result, RunReport
 from frontier_mock.report.terminal import figure
 
 DEFAULT_RATIOS = "1P3D,2P2D,3P1D,4C"
 _RATIO = re.compile(r"(\d{1,3})P(\d{1,3})D|(\d{1,3})C")
 _MOST = 512
+_ONE_IN = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
+_COLOURS = ("#1f77b4", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#7f7f7f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,13 @@ def run(argv: Sequence[str]) -> int:
     rows = []
     for name in options.ratios.split(","):
         pools = read_ratio(name)
-        rows.append((pools, study(scenario, pools, options.requests)))
-    _print(rows, scenario.slo.ttft_ms is not None or scenario.slo.tpot_ms is not None)
+        rows.append((pools, played(scenario, pools, options.requests)))
+    if options.chart is not None:
+        _write_chart(options.chart, rows)
+    _print(
+        [(pools, report.result) for pools, report in rows],
+        scenario.slo.ttft_ms is not None or scenario.slo.tpot_ms is not None,
+    )
     return 0
 
 
@@ -52,6 +61,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("scenario", help="a scenario with prefill and decode workers")
     parser.add_argument("--ratios", default=DEFAULT_RATIOS, help=f"[{DEFAULT_RATIOS}]")
     parser.add_argument("--requests", type=whole(1), metavar="N", help="at most so many requests")
+    parser.add_argument(
+        "--chart", type=Path, metavar="SVG", help="write the tails of the gaps between tokens here"
+    )
     return parser.parse_args(list(argv))
 
 
@@ -70,6 +82,11 @@ def read_ratio(name: str) -> Pools:
 
 def study(scenario: ScenarioSpec, pools: Pools, requests: int | None = None) -> Result:
     """What becomes of the scenario's workload on so many workers. Raises ConfigError."""
+    return played(scenario, pools, requests).result
+
+
+def played(scenario: ScenarioSpec, pools: Pools, requests: int | None = None) -> RunReport:
+    """The same with every sample. Raises ConfigError."""
     groups = tuple(_counted(group, pools) for group in scenario.groups)
     kept = tuple(group for group in groups if group.count)
     if {group.role for group in scenario.groups} != {"prefill", "decode"}:
@@ -78,7 +95,33 @@ def study(scenario: ScenarioSpec, pools: Pools, requests: int | None = None) -> 
         raise ConfigError(f"{scenario.source}: pools: one group of workers for each role")
     changed = replace(scenario, groups=kept, timeline=())
     source, _ = scenario_source(changed, requests, None)
-    return simulate(changed, resolve_scenario(changed), source, None).result
+    return simulate(changed, resolve_scenario(changed), source, None)
+
+
+def itl_chart(rows: Sequence[tuple[Pools, RunReport]]) -> str:
+    """An SVG: the gap between two tokens that one in so many exceeds, for each ratio."""
+    lines, marks = [], []
+    for i, (pools, report) in enumerate(rows):
+        itl = report.samples.itl
+        if not itl.count:
+            continue
+        most = [n for n in _ONE_IN if n <= itl.count]
+        gaps_ms = (itl.quantiles_ns([1.0 - 1.0 / n for n in most]) / 1e6).tolist()
+        lines.append(Line(pools.name, f"r{i}", list(zip(map(float, most), gaps_ms, strict=True))))
+        # Named at different places, as pools that stall nobody lie upon each other.
+        at = min(3 * (i + 1), len(most) - 1)
+        marks.append((float(most[at]), gaps_ms[at], pools.name))
+    if not lines:
+        raise ConfigError("argument --chart: no request made a second token")
+    chart = Chart("ITL by pools", "one token in", "ITL (ms)", lines, log_x=True, marks=marks)
+    return standalone(chart, {f"r{i}": _COLOURS[i % len(_COLOURS)] for i in range(len(rows))})
+
+
+def _write_chart(path: Path, rows: Sequence[tuple[Pools, RunReport]]) -> None:
+    try:
+        path.write_text(itl_chart(rows), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"argument --chart: {path}: {error.strerror}") from None
 
 
 def _counted(group: WorkerGroup, pools: Pools) -> WorkerGroup:

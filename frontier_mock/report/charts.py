@@ -1,7 +1,7 @@
 """Line charts as inline SVG: no script, no font, no asset from anywhere."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -48,6 +48,20 @@ def draw(chart: Chart) -> str:
         f'<svg viewBox="0 0 {chart.width} {chart.height}" role="img" '
         f'aria-label="{escape(chart.title)}">{"".join(body)}</svg>'
     )
+
+
+def standalone(chart: Chart, colours: Mapping[str, str]) -> str:
+    """The chart as a file of its own, each line in the colour of its class."""
+    svg = draw(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    strokes = "".join(
+        f".{css}{{stroke:{colour};stroke-width:1.5}}" for css, colour in colours.items()
+    )
+    style = (
+        "<style>text{font:11px sans-serif;fill:#444}path,line,polyline{fill:none;stroke:#ccc}"
+        f"{strokes}</style>"
+    )
+    cut = svg.index(">") + 1
+    return svg[:cut] + style + svg[cut:] + "\n"
 
 
 def short(value: float) -> str:

@@ -1,6 +1,8 @@
 """Pool studies: seconds for a table, and one line for what cannot be."""
 
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +16,18 @@ def test_ratios_share_a_workload(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pools", "pdd-4xh800", "--ratios", "1P3D,3P1D,4C", "--requests", "40"]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[-3:]] == ["1P3D", "3P1D", "4C"]
+
+
+def test_tails_of_gaps_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = tmp_path / "itl.svg"
+    command = ["pools", "pdd-4xh800", "--ratios", "2P2D,4C", "--requests", "20", "--chart"]
+    assert main([*command, str(drawn)]) == 0
+    names = [
+        line.text for line in ElementTree.parse(drawn).iter("{http://www.w3.org/2000/svg}title")
+    ]
+    assert names == ["2P2D", "4C"]
+    assert main([*command, str(tmp_path / "no" / "itl.svg")]) == 2
+    assert "argument --chart:" in capsys.readouterr().err
 
 
 def test_co_location_stalls_decodes_and_pools_do_not() -> None:
