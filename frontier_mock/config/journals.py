@@ -24,6 +24,7 @@ from frontier_mock.config.resolve import (
     resolve_worker,
 )
 from frontier_mock.config.sglang_flags import SglangArgs
+from frontier_mock.config.speculative import drafts_of
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.core.commands import AUTO_WORKER, Change, Command, Submit
 from frontier_mock.core.journal import Journal, JournalError, from_lines, to_line
@@ -143,6 +144,8 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
         values["afd"] = AfdArgs(**values["afd"])
     if values.get("kv_transfer_config") is not None:
         values["kv_transfer_config"] = KvTransferArgs(**values["kv_transfer_config"])
+    if values.get("speculative_config") is not None:
+        values["speculative_config"] = drafts_of(values["speculative_config"])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
         return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)

@@ -19,6 +19,12 @@ from frontier_mock.config.profiles import load_engine, load_hardware, load_kerne
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
 from frontier_mock.config.sglang_flags import SglangArgs
+from frontier_mock.config.speculative import (
+    check_drafts,
+    draft_of,
+    seeded,
+    speculation_of,
+)
 from frontier_mock.config.timeline import changes
 from frontier_mock.config.vllm_flags import (
     DISPATCH_BACKENDS,
@@ -30,7 +36,8 @@ from frontier_mock.config.weights import VLLM_WEIGHTS, weight_format
 from frontier_mock.cost.afd.memory import FfnMemory, attention_only, attention_precision, plan_ffn
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.afd.step import build_afd_cost
-from frontier_mock.cost.cuda_graphs import default_capture_sizes
+from frontier_mock.cost.cuda_graphs import default_capture_sizes, widened
+from frontier_mock.cost.drafted import build_drafted_cost
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.cost.specs import (
@@ -176,7 +183,9 @@ def _priced(spec: WorkerSpec, prices: Mapping[str, float]) -> WorkerSpec:
 
 def cluster_of(workers: Sequence[ResolvedWorker], like: ClusterSpec) -> ResolvedCluster:
     """The cluster of these servers, with everything else as in `like`. Raises ConfigError."""
-    engines = tuple(engine for worker in workers for engine in ranks_of(worker.spec))
+    engines = tuple(
+        seeded(engine, like.seed) for worker in workers for engine in ranks_of(worker.spec)
+    )
     spec = replace(like, workers=engines)
     return ResolvedCluster(spec, build_costs(spec), tuple(workers))
 
@@ -205,13 +214,19 @@ def resolve_worker(
     precision = _precision(args, model)
     max_model_len = _longest(args, model)
     max_num_seqs, max_num_batched_tokens = _batch_limits(args, hardware, engine, max_model_len)
-    graphs = _capture_sizes(args, max_num_seqs, max_num_batched_tokens)
+    drafts = args.speculative_config
+    width = 1 if drafts is None else drafts.verified
+    graphs = _capture_sizes(args, max_num_seqs, max_num_batched_tokens, width)
     utilization = args.gpu_memory_utilization
     if utilization is None:
         utilization = engine.gpu_memory_utilization
     parallel = _parallel(args, model)
     routing, lora = _routing(args, model, parallel), _lora(args)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, precision.weights)
+    draft = None
+    if drafts is not None:
+        check_drafts(parallel, afd)
+        draft = draft_of(drafts, model, precision.weights)
 
     held, types = model, precision
     if afd is not None:
@@ -234,6 +249,7 @@ def resolve_worker(
             count_cudagraphs=engine.counts_cudagraph_memory,
             redundant_experts=routing.redundant_experts,
             lora=lora,
+            draft=draft,
         )
 
     try:
@@ -246,6 +262,9 @@ def resolve_worker(
     except ValueError as error:
         raise ConfigError(f"{model.name}: {error}") from None
     use_async = engine.async_scheduling if args.async_scheduling is None else args.async_scheduling
+    if drafts is not None and drafts.method == "ngram":
+        # Its look-up needs the tokens of the step before (specs/vllm.md section 8.4).
+        use_async = False
     scheduler = SchedulerSpec(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -267,8 +286,12 @@ def resolve_worker(
         # vLLM's data-parallel engines count steps together, which is not simulated.
         prefill_schedule_interval=args.prefill_schedule_interval if parallel.dp == 1 else 1,
         enable_kv_cache_events=args.enable_prefix_caching and _publishes(args.kv_events_config),
+        speculation=None
+        if drafts is None
+        else speculation_of(drafts, ahead=use_async, lookahead=True),
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
+    step = replace(step, draft=draft)
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
     served = args.served_model_name[0] if args.served_model_name else args.model
     ranks = args.data_parallel_size if afd is None else parallel.dp
@@ -421,6 +444,8 @@ def _build_cost(step: StepSpec, afd: AfdSpec | None) -> StepCost:
     try:
         if afd is not None:
             return build_afd_cost(step, afd, tables, load_kernels(afd.ffn_hardware.kernels))
+        if step.draft is not None:
+            return build_drafted_cost(step, tables)
         if step.parallel.pp > 1:
             return build_staged_cost(step, tables)
         return build_step_cost(step, tables)
@@ -544,12 +569,15 @@ def _batch_limits(
 
 
 def _capture_sizes(
-    args: VllmArgs, max_num_seqs: int, max_num_batched_tokens: int
+    args: VllmArgs, max_num_seqs: int, max_num_batched_tokens: int, width: int
 ) -> tuple[int, ...]:
+    """Captured sizes; decodes are of `width` tokens each, and sizes are multiples of that."""
     if args.enforce_eager or args.optimization_level == 0:
         return ()
     sizes = args.cudagraph_capture_sizes
     if sizes is None:
         largest = args.max_cudagraph_capture_size
-        return default_capture_sizes(max_num_seqs, max_num_batched_tokens, largest)
-    return tuple(sorted({size for size in sizes if size <= max_num_batched_tokens}))
+        tokens = max_num_seqs * width
+        sizes = default_capture_sizes(tokens, max_num_batched_tokens, largest)
+    fitting = tuple(sorted({size for size in sizes if size <= max_num_batched_tokens}))
+    return fitting if width == 1 else widened(fitting, width)

@@ -36,6 +36,7 @@ from frontier_mock.config.kv_transfer import (
 from frontier_mock.config.profiles import known_hardware
 from frontier_mock.config.scenario_files import open_scenario
 from frontier_mock.config.sglang_flags import SglangArgs, parse_sglang_args, sglang_flags
+from frontier_mock.config.speculative import accepting
 from frontier_mock.config.timeline import Happening, read_timeline
 from frontier_mock.config.vllm_flags import VllmArgs, parse_engine_args, vllm_flags
 from frontier_mock.config.weights import (
@@ -151,6 +152,9 @@ COMPAT = Key("compat", string(), "default", "what its version gave up and is ser
 PORT = Key("port", optional(integer(0, 65535)), None, "first port; 0: any free one; null: the next")
 AFD = Key("afd", optional(mapping()), None, "attention and FFN on GPUs of their own")
 SAMPLING = Key("sampling", optional(mapping()), None, "how requests sample, as far as it costs")
+SPECULATION = Key(
+    "speculation", optional(mapping()), None, "how many drafts of its engine_args are accepted"
+)
 EXPERTS = Key("experts", optional(mapping()), None, "how popular the model's experts are")
 WORKER_KEYS: tuple[Key[Any], ...] = (
     WORKER_NAME,
@@ -168,6 +172,7 @@ WORKER_KEYS: tuple[Key[Any], ...] = (
     AFD,
     EXPERTS,
     SAMPLING,
+    SPECULATION,
 )
 
 TOP_P = Key("top_p", number(0, 1), 0.0, "share of requests with top-p or top-k")
@@ -396,6 +401,8 @@ def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArg
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
     afd = section.get(AFD)
+    drafts = accepting(args.speculative_config, section.get(SPECULATION))
+    args = replace(args, speculative_config=drafts)
     return _with_afd(section, args, None if afd is None else read_afd(afd)), idle
 
 

@@ -236,10 +236,10 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --moe-backend | text | auto |
 --linear-backend | text | auto |
 --sparse-indexer-topk-backend | text | auto |
---speculative-config -sc | json | - |
---spec-method | text | - |
---spec-model | text | - |
---spec-tokens | int>0 | - |
+--speculative-config -sc | json | - | drafts to verify (docs/tutorial-speculative.md)
+--spec-method | text | - | its method
+--spec-model | text | - | its model
+--spec-tokens | int>0 | - | its num_speculative_tokens
 --watermark-config | json | - |
 --diffusion-config -dc | json | - |
 --kv-transfer-config | json | - | prefill/decode disaggregation (docs/tutorial-disaggregation.md)

@@ -9,6 +9,7 @@ from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
+from frontier_mock.config.speculative import IDLE, DraftArgs, read_speculative
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
 from frontier_mock.config.weights import VLLM_WEIGHTS
 
@@ -137,6 +138,7 @@ class VllmArgs:
     kv_events_config: Mapping[str, Any] | None = None
     afd: AfdArgs | None = None
     kv_transfer_config: KvTransferArgs | None = None
+    speculative_config: DraftArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,9 @@ def without_effect(given: Mapping[str, Any]) -> tuple[str, ...]:
     overrides = given.get("hf_overrides")
     if isinstance(overrides, dict):
         idle += [f"--hf-overrides.{key}" for key in overrides if key not in SHAPE_KEYS]
+    drafts = given.get("speculative_config")
+    if isinstance(drafts, dict):
+        idle += [f"--speculative-config.{key}" for key in drafts if key in IDLE]
     return tuple(idle)
 
 
@@ -245,6 +250,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _eplb(given.get("eplb_config"), values.get("enable_eplb", False))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["kv_transfer_config"] = read_kv_transfer(given.get("kv_transfer_config"))
+    values["speculative_config"] = read_speculative(given)
     thresholds = (
         given.get("dbo_decode_token_threshold", 32),
         given.get("dbo_prefill_token_threshold", 512),

@@ -27,6 +27,18 @@ def default_capture_sizes(
     return tuple(sorted(set(sizes)))
 
 
+def widened(sizes: Sequence[int], width: int) -> tuple[int, ...]:
+    """Captured sizes where every sequence has `width` tokens: multiples of it (vLLM 0.33).
+
+    Those that would pass the largest size are dropped; if none is left, there is one of `width`.
+    """
+    if not sizes:
+        return ()
+    rounded = {-(-size // width) * width for size in sizes}
+    fitting = tuple(sorted(size for size in rounded if size <= max(sizes)))
+    return fitting or (width,)
+
+
 def padded_size(sizes: Sequence[int], tokens: int) -> int:
     """The smallest captured size that holds `tokens`, or 0 if none does."""
     index = bisect_left(sizes, tokens)

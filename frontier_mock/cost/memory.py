@@ -8,13 +8,14 @@ llm-d/llm-d-benchmark (config_explorer/empirical-vllm-memory-results.md), see SO
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from frontier_mock.cost.gemm import WEIGHT_BYTES
 from frontier_mock.cost.layers import ACTIVATION_BYTES, Shard, linear_weights, shard_model
 from frontier_mock.cost.lora import adapter_bytes
 from frontier_mock.cost.specs import (
+    DraftSpec,
     HardwareSpec,
     LoraSpec,
     ModelSpec,
@@ -87,6 +88,7 @@ def plan_kv_cache(
     count_cudagraphs: bool = True,
     redundant_experts: int = 0,
     lora: LoraSpec | None = None,
+    draft: DraftSpec | None = None,
 ) -> MemoryPlan:
     """Size the KV cache of one worker. A block of `block_size` tokens a rank holds as many times
     more of them as ranks share the context. Of pipeline stages the one with fewest blocks decides,
@@ -104,10 +106,13 @@ def plan_kv_cache(
         ends = (number == 0, number == len(stages) - 1)
         weights = weight_bytes(stage, precision, shard, ends)
         weights += _extra_weight_bytes(stage, parallel, precision, shard, redundant_experts, lora)
+        drafter, draft_token = draft_bytes(draft, parallel, precision)
+        weights += drafter
         sampled = max_num_seqs if ends[1] else 0
         activation = _activation_bytes(model, shard, max_num_batched_tokens, sampled)
         graphs = len(cudagraph_sizes) * stage.num_layers * _GRAPH_BYTES_PER_LAYER
-        per_block = block_size * shard.heads.bytes_per_token * cached_layers(stage)
+        per_token = shard.heads.bytes_per_token * cached_layers(stage) + draft_token
+        per_block = block_size * per_token
         if kv_cache_memory_bytes is not None:
             available = kv_cache_memory_bytes
         else:
@@ -126,6 +131,25 @@ def plan_kv_cache(
     plan = min(plans, key=lambda one: one.num_blocks)
     _check_longest(plan.num_blocks, plan.bytes_per_block, block_size * parallel.dcp, max_model_len)
     return plan
+
+
+def draft_bytes(
+    draft: DraftSpec | None, parallel: ParallelSpec, precision: PrecisionSpec
+) -> tuple[int, int]:
+    """What a drafter takes on one rank: its own weights, and its cache for one token of context."""
+    if draft is None or draft.model is None:
+        return 0, 0
+    model = draft.model
+    cut = replace(parallel, pp=1, stage_layers=())
+    if model.experts is None:
+        cut = replace(cut, dp=1, ep=1)
+    own = replace(precision, weights=draft.weights)
+    shard = shard_model(model, cut, own)
+    has_tables = (draft.shared_tables < 1, draft.shared_tables < 2)
+    weights = weight_bytes(model, own, shard, has_tables)
+    if draft.inputs > 1:
+        weights += draft.inputs * model.hidden_size**2 * ACTIVATION_BYTES
+    return weights, shard.heads.bytes_per_token * cached_layers(model)
 
 
 def _extra_weight_bytes(

@@ -1,5 +1,7 @@
 """Step time as straight pieces over total context. PURE."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final
 
 from frontier_mock.cost.protocol import DecodeLine
@@ -17,6 +19,13 @@ def lines_of(xs: list[float], ys: list[float]) -> tuple[list[int], list[DecodeLi
         ends.append(end)
         lines.append(DecodeLine(ys[i] - slope * xs[i], slope, end))
     return ends, lines
+
+
+def along(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """The polyline at `x`; its last piece goes on."""
+    i = min(max(bisect_left(xs, x), 1), len(xs) - 1)
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return ys[i - 1] + share * (ys[i] - ys[i - 1])
 
 
 def raised_to(xs: list[float], ys: list[float], floor: float) -> tuple[list[float], list[float]]:

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from frontier_mock.cost.layers import shard_model
-from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, weight_bytes
-from frontier_mock.cost.specs import HardwareSpec, ModelSpec, ParallelSpec, PrecisionSpec
+from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, draft_bytes, weight_bytes
+from frontier_mock.cost.specs import (
+    DraftSpec,
+    HardwareSpec,
+    ModelSpec,
+    ParallelSpec,
+    PrecisionSpec,
+)
 from frontier_mock.cost.stages import stage_models
 
 _MIB: Final = 1 << 20
@@ -95,6 +101,7 @@ def plan_sglang_kv_cache(
     mem_fraction_static: float,
     page_size: int,
     max_total_tokens: int | None = None,
+    draft: DraftSpec | None = None,
 ) -> MemoryPlan:
     """Size the KV cache of one worker; the plan's blocks are SGLang's pages, all of them usable.
     Of pipeline stages the one with fewest decides.
@@ -108,8 +115,10 @@ def plan_sglang_kv_cache(
     stages = stage_models(model, parallel)
     for number, stage in enumerate(stages):
         weights = weight_bytes(stage, precision, shard, (number == 0, number == len(stages) - 1))
+        drafter, draft_token = draft_bytes(draft, parallel, precision)
+        weights += drafter
         kv_bytes = int(before_load * mem_fraction_static) - weights
-        cell = shard.heads.bytes_per_token * stage.num_layers
+        cell = shard.heads.bytes_per_token * stage.num_layers + draft_token
         tokens = max(kv_bytes, 0) // cell
         if max_total_tokens is not None:
             tokens = min(tokens, max_total_tokens)

@@ -210,6 +210,31 @@ class EnginePreset:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftSpec:
+    """How drafts are made for a step to verify.
+
+    `method` is the engine's own word for it. A verification computes `verified` tokens of each
+    sequence. The drafter passes `passes` times, over the tokens that were verified and then over
+    one token of each of `branches` branches; `model` is what it is, None for a look-up, which takes
+    `lookup_s` of CPU time a step. `weights` are its own, as `PrecisionSpec.weights`. A linear layer
+    makes its input of `inputs` vectors, if more than one. `shared_tables` of its vocabulary tables
+    (embedding and LM head) are the target's own. `graph_sizes` are captured for its passes over
+    single tokens, None if they are those of the target.
+    """
+
+    method: str
+    verified: int
+    passes: int = 0
+    branches: int = 1
+    model: ModelSpec | None = None
+    weights: str = "bf16"
+    inputs: int = 1
+    shared_tables: int = 0
+    lookup_s: float = 0.0
+    graph_sizes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepSpec:
     """Everything the price of a step depends on, apart from the batch itself.
 
@@ -229,3 +254,4 @@ class StepSpec:
     lora: LoraSpec | None = None
     sampling: SamplingSpec = SamplingSpec()
     prompt_graph_sizes: tuple[int, ...] | None = None
+    draft: DraftSpec | None = None

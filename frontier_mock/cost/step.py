@@ -67,9 +67,13 @@ _GRAPH_REPLAY_US: Final = 10.0
 
 
 def build_step_cost(
-    spec: StepSpec, tables: KernelTables, ends: tuple[bool, bool] = (True, True)
+    spec: StepSpec,
+    tables: KernelTables,
+    ends: tuple[bool, bool] = (True, True),
+    queries: int = 1,
 ) -> "TabledStepCost":
     """Price steps by `tables`. One stage of several (`cost.stages`) says which `ends` it has.
+    Decodes are of `queries` tokens each.
 
     Raises ValueError for parallelism that does not divide the model, or for a weight type, cache
     type or degree the tables lack.
@@ -104,7 +108,7 @@ def build_step_cost(
     if parallel.tp > 1 and parallel.tp not in tables.all_reduce:
         allowed = ", ".join(str(n) for n in (1, *sorted(tables.all_reduce)))
         raise ValueError(f"no all-reduce over tp={parallel.tp} for {tables.name}: tp is {allowed}")
-    return TabledStepCost(spec, tables, ends)
+    return TabledStepCost(spec, tables, ends, queries)
 
 
 class TabledStepCost:
@@ -142,7 +146,11 @@ class TabledStepCost:
     )
 
     def __init__(
-        self, spec: StepSpec, tables: KernelTables, ends: tuple[bool, bool] = (True, True)
+        self,
+        spec: StepSpec,
+        tables: KernelTables,
+        ends: tuple[bool, bool] = (True, True),
+        queries: int = 1,
     ) -> None:
         self.spec = spec
         model, hw, precision = spec.model, spec.hardware, spec.precision
@@ -156,7 +164,8 @@ class TabledStepCost:
         self._decode_table = _of_size(tables.decode[read_as], model.head_dim)
         heads = self._shard.heads
         dcp = spec.parallel.dcp
-        decode_heads = replace(heads, query=heads.query * dcp)
+        # All queries of a sequence read its cache together, as so many heads more would.
+        decode_heads = replace(heads, query=heads.query * dcp * queries)
         self._decode_heads = (
             replace(decode_heads, kv_bytes=2) if read_as == "bf16" else decode_heads
         )
@@ -196,10 +205,16 @@ class TabledStepCost:
         if not chunks:
             line = self.decode(num_decodes, decode_kv_tokens)
             return round(line.base_ns + line.slope_ns * decode_kv_tokens)
-        tokens = num_decodes
+        rows = num_decodes + len(chunks)
+        batch = RankBatch(num_decodes, decode_kv_tokens, chunks)
+        return round(self.with_cpu(self.chunked_ns(batch, rows), rows))
+
+    def chunked_ns(self, batch: RankBatch, rows: int) -> float:
+        """GPU time of a forward pass with prompt chunks in it, and `rows` rows of logits."""
+        num_decodes, decode_kv_tokens, chunks, drafts = batch
+        tokens = num_decodes + drafts
         for chunk in chunks:
             tokens += chunk[0]
-        rows = num_decodes + len(chunks)
         attention_ns = self.prefill_ns(chunks)
         if num_decodes:
             attention_ns += self.decode_beside_ns(num_decodes, decode_kv_tokens)
@@ -210,7 +225,7 @@ class TabledStepCost:
         if self.spec.parallel.overlap:
             halves_ns = self._overlapped_ns(tokens, attention_ns, graphs)
             gpu_ns = min(gpu_ns, halves_ns + self.rows_ns(rows))
-        return round(self._with_cpu(gpu_ns, rows))
+        return gpu_ns
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
         """Nanoseconds of one step of all `dp` ranks of attention, idle ones among them.
@@ -219,10 +234,16 @@ class TabledStepCost:
         layers for the rank with most tokens (vLLM pads the others to it when it replays a graph),
         and experts see everybody's tokens. An idle rank takes part with a batch of one.
         """
+        rows = max(max(batch.num_decodes + len(batch.chunks) for batch in batches), 1)
+        return round(self.with_cpu(self.lockstep_ns(batches), rows))
+
+    def lockstep_ns(self, batches: Sequence[RankBatch]) -> float:
+        """GPU time of the same."""
         attention_ns, most, rows, total = 0.0, 1, 1, 0
         graphs = self.spec.cudagraph_sizes
         for batch in batches:
-            tokens = batch.num_decodes + sum(chunk[0] for chunk in batch.chunks)
+            logits = batch.num_decodes + batch.drafts
+            tokens = logits + sum(chunk[0] for chunk in batch.chunks)
             own_ns = self.prefill_ns(batch.chunks) if batch.chunks else 0.0
             if batch.num_decodes and batch.chunks:
                 own_ns += self.decode_beside_ns(batch.num_decodes, batch.kv_tokens)
@@ -231,12 +252,12 @@ class TabledStepCost:
                 own_ns = line.base_ns + line.slope_ns * batch.kv_tokens
             attention_ns = max(attention_ns, own_ns)
             most = max(most, tokens)
-            rows = max(rows, batch.num_decodes + len(batch.chunks))
+            rows = max(rows, logits + len(batch.chunks))
             total += max(tokens, 1)
             if batch.chunks:
                 graphs = self._prompt_graphs
         fixed_ns = self._lockstep_fixed_ns(most, total, len(batches), graphs)
-        return round(self._with_cpu(fixed_ns + attention_ns + self.rows_ns(rows), rows))
+        return fixed_ns + attention_ns + self.rows_ns(rows)
 
     def lockstep_run(self, batches: Sequence[RankBatch]) -> LockstepRun:
         """The steps from this one on while every rank goes on decoding what it decodes now.
@@ -252,7 +273,7 @@ class TabledStepCost:
             [(batch, self.rank_line(batch)) for batch in batches if batch.num_decodes]
         )
         gpu_ns += slowest
-        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * rows
+        cpu_ns = self.cpu_ns(rows)
         if not self.spec.async_scheduling:
             return LockstepRun(gpu_ns + cpu_ns, growth_ns, steps)
         if gpu_ns < cpu_ns:
@@ -369,22 +390,29 @@ class TabledStepCost:
         layers = self._full_layers + self._sliding_layers
         return layers * float(self._decode_table.time_us[0, 0]) * 1e3
 
-    def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
-        """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
-        engine = self.spec.engine
+    def pass_ns(self, num_seqs: int, tokens: int, rows: int) -> tuple[list[float], list[float]]:
+        """GPU time of a pass of `num_seqs` decodes over total context, as knots of a polyline.
+
+        They compute `tokens` tokens together, and `rows` rows of logits.
+        """
         graphs = self.spec.cudagraph_sizes
-        fixed_ns = self._fixed_ns(num_seqs, num_seqs, graphs)
+        fixed_ns = self._fixed_ns(tokens, rows, graphs)
         xs, attention = self._attention_ns(num_seqs)
-        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * num_seqs
         ys = [y + fixed_ns for y in attention]
         if self.spec.parallel.overlap:
-            head_ns = self.rows_ns(num_seqs) + _GRAPH_REPLAY_US * 1e3
-            halves = [self._overlapped_ns(num_seqs, y, graphs) + head_ns for y in attention]
+            head_ns = self.rows_ns(rows) + _GRAPH_REPLAY_US * 1e3
+            halves = [self._overlapped_ns(tokens, y, graphs) + head_ns for y in attention]
             ys = [min(pair) for pair in zip(ys, halves, strict=True)]
+        return xs, ys
+
+    def _cut(self, num_seqs: int) -> tuple[list[int], list[DecodeLine]]:
+        """Lines for a decode batch of `num_seqs`, and the context at which each ends."""
+        xs, ys = self.pass_ns(num_seqs, num_seqs, num_seqs)
+        cpu_ns = self.cpu_ns(num_seqs)
         if not self.spec.async_scheduling:
             return lines_of(xs, [y + cpu_ns for y in ys])
         xs, ys = raised_to(xs, ys, cpu_ns)
-        return lines_of(xs, [y + engine.async_gap_s * 1e9 for y in ys])
+        return lines_of(xs, [y + self.spec.engine.async_gap_s * 1e9 for y in ys])
 
     def attention_half_us(self, num_seqs: int, kv_tokens: int) -> float:
         """The attention half of one layer while decoding, projections and norm included."""
@@ -487,9 +515,13 @@ class TabledStepCost:
             total[0] = max(total[0], self._head_ns[-1])
         self._head_ns += np.maximum.accumulate(total).tolist()
 
-    def _with_cpu(self, gpu_ns: float, running: int) -> float:
+    def cpu_ns(self, running: int) -> float:
+        """The engine's CPU time for a step with so many sequences in it."""
+        return self._cpu_step_ns + self._cpu_request_ns * running
+
+    def with_cpu(self, gpu_ns: float, running: int) -> float:
         """Add or hide the engine's CPU time."""
-        cpu_ns = self._cpu_step_ns + self._cpu_request_ns * running
+        cpu_ns = self.cpu_ns(running)
         if not self.spec.async_scheduling:
             return gpu_ns + cpu_ns
         return max(gpu_ns, cpu_ns) + self.spec.engine.async_gap_s * 1e9

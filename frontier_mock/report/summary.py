@@ -2,7 +2,8 @@
 
 Definitions (design.md section 11). A request's TTFT runs from its arrival at the engine to its
 first token; E2E to its last; TPOT is (last token - first token) / (output tokens - 1), for requests
-of two tokens or more; ITL is every gap between consecutive tokens, weighted by nothing. All four
+of two tokens or more; ITL is every gap between consecutive tokens, weighted by nothing
+(with speculative decoding between the steps that brought some). All four
 are over completed, measured requests. `duration_s` runs from the first measured arrival to the last
 measured end, and rates are per that. Goodput counts completed requests that meet every target of
 the SLO; a request of one token has no TPOT to miss.
@@ -33,6 +34,7 @@ from frontier_mock.report.records import (
 )
 from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_stats, role_stats
 from frontier_mock.report.specs import SloSpec
+from frontier_mock.report.speculation import SpeculationStats, speculation_stats
 from frontier_mock.report.transfers import TransferStats, transfer_stats
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
@@ -129,6 +131,7 @@ class Result(TypedDict):
     transfers: NotRequired[TransferStats]
     cost: NotRequired[CostStats]
     cache_oracle: NotRequired[OracleStats]
+    speculation: NotRequired[SpeculationStats]
     trace: NotRequired[TraceStats]
     client: NotRequired[ClientStats]
 
@@ -189,6 +192,9 @@ def report_cluster(
     if isinstance(cluster, ObservedCluster) and cluster.oracle is not None:
         stats = oracle_stats(cluster.oracle, everything.records, measured)
         report.result["cache_oracle"] = stats
+    drafts = speculation_stats(cluster.log.events, measured)
+    if drafts is not None:
+        result["speculation"] = drafts
     if cluster.pairing is not None:
         result["transfers"] = transfer_stats(
             cluster.pairing, cluster.log.events, cluster.now_ns, measured

@@ -33,6 +33,12 @@ def terminal_report(result: Result) -> RenderableType:
     oracle = result.get("cache_oracle")
     if oracle is not None:
         parts.append(_oracle(oracle))
+    drafts = result.get("speculation")
+    if drafts is not None:
+        shares = ", ".join(f"{share:.0%}" for share in drafts["accepted_per_position"])
+        parts.append(
+            Text(f"drafts: {drafts['acceptance_length']:.2f} tokens a verification ({shares})")
+        )
     transfers = result.get("transfers")
     if transfers is not None and transfers["requests"]:
         parts += [_ttft_parts(transfers), _links(transfers)]

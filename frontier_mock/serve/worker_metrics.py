@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 from frontier_mock.core.events import Event, Finished
 from frontier_mock.report.itl import inter_token_gaps
+from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
+from frontier_mock.wire.draft_metrics import DraftMetrics
 from frontier_mock.wire.nixl_metrics import NixlMetrics
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.served import ServedModel
@@ -19,7 +21,7 @@ _FINISHED_BATCH = 1024
 class WorkerMetrics:
     """Folds events as the Driver dispatches them; renders on demand."""
 
-    __slots__ = ("_finished", "_fold", "_metrics", "_nixl", "_old_names", "_worker")
+    __slots__ = ("_drafts", "_finished", "_fold", "_metrics", "_nixl", "_old_names", "_worker")
 
     def __init__(
         self, worker: Worker, served: ServedModel, created_s: float, rank: int = 0
@@ -38,6 +40,9 @@ class WorkerMetrics:
         self._nixl: NixlMetrics | None = None
         if served.kv is not None and served.kv.connector.startswith("Nixl"):
             self._nixl = NixlMetrics(labels, created_s, served.kv.descriptor_bytes)
+        self._drafts: DraftMetrics | None = None
+        if spec.speculation is not None:
+            self._drafts = DraftMetrics(labels, created_s, spec.speculation.num_drafts)
         self._old_names = OldNames(labels, created_s) if served.old_metric_names else None
         self._fold = self._metrics.fold
         self._worker = worker
@@ -48,6 +53,8 @@ class WorkerMetrics:
         self._fold(event)
         if self._nixl is not None:
             self._nixl.fold(event)
+        if self._drafts is not None:
+            self._drafts.fold(event)
         if isinstance(event, Finished):
             self._finished.append(event)
             if len(self._finished) >= _FINISHED_BATCH:
@@ -70,6 +77,8 @@ class WorkerMetrics:
         self._fold_gaps()
         gauges = self._worker.gauges(now)
         text = self._metrics.render(gauges, running_tokens=running_tokens)
+        if self._drafts is not None and isinstance(self._worker, DraftedWorker):
+            text = self._drafts.render(self._worker.drafts_at(now)) + text
         if self._nixl is not None:
             text += self._nixl.render()
         return text if self._old_names is None else text + self._old_names.render(gauges)

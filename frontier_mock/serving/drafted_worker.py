@@ -18,8 +18,10 @@ from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
 
-_AHEAD: Final = 512
-"""Steps priced at a time, at most: what is priced ahead of an interruption is lost."""
+_LEAST_AHEAD: Final = 16
+_MOST_AHEAD: Final = 1024
+"""Steps priced at a time. What is priced ahead of an interruption is lost, so that a batch that has
+just come about is priced for few steps, and for twice as many each time it lasts."""
 
 
 class DraftedWorker(Worker):
@@ -38,12 +40,15 @@ class DraftedWorker(Worker):
             raise TypeError(f"{type(cost).__name__} does not price steps with drafts")
         super().__init__(index, spec, cost, log, single_step)
         self.timeline = self._ends = DraftedTimeline()
+        self._ahead = _LEAST_AHEAD
 
     def _open_decodes(self, current: Step, step: int, t_ns: SimTime) -> int:
         """Price steps like `current` from `step` on; returns the last one it holds for."""
         cost = cast(DraftedCost, self._cost)
+        lasts = self._segment[:2] == (current.num_decodes, current.kv_offset)
+        self._ahead = min(2 * self._ahead, _MOST_AHEAD) if lasts else _LEAST_AHEAD
         finish = self.scheduler.next_finish()
-        last = step if finish is None else max(step, min(finish, step + _AHEAD - 1))
+        last = step if finish is None else max(step, min(finish, step + self._ahead - 1))
         durations_ns = cost.drafted_run(*self.scheduler.loads(step, last))
         self._ends.begin_run(step, t_ns + np.cumsum(durations_ns))
         if self.step_log is not None:
@@ -53,6 +58,17 @@ class DraftedWorker(Worker):
     def _mixed_ns(self, current: Step, step: int) -> float:
         """The price of a step with chunks in it."""
         return float(cast(DraftedCost, self._cost).drafted(self.batch()))
+
+    def drafts_at(self, t_ns: SimTime) -> list[tuple[tuple[int, ...], int]]:
+        """(accepted steps, draft tokens) at `t_ns`, the present, of each running sequence."""
+        self.settle(t_ns)
+        step = self.step_ended_by(t_ns)
+        made = []
+        for seq in self.scheduler.running.values():
+            if seq.progress is not None:
+                steps = max(min(step, seq.finish_step) - seq.first_step + 1, 0)
+                made.append(seq.progress.so_far(steps))
+        return made
 
     def batch(self) -> RankBatch:
         """What `executing` is, as its price needs it."""

@@ -234,7 +234,7 @@ class Progress:
 
     def __init__(self, spec: SpeculationSpec) -> None:
         self.bursts = bytearray()
-        self.accepted_steps = [0] * (spec.num_drafts + 1)
+        self.accepted_steps = (0,) * (spec.num_drafts + 1)
         self.draft_tokens = 0
         self.verified = 0
         self.course: Course | None = None
@@ -260,16 +260,22 @@ class Progress:
         assert course is not None
         self.bursts += self.bursts_by(steps)
         count = self.made_by(steps)
-        ran = slice(1, self.origin + steps)
-        drafts = course.proposed[ran]
-        accepted = course.accepted[ran][drafts > 0]
-        for number, times in enumerate(np.bincount(accepted).tolist()):
-            self.accepted_steps[number] += times
-        self.draft_tokens += int(drafts.sum())
-        self.verified += int(np.count_nonzero(course.widths[ran]))
+        self.accepted_steps, self.draft_tokens = self.so_far(steps)
+        self.verified += int(np.count_nonzero(course.widths[1 : self.origin + steps]))
         self.course = None
         self.caps = {}
         return count
+
+    def so_far(self, steps: int) -> tuple[tuple[int, ...], int]:
+        """`accepted_steps` and `draft_tokens` with the first `steps` steps of this stretch."""
+        course = self.course
+        if course is None:
+            return self.accepted_steps, self.draft_tokens
+        ran = slice(1, self.origin + steps)
+        drafts = course.proposed[ran]
+        times = np.bincount(course.accepted[ran][drafts > 0], minlength=len(self.accepted_steps))
+        sums = zip(self.accepted_steps, times.tolist(), strict=True)
+        return tuple(had + more for had, more in sums), self.draft_tokens + int(drafts.sum())
 
     def first_token(self) -> None:
         """A step that is no decode tick brought one token, which is a span of its own."""
@@ -285,8 +291,8 @@ class Progress:
 
 def drafted(t_ns: SimTime, worker: int, rid: int, progress: Progress) -> Drafted:
     """What the log says of a sequence that has ended."""
-    steps = tuple(progress.accepted_steps)
-    return Drafted(t_ns, worker, rid, bytes(progress.bursts), steps, progress.draft_tokens)
+    bursts, steps = bytes(progress.bursts), progress.accepted_steps
+    return Drafted(t_ns, worker, rid, bursts, steps, progress.draft_tokens)
 
 
 def rates_of_length(length: float, num_drafts: int) -> tuple[float, ...]:

@@ -34,7 +34,15 @@ SPECIAL = {
     "sim_eos_mean_tokens": "2.5",
     "hf_overrides": "{}",
     "kv_transfer_config": '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}',
+    "speculative_config": '{"method": "ngram", "num_speculative_tokens": 2}',
 }
+BESIDE = {
+    "enable_auto_tool_choice": ["--tool-call-parser", "hermes"],
+    "spec_method": ["ngram", "--spec-tokens", "2"],
+    "spec_model": ["ngram", "--spec-tokens", "2"],
+    "spec_tokens": ["2", "--spec-method", "ngram"],
+}
+"""What a flag needs after it."""
 
 
 def serve(*argv: str) -> ServeArgs:
@@ -44,8 +52,8 @@ def serve(*argv: str) -> ServeArgs:
 def words(flag: Flag, option: str) -> list[str]:
     """A command line that gives `flag` a value its kind allows."""
     kind = flag.kind.split(":")[0].split(">")[0].split("<")[0]
-    if flag.name == "enable_auto_tool_choice":
-        return [option, "--tool-call-parser", "hermes"]
+    if flag.name in BESIDE:
+        return [option, *BESIDE[flag.name]]
     if kind in ("switch", "flag"):
         return [option]
     if flag.name in ("allowed_origins", "allowed_methods", "allowed_headers"):
@@ -89,6 +97,7 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     fields = set(VllmArgs.__dataclass_fields__)
     folded = {"compilation_config", "override_generation_config", "additional_config"}
     folded |= {"weight_transfer_config", "eplb_config"}
+    folded |= {"spec_method", "spec_model", "spec_tokens"}
     folded |= {"dbo_decode_token_threshold", "dbo_prefill_token_threshold"}
     assert acted - folded == fields - _FOLDED_INTO
 

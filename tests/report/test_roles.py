@@ -16,6 +16,7 @@ from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, parse_scenario
 from frontier_mock.config.workloads import trace_search
 from frontier_mock.cost.afd.step import AfdStepCost
+from frontier_mock.cost.protocol import RankBatch
 from frontier_mock.drive.offline import run
 from frontier_mock.report.html import html_report
 from frontier_mock.report.perfetto import trace_json
@@ -80,7 +81,9 @@ def test_every_step_is_in_exactly_one_run() -> None:
             worker = cluster.workers[index]
             mine = [one for one in runs if one.first_steps[rank]]
             assert sum(one.steps for one in mine) == worker.step_ended_by(cluster.now_ns)
-            busy = sum(one.end_ns - one.t_ns for one in runs if one.batches[rank] != (0, 0, ()))
+            busy = sum(
+                one.end_ns - one.t_ns for one in runs if one.batches[rank] != RankBatch(0, 0)
+            )
             assert busy == worker.gauges(cluster.now_ns).busy_ns
 
 
