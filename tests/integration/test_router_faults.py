@@ -67,6 +67,8 @@ class Worker:
         """Requests it has, running or not."""
         lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        if self.engine == "sglang":
+            names = ("sglang:num_running_reqs{", "sglang:num_queue_reqs{")
         return int(sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(names)))
 
 
