@@ -203,3 +203,43 @@ def test_llm_ds_sidecar_relays_transfer_parameters(tmp_path: Path) -> None:
         assert second["usage"]["completion_tokens"] == 6
 
     with_cluster(MockSpec(scenario=str(path)), main)
+
+
+def test_production_stack_asks_who_sleeps_and_tokenizes_on_the_first_worker() -> None:
+    """Its Kubernetes discovery leaves sleepers out; without a tokenizer of its own it asks one."""
+
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": False}
+        assert (await client.post("/sleep", params={"level": "1"})).status_code == 200
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
+        assert (await client.post("/wake_up")).status_code == 200
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": False}
+        answer = await client.post("/tokenize", json={"model": MODEL, "prompt": "Hello there"})
+        tokens = answer.json()["tokens"]
+        asked = {"model": MODEL, "prompt": "Hello there", "max_tokens": 1}
+        usage = (await client.post("/v1/completions", json=asked)).json()["usage"]
+        assert usage["prompt_tokens"] == len(tokens)
+
+    with_cluster(MockSpec(model=MODEL, flags=("--enable-sleep-mode",), dev_mode=True), main)
+
+
+def test_llm_d_polls_models_for_adapters() -> None:
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        cards = (await client.get("/v1/models")).json()["data"]
+        assert [(card["id"], card["parent"]) for card in cards] == [(MODEL, None), ("sql", MODEL)]
+
+    flags = ("--enable-lora", "--max-loras", "2", "--lora-modules", "sql=/adapters/sql")
+    with_cluster(MockSpec(model=MODEL, flags=flags), main)
+
+
+def test_aibrix_reads_vllms_gauges_and_histograms() -> None:
+    async def main(client: httpx.AsyncClient, cluster: MockCluster) -> None:
+        await chat(client, max_tokens=4, ignore_eos=True)
+        samples = await scraped(client)
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            assert samples[f"vllm:{name}"][0][1] == 0
+        for name in ("e2e_request_latency_seconds", "time_to_first_token_seconds"):
+            assert samples[f"vllm:{name}_count"][0][1] == 1
+        assert samples["vllm:inter_token_latency_seconds_count"][0][1] == 3
+
+    with_cluster(MockSpec(model=MODEL), main)
