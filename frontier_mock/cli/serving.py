@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
+from frontier_mock.cli.engine_logs import log_settings
 from frontier_mock.cli.options import warn_without_effect
 from frontier_mock.config.compat import read_compat
 from frontier_mock.config.errors import ConfigError, shown
@@ -62,6 +63,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
         oracle=sim.oracle,
         keep_events=sim.keep_events,
         grpc=[grpc_spec(worker) for worker in cluster.workers],
+        logs=[log_settings(worker, os.environ) for worker in cluster.workers if sim.engine_logs],
     )
     return run_cluster(spec)
 

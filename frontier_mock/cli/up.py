@@ -74,6 +74,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--compat", metavar="NAMES", help="what versions gave up and is served, for every worker"
     )
+    parser.add_argument(
+        "--engine-logs", action="store_true", help="log batches and accesses as the engines do"
+    )
     parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
     parser.add_argument(
         "--kv-events-also",

@@ -42,13 +42,13 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --weight-cache-mode | choice:off,daemon,client | off |
 --weight-cache-socket | text | - |
 --weight-cache-timeout | int | 1800 |
---log-level | text | info |
---log-level-http | text | - |
+--log-level | text | info | with --sim-engine-logs: above info, neither batches nor accesses
+--log-level-http | text | - | with --sim-engine-logs: above info, no accesses
 --log-requests | flag | False |
 --log-requests-level | choice:0,1,2,3 | 2 |
 --log-requests-format | choice:text,json | text |
 --log-requests-target | texts | - |
---uvicorn-access-log-exclude-prefixes | texts | - |
+--uvicorn-access-log-exclude-prefixes | texts | - | with --sim-engine-logs: not these
 --crash-dump-folder | text | - |
 --show-time-cost | flag | False |
 --enable-metrics | flag | False | serve /metrics, and times in meta_info
@@ -65,7 +65,7 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --prompt-tokens-buckets | texts | - |
 --generation-tokens-buckets | texts | - |
 --gc-warning-threshold-secs | float | 0.0 |
---decode-log-interval | int | 40 |
+--decode-log-interval | int | 40 | with --sim-engine-logs: decode steps per line
 --enable-request-time-stats-logging | flag | False |
 --kv-events-config | text | - | publishes what the radix cache stores and forgets
 --load-publish-endpoint | text | - | publishes the load: auto or tcp://*:PORT; needs the flag above

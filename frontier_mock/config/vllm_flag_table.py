@@ -259,7 +259,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --optimization-level | choice:0,1,2,3 | 2 | 0 means no CUDA graphs
 --performance-mode | choice:balanced,interactivity,throughput | balanced | throughput: double limits
 --weight-transfer-config | json | - | let /update_weights receive weights
---disable-log-stats | flag | False |
+--disable-log-stats | flag | False | with --sim-engine-logs: no lines of averages
 --aggregate-engine-logging | flag | False |
 --fail-on-environ-validation | switch | False |
 --shutdown-timeout | int | 0 | seconds that requests in flight get after SIGTERM; 0: abort
@@ -311,9 +311,10 @@ FRONTEND_FLAGS = """
 --dp-supervisor-probe-timeout-s | float | 5.0 |
 --dp-supervisor-probe-failure-threshold | int | 3 |
 --uds | text | - | socket file to listen on instead of host and port
---uvicorn-log-level | choice:critical,error,warning,info,debug,trace | info |
---disable-uvicorn-access-log | switch | False |
---disable-access-log-for-endpoints | text | - |
+--uvicorn-log-level | choice:critical,error,warning,info,debug,trace | info | with \
+--sim-engine-logs: above info, no accesses
+--disable-uvicorn-access-log | switch | False | with --sim-engine-logs: no accesses
+--disable-access-log-for-endpoints | text | - | with --sim-engine-logs: none of these paths
 --allow-credentials | switch | False | cross-origin requests may carry credentials
 --allowed-origins | json | [] | origins that browsers may send requests from
 --allowed-methods | json | ["*"] | methods they may use
@@ -352,6 +353,7 @@ SIMULATOR_FLAGS = """
 --sim-seed | int>=0 | 0 | seed of every random stream of the simulator
 --sim-journal | text | - | file to journal every stamped command to
 --sim-compat | text | default | what the version gave up and is served: names, commas between
+--sim-engine-logs | switch | False | log batches, averages and accesses as the engine does
 --sim-old-metric-names | switch | False | /metrics also under names that vLLM gave up (gpu_cache_*)
 --sim-single-step | switch | False | simulate every step on its own; same results, slower
 --sim-ready-file | text | - | file that gets the URLs once every port answers

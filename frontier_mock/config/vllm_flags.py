@@ -139,6 +139,10 @@ class VllmArgs:
     afd: AfdArgs | None = None
     kv_transfer_config: KvTransferArgs | None = None
     speculative_config: DraftArgs | None = None
+    disable_log_stats: bool = False
+    uvicorn_log_level: str = "info"
+    disable_uvicorn_access_log: bool = False
+    disable_access_log_for_endpoints: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class SimulatorArgs:
     journal: str | None = None
     old_metric_names: bool = False
     compat: str | None = None
+    engine_logs: bool = False
     single_step: bool = False
     ready_file: str | None = None
     eos: bool = True

@@ -75,6 +75,8 @@ class Exchange:
         close = not request.keep_alive or connection.closing
         head = connection.heads.complete(answer, extra, close=close)
         connection.write(head if request.method == "HEAD" else head + answer.body)
+        if connection.access is not None:
+            connection.access(connection.peer(), request, answer.status)
         connection.app.answered(self, answer.status, len(answer.body))
         self._done(close)
 
@@ -89,6 +91,8 @@ class Exchange:
         head = connection.heads.streamed(content_type, extra, chunked=self._chunked, close=close)
         connection.write(head)
         self.begun = True
+        if connection.access is not None:
+            connection.access(connection.peer(), request, 200)
 
     def write(self, data: bytes) -> None:
         """One piece of the answer."""
@@ -157,6 +161,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_reader",
         "_transport",
+        "access",
         "app",
         "closing",
         "heads",
@@ -166,6 +171,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: "Http1Server") -> None:
         self.app = owner.app
         self.heads = owner.heads
+        self.access = owner.access
         self.closing = False
         self.idle_since_s = time.monotonic()
         self._owner = owner
@@ -218,6 +224,11 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is not None and not transport.is_closing():
             transport.write(data)
+
+    def peer(self) -> str:
+        """Who is at the other end, as uvicorn writes it: empty for a socket file."""
+        found = None if self._transport is None else self._transport.get_extra_info("peername")
+        return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else ""
 
     def unread_bytes(self) -> int:
         """What the peer has not read yet and the kernel would not take."""
@@ -307,6 +318,8 @@ class Http1Server:
         self.app = app
         self.heads = Heads()
         self.connections: dict[Connection, None] = {}
+        self.access: Callable[[str, Request, int], None] | None = None
+        """Told of every answer's peer, request and status as it leaves, if somebody logs them."""
         self._keepalive_s = keepalive_s
         self._sweeper: asyncio.TimerHandle | None = None
 

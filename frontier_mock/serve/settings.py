@@ -33,3 +33,21 @@ class HttpSettings:
     uds: str | None = None
     shutdown_timeout_s: float = 0.0
     version: str = "0.33.0"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What one server logs. `interval` is in decode steps, `stats_s` in virtual seconds.
+
+    `batches` are SGLang's lines of batches, or vLLM's of averages; decode batches beyond
+    `largest_graph` run outside of CUDA graphs. `excluded` are paths whose accesses are not logged,
+    and all below them.
+    """
+
+    sglang: bool = False
+    batches: bool = True
+    interval: int = 40
+    stats_s: float = 10.0
+    largest_graph: int = 0
+    access: bool = True
+    excluded: tuple[str, ...] = ()

@@ -73,6 +73,10 @@ class SglangWorkerMetrics:
         if self._metrics is not None:
             self._metrics.loads_took(duration_s)
 
+    def waiting_tokens(self) -> int:
+        """Tokens of the prompts that wait, as far as events have told."""
+        return self._books.waiting_tokens
+
     def load(self, driver: Driver) -> RankLoad:
         """The worker's load now."""
         now = driver.engine.now_ns

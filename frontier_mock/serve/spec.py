@@ -8,7 +8,7 @@ from frontier_mock.config.kv_events import KvSource
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.grpc_settings import GrpcSpec
-from frontier_mock.serve.settings import HttpSettings
+from frontier_mock.serve.settings import HttpSettings, LogSettings
 from frontier_mock.wire.served import ServedModel
 
 
@@ -23,7 +23,8 @@ class ServeSpec:
     `kv_sources` are the publishers of KV events by engine, and `kv_settle_s` the real time their
     subscribers get before a response ends. `oracle` scores routing (`cluster.oracle`).
     `grpc` are the gRPC ports of the servers that have one, in the order of `served`. `keep_events`
-    is how many events GET /sim/report can look back on; beyond them it has digests only.
+    is how many events GET /sim/report can look back on; beyond them it has digests only. `logs` say
+    what each server logs as its engine would, in the order of `served`.
     """
 
     cluster: ClusterSpec
@@ -43,6 +44,7 @@ class ServeSpec:
     kv_settle_s: float = 0.0
     oracle: bool = False
     keep_events: int = 500_000
+    logs: Sequence[LogSettings | None] = ()
 
     @property
     def names(self) -> list[str]:

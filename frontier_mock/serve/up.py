@@ -32,6 +32,8 @@ from frontier_mock.serve.bootstrap import (
 )
 from frontier_mock.serve.clock_routes import ClockRoutes
 from frontier_mock.serve.connection import Http1Server
+from frontier_mock.serve.engine_logs import EngineLogs
+from frontier_mock.serve.engine_logs import logger as engine_logger
 from frontier_mock.serve.follow import FollowedClock, Follower
 from frontier_mock.serve.grpc_settings import open_ports
 from frontier_mock.serve.halves import Halves
@@ -154,6 +156,7 @@ class ClusterServer:
             if spec.clock_server is not None:
                 raise ConfigError("clock-grpc-port: the clock is served by its clock-server alone")
             self.grpc = grpc_clock(self.driver, spec.host, spec.clock_grpc_port)
+        self._logs = EngineLogs(self.cluster, self.driver, spec.logs, spec.served, self.metrics)
         self._servers: list[asyncio.Server] = []
         self.webs: list[Http1Server] = []
         """Connections of each worker's port; each makes protocols for any kind of transport."""
@@ -217,6 +220,7 @@ class ClusterServer:
             if not isinstance(loop, VirtualTimeLoop):
                 # There a client's pool may count real seconds and be silent for virtual hours.
                 web.start()
+            web.access = self._logs.access(len(self.webs))
             self.webs.append(web)
             listen = loop.create_server if self._spec.http.uds is None else loop.create_unix_server
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
@@ -230,6 +234,7 @@ class ClusterServer:
         uvicorn_logger.info("Application startup complete.")
         for app in self._sglang:
             app.open()
+        self._logs.start()
         self._write_ready_file()
 
     async def _start_grpc(self, apps: Sequence[VllmApp | SglangApp]) -> None:
@@ -294,6 +299,7 @@ class ClusterServer:
         if self._follower is not None:
             await self._follower.leave()
         await asyncio.gather(*(web.shutdown(_CLOSE_TIMEOUT_S) for web in self.webs))
+        self._logs.stop()
         driver.stop()
         if self.kv_events is not None:
             self.kv_events.stop()
@@ -394,6 +400,7 @@ def log_to_stderr() -> None:
     for target, shape in (
         (logger, "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"),
         (uvicorn_logger, "%(levelname)s:     %(message)s"),
+        (engine_logger, "%(message)s"),
     ):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(shape, "%m-%d %H:%M:%S"))

@@ -1,0 +1,119 @@
+"""Log lines in the engines' own words: the right ones, at the right virtual times."""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from frontier_mock.serve.settings import LogSettings
+from frontier_mock.serve.spec import ServeSpec
+from tests.serve.live import WARP, live, serve_spec
+from tests.serve.sglang_live import sglang_spec
+
+BODY: dict[str, Any] = {"text": "x" * 50, "sampling_params": {"max_new_tokens": 101}}
+PREFILL = re.compile(
+    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] Prefill batch, #new-seq: 1, #new-token: (\d+), "
+    r"#cached-token: (\d+), token usage: \d\.\d\d, #running-req: 0, #queue-req: 0, "
+    r"#pending-token: \d+, cuda graph: False, input throughput \(token/s\): [\d.]+"
+)
+DECODE = re.compile(
+    r"\[[^]]+\] Decode batch, #running-req: 1, #token: (\d+), token usage: \d\.\d\d, cuda graph: "
+    r"True, gen throughput \(token/s\): ([\d.]+), #queue-req: 0"
+)
+STATS = re.compile(
+    r"INFO \d\d-\d\d \d\d:\d\d:\d\d \[loggers.py:336\] Engine 000: Avg prompt throughput: ([\d.]+) "
+    r"tokens/s, Avg generation throughput: ([\d.]+) tokens/s, Running: (\d) reqs, Waiting: 0 reqs, "
+    r"GPU KV cache usage: [\d.]+%, Prefix cache hit rate: ([\d.]+)%"
+)
+
+
+def told(spec: ServeSpec, **settings: Any) -> ServeSpec:
+    return replace(spec, logs=[LogSettings(**settings)] * len(spec.served))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    target, ear = logging.getLogger("frontier_mock.engine"), Ear()
+    level, target.level = target.level, logging.INFO
+    target.addHandler(ear)
+    yield heard
+    target.removeHandler(ear)
+    target.setLevel(level)
+
+
+async def test_sglang_tells_of_batches(lines: list[str]) -> None:
+    spec = told(sglang_spec(WARP), sglang=True, access=False, interval=40, largest_graph=8)
+    async with live(spec) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+        for _ in range(2):
+            assert (await client.post("/generate", json=BODY)).status_code == 200
+    prefills = [found.groups() for line in lines if (found := PREFILL.fullmatch(line))]
+    assert prefills[0] == ("50", "0")
+    assert prefills[1] == ("1", "49")
+    decodes = [found.groups() for line in lines if (found := DECODE.fullmatch(line))]
+    # 100 decode steps a request: lines after 40, 80, and 20 into the second one, and so on.
+    assert len(decodes) == 5
+    assert len(lines) == 7
+    assert [int(tokens) for tokens, _ in decodes] == [92, 132, 72, 112, 152]
+    # A millisecond a step, and a little more with more context; the first ones wait for a prompt.
+    rates = [float(rate) for _, rate in decodes]
+    assert all(900 < rate < 1000 for rate in rates)
+    assert rates[1] > rates[0] < rates[4]
+
+
+async def test_macro_steps_and_single_steps_log_the_same(lines: list[str]) -> None:
+    heard = []
+    for single in (False, True):
+        spec = told(sglang_spec(WARP), sglang=True, access=False, interval=7, largest_graph=8)
+        cluster = replace(spec.cluster, single_step=single)
+        spec = replace(spec, cluster=cluster)
+        async with live(spec) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+            await client.post("/generate", json=BODY)
+        heard.append([line.partition("] ")[2] for line in lines])
+        lines.clear()
+    assert heard[0] == heard[1]
+    assert len(heard[0]) == 1 + 100 // 7
+
+
+async def test_vllm_tells_averages_while_something_happens(lines: list[str]) -> None:
+    spec = told(serve_spec(WARP), access=False, stats_s=0.05)
+    body = {"prompt": "x" * 100, "max_tokens": 200}
+    async with live(spec) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+        answer = await client.post("/v1/completions", json=body)
+        finish_ns = int(answer.headers["x-frontier-finish-ns"])
+        arrival_ns = int(answer.headers["x-frontier-arrival-ns"])
+        await client.post("/v1/completions", json=body)
+    found = [STATS.fullmatch(line) for line in lines]
+    assert all(found)
+    rates = [(float(one[1]), float(one[2])) for one in found if one is not None]
+    prompts, outputs = (sum(column) * 0.05 for column in zip(*rates, strict=True))
+    assert finish_ns > arrival_ns
+    # What the last interval has is not told before it is over.
+    assert 100 <= prompts <= 104 + 1e-9
+    assert 200 <= outputs <= 400
+    assert found[-1] is not None
+    assert float(found[-1][4]) == pytest.approx(48.0)
+
+
+async def test_accesses_as_uvicorn_writes_them(lines: list[str]) -> None:
+    vllm = told(serve_spec(WARP), batches=False, excluded=("/health",))
+    sglang = told(sglang_spec(WARP), batches=False, sglang=True)
+    for spec, prefix in ((vllm, "INFO: "), (sglang, "[20")):
+        async with live(spec) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+            await client.get("/v1/models?a=b%20c")
+            await client.get("/no where")
+            await client.get("/health")
+        assert all(line.startswith(prefix) for line in lines)
+        assert re.search(r'127.0.0.1:\d+ - "GET /v1/models\?a=b%20c HTTP/1.1" 200 OK$', lines[0])
+        assert lines[1].endswith('"GET /no%20where HTTP/1.1" 404 Not Found')
+        assert len(lines) == (2 if spec is vllm else 3)
+        lines.clear()
