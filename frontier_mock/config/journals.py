@@ -144,8 +144,9 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
         values["afd"] = AfdArgs(**values["afd"])
     if values.get("kv_transfer_config") is not None:
         values["kv_transfer_config"] = KvTransferArgs(**values["kv_transfer_config"])
-    if values.get("speculative_config") is not None:
-        values["speculative_config"] = drafts_of(values["speculative_config"])
+    for key in ("speculative_config", "drafts"):
+        if values.get(key) is not None:
+            values[key] = drafts_of(values[key])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
         return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)

@@ -4,6 +4,8 @@ Defaults and their order are those of SGLang 0.5.23 (arg_groups/memory_hook.py);
 RULES_SINCE also schedule by the older rules (see `SglangSchedulerSpec.classic`).
 """
 
+from dataclasses import replace
+
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
@@ -11,12 +13,15 @@ from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
+from frontier_mock.config.sglang_speculative import MAX_RUNNING_REQUESTS, reserve_tokens
+from frontier_mock.config.speculative import check_drafts, draft_of, speculation_of
 from frontier_mock.config.weights import SGLANG_WEIGHTS, weight_format
 from frontier_mock.cost.afd.memory import attention_only, attention_precision
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory
 from frontier_mock.cost.sglang_memory import (
     default_max_running_requests,
     default_mem_fraction_static,
+    drafted_graph_sizes,
     gpu_defaults,
     graph_sizes,
     plan_sglang_kv_cache,
@@ -42,6 +47,8 @@ def resolve_sglang_worker(
 
     Raises ConfigError for an unknown profile, an impossible combination, or too little memory.
     """
+    if args.drafts is not None:
+        args = _drafting(args)
     hardware = load_hardware(hardware_name)
     model = load_model(args.model_path)
     weights = weight_format(model.checkpoint_weights, args.quantization, SGLANG_WEIGHTS)
@@ -64,7 +71,15 @@ def resolve_sglang_worker(
         graphs,
         prompt_graph_sizes=prompt_graphs,
     )
+    if args.drafts is not None:
+        check_drafts(parallel, afd)
+        branches = tuple(size * args.drafts.branches for size in graphs)
+        step = replace(step, draft=draft_of(args.drafts, model, weights, branches))
     memory = _plan_memory(args, step, chunk, classic, apart=afd is not None)
+    if args.drafts is not None:
+        # From here on sizes are tokens: a graph of so many sequences verifies as many of each.
+        sizes = tuple(size * args.drafts.verified for size in graphs)
+        step = replace(step, cudagraph_sizes=sizes)
     mode, policy = args.disaggregation_mode, args.load_balance_method
     worker = WorkerSpec(
         name,
@@ -79,6 +94,16 @@ def resolve_sglang_worker(
         connector=sglang_connector(mode, args.disaggregation_transfer_backend),
     )
     return worker, memory
+
+
+def _drafting(args: SglangArgs) -> SglangArgs:
+    """What SGLang changes for speculative decoding: fewer requests, and no mixed batches.
+
+    (EAGLE may keep mixed chunks in 0.5.23; a step without verification for the decodes in it is
+    not simulated.)
+    """
+    running = args.max_running_requests or MAX_RUNNING_REQUESTS
+    return replace(args, max_running_requests=running, enable_mixed_chunk=False)
 
 
 def _chunk(args: SglangArgs, parallel: ParallelSpec, default: int) -> int:
@@ -104,6 +129,9 @@ def _graphs(args: SglangArgs, default_largest: int, classic: bool) -> tuple[int,
         largest = args.cuda_graph_max_bs_decode
     elif args.max_running_requests is not None and not classic:
         largest = min(largest, args.max_running_requests)
+    plain = args.cuda_graph_bs_decode is None and not args.disable_cuda_graph
+    if args.drafts is not None and plain and not args.disable_cuda_graph_padding:
+        return drafted_graph_sizes(largest)
     return graph_sizes(
         largest,
         args.cuda_graph_bs_decode,
@@ -140,6 +168,7 @@ def _plan_memory(
             mem_fraction_static=fraction,
             page_size=args.page_size or 1,
             max_total_tokens=args.max_total_tokens,
+            draft=step.draft,
         )
     except OutOfMemory as error:
         raise ConfigError(f"{model.name} on {hardware.name}, tp {parallel.tp}: {error}") from None
@@ -154,6 +183,11 @@ def _scheduler(
     dp = step.parallel.dp
     context = args.context_length or step.model.max_position_embeddings
     total = memory.num_blocks * page
+    speculation = None
+    if args.drafts is not None:
+        reserve = reserve_tokens(args.drafts, page)
+        speculation = speculation_of(args.drafts, ahead=False, lookahead=False, reserve=reserve)
+        total -= reserve
     longest = min(context - 2, total - _SPARE_PAGES * page)
     if longest < 1:
         raise ConfigError(f"max-total-tokens: {total} tokens are too few to serve anything")
@@ -189,6 +223,7 @@ def _scheduler(
         classic=classic,
         num_reserved_decode_tokens=args.num_reserved_decode_tokens,
         enable_kv_cache_events=caching and _publishes(args),
+        speculation=speculation,
     )
 
 

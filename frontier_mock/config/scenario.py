@@ -423,7 +423,8 @@ def _read_sglang_args(
         args, idle = parse_sglang_args(argv)
     except ConfigError as error:
         raise section.at("engine_args").error(str(error)) from None
-    return _with_afd(section, args, instance), idle
+    drafts = accepting(args.drafts, section.get(SPECULATION))
+    return _with_afd(section, replace(args, drafts=drafts), instance), idle
 
 
 def _with_afd(section: Section, args: ArgsT, instance: AfdArgs | None) -> ArgsT:

@@ -230,14 +230,14 @@ is used
 --dynamic-batch-tokenizer-batch-timeout | float | 0.002 |
 --enable-tokenizer-batch-encode | flag | False |
 --disable-tokenizer-batch-decode | flag | False |
---speculative-algorithm | text | - | refused: not simulated
+--speculative-algorithm | text | - | drafts (docs/tutorial-speculative.md)
 --uno-lora-path | text | - |
---speculative-draft-model-path --speculative-draft-model | text | - |
+--speculative-draft-model-path --speculative-draft-model | text | - | its drafter
 --speculative-draft-model-revision | text | - |
 --speculative-draft-load-format | text | - |
---speculative-num-steps | int | - |
---speculative-eagle-topk | int | - |
---speculative-num-draft-tokens | int | - |
+--speculative-num-steps | int | - | passes of the drafter a step
+--speculative-eagle-topk | int | - | branches of the tree of drafts
+--speculative-num-draft-tokens | int | - | tokens of a verification
 --speculative-dflash-block-size | int | - |
 --speculative-domino-candidate-pool-size | int | 2048 |
 --speculative-dspark-block-size | int | - |
@@ -259,13 +259,13 @@ is used
 --speculative-moe-a2a-backend | choice:none,deepep,mooncake,nixl,mori,ascend_fuseep,flashinfer,\
 megamoe,deepep_v2,pplx,ascend_tp | - |
 --speculative-enable-w4a4-mxfp4-megamoe | optional | - |
---speculative-draft-model-quantization | text | - |
+--speculative-draft-model-quantization | text | - | makes the drafter fp8
 --enable-multi-layer-eagle | flag | False |
 --speculative-adaptive | flag | False |
 --speculative-adaptive-config | text | - |
 --spec-trace-dir | text | - |
 --speculative-ngram-min-bfs-breadth | int | 1 |
---speculative-ngram-max-bfs-breadth | int | 10 |
+--speculative-ngram-max-bfs-breadth | int | 10 | branches of what NGRAM proposes
 --speculative-ngram-match-type | choice:BFS,PROB | BFS |
 --speculative-ngram-max-trie-depth | int | 18 |
 --speculative-ngram-capacity | int | 10 * 1000 * 1000 |

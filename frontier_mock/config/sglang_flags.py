@@ -9,6 +9,8 @@ from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
+from frontier_mock.config.sglang_speculative import read_speculative
+from frontier_mock.config.speculative import DraftArgs
 from frontier_mock.config.vllm_flags import SimulatorArgs, simulator_flags
 from frontier_mock.config.weights import SGLANG_WEIGHTS
 from frontier_mock.serving.radix_cache import EVICTION_POLICIES
@@ -82,6 +84,7 @@ class SglangArgs:
     disaggregation_bootstrap_port: int = 8998
     disaggregation_decode_enable_radix_cache: bool = False
     num_reserved_decode_tokens: int = 512
+    drafts: DraftArgs | None = None
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
@@ -152,6 +155,7 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
         raise ConfigError("argument --model-path: is required")
     _check(values)
     values["afd"] = _afd(given, values.get("tp_size", 1))
+    values["drafts"] = read_speculative(given, values["model_path"])
     values["given"] = tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in given.items()
@@ -198,7 +202,6 @@ SECRETS = ("api_key", "admin_api_key")
 """Flags that journals must not show."""
 
 _NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
-    "speculative_algorithm": (None,),
     "prefill_decode_interval": (None, 0),
     "pp_size": (1,),
 }

@@ -35,6 +35,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
     step = spec.step
     model, parallel = step.model, step.parallel
     max_req_len = scheduler.context_length + 1
+    verified = 0 if step.draft is None else step.draft.verified
     labels = _object(given, "extra_metric_labels") or {}
     return SglangFront(
         context_len=args.context_length or model.max_position_embeddings,
@@ -77,7 +78,9 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         kv_cache_gb=worker.memory.kv_bytes / (1 << 30),
         accelerator=step.hardware.name,
         num_accelerators=parallel.gpus // parallel.dp,
-        largest_graph=max(step.cudagraph_sizes, default=0),
+        largest_graph=max(step.cudagraph_sizes, default=0) // (verified or 1),
+        verified_tokens=verified,
+        draft_steps=0 if step.draft is None else step.draft.passes,
         health_generates=_truth(environment, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"),
         health_timeout_s=_seconds(environment, "SGLANG_HEALTH_CHECK_TIMEOUT", 20),
         version=step.engine.version,

@@ -275,6 +275,7 @@ def speculation_of(
         lookahead=args.num_drafts if lookahead and has_cache else 0,
         extra_slots=1 if lookahead and args.method == "draft_model" else 0,
         reserve=reserve,
+        width=args.verified,
     )
 
 

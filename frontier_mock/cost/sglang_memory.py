@@ -62,6 +62,13 @@ def decode_graph_sizes(largest: int, padding: bool = True) -> tuple[int, ...]:
     return tuple(sorted({size for size in sizes if size <= largest} | {largest}))
 
 
+def drafted_graph_sizes(largest: int) -> tuple[int, ...]:
+    """Captured batch sizes with speculative decoding, in sequences."""
+    sizes = [*range(1, 9), *range(10, 33, 2), *range(40, 65, 4), *range(72, 257, 8)]
+    sizes += range(272, largest + 1, 16)
+    return tuple(sorted({size for size in sizes if size <= largest} | {largest}))
+
+
 def prefill_graph_sizes(largest: int) -> tuple[int, ...]:
     """Token counts for which prefill is captured, up to `largest` (0.5.23)."""
     sizes = [*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32)]

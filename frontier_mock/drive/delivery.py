@@ -11,6 +11,7 @@ from typing import Protocol
 
 from frontier_mock.core.events import (
     Controlled,
+    Drafted,
     Event,
     Finished,
     FirstToken,
@@ -162,6 +163,10 @@ class Delivery:
                     self._received(flight, event)
             elif isinstance(event, Rejected):
                 self._refuse(event.rid, event.reason)
+            elif isinstance(event, Drafted):
+                flight = flights.get(event.rid)
+                if flight is not None:
+                    flight.drafted = event
             elif isinstance(event, Controlled):
                 self._requests.controlled(event)
             elif isinstance(event, KvTold):

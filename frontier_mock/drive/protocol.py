@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from frontier_mock.core.commands import Command, Submit
-from frontier_mock.core.events import Event, EventLog
+from frontier_mock.core.events import Drafted, Event, EventLog
 from frontier_mock.simtime import SimTime
 
 
@@ -97,6 +97,7 @@ class Flight:
 
     __slots__ = (
         "cached_tokens",
+        "drafted",
         "finish_ns",
         "first_token_ns",
         "output_tokens",
@@ -119,6 +120,7 @@ class Flight:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.preemptions = 0
+        self.drafted: Drafted | None = None
         self.queued = True
         self.scheduled_ns: SimTime = -1
         self.first_token_ns: SimTime = -1

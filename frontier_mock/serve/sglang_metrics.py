@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from frontier_mock.core.events import Event, Finished
 from frontier_mock.drive.driver import Driver
 from frontier_mock.report.itl import inter_token_gaps
+from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.worker import Worker
 from frontier_mock.wire.served import ServedModel
@@ -90,6 +91,8 @@ class SglangWorkerMetrics:
         self.settle()
         now = driver.engine.now_ns
         running = self._running_tokens(driver)
+        if isinstance(self._worker, DraftedWorker):
+            metrics.verified([steps for steps, _ in self._worker.drafts_at(now)])
         load = self._books.load(self._worker.gauges(now), now, running)
         context = self._books.running_prompt_tokens + running
         return metrics.render(load, self._pool(context), running, aborts).decode()

@@ -47,6 +47,7 @@ class ServerState:
     def __init__(self, served: ServedModel) -> None:
         front = front_of(served)
         self.disaggregation_mode = front.disaggregation_mode
+        self.verified_tokens = front.verified_tokens
         self.status = STARTING
         self.exiting = False
         self.paused = False

@@ -33,6 +33,8 @@ def ended(
         weight_versions=state.spans_of(flight),
         now_s=time.time(),
         dp_rank=state.rank_of(flight),
+        drafted=flight.drafted,
+        verified_tokens=state.verified_tokens,
     )
 
 

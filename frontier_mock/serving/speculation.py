@@ -45,7 +45,8 @@ class SpeculationSpec:
     anything to propose (n-gram look-up finds no match in the others). `lookahead` slots beyond
     those of a step are the drafter's, who writes its own keys and values there (vLLM);
     `extra_slots` of the step's token budget go to the drafter for each sequence (vLLM's draft
-    models: 1). `reserve` is what SGLang keeps allocated beyond the committed context, in tokens.
+    models: 1). `reserve` is what SGLang keeps allocated beyond the committed context, in tokens,
+    and `width` how many tokens of a sequence it verifies, 0 for one more than the drafts.
     """
 
     num_drafts: int
@@ -55,6 +56,7 @@ class SpeculationSpec:
     lookahead: int = 0
     extra_slots: int = 0
     reserve: int = 0
+    width: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for rates that are no probabilities of such events."""
@@ -136,6 +138,20 @@ class Stretch:
     ahead: bool
 
 
+class _Made(NamedTuple):
+    """What is made by a sequence that nothing narrows: the same for both engines.
+
+    `before` is what has been made before each step, `made` by its end.
+    """
+
+    finish: int
+    last: int
+    before: Ints
+    made: Ints
+    proposed: Ints
+    accepted: Ints
+
+
 def vllm_course(spec: SpeculationSpec, stretch: Stretch, caps: dict[int, int]) -> Course:
     """vLLM's rules. `caps` are the tokens that the budget left it, in some of the steps.
 
@@ -149,9 +165,26 @@ def vllm_course(spec: SpeculationSpec, stretch: Stretch, caps: dict[int, int]) -
     return _straight(spec, stretch)
 
 
-def _straight(spec: SpeculationSpec, stretch: Stretch) -> Course:
-    """The course of a sequence that nothing narrows."""
-    goal, left, ahead = stretch.goal, stretch.left, stretch.ahead
+def sglang_course(spec: SpeculationSpec, stretch: Stretch) -> Course:
+    """SGLang's rules: slots for what is committed, as far as that is known, and `reserve` more."""
+    goal = stretch.goal
+    finish, last, before, made, proposed, accepted = _make(spec, stretch)
+    widths = np.full(last + 1, spec.width or spec.num_drafts + 1)
+    contexts = goal - 1 + before + widths
+    contexts[0] = widths[0] = 0
+    committed = goal + before + accepted
+    # Decided before the output of the step before it, and with overlap of the one before that.
+    seen = np.concatenate(([goal] * (1 + stretch.ahead), committed[: -1 - stretch.ahead]))
+    slots = seen[: last + 1] + spec.reserve
+    slots[0] = goal
+    slots = np.maximum.accumulate(slots)
+    known = np.minimum(committed, goal + made)
+    return Course(finish, last, made, widths, contexts, slots, known, proposed, accepted)
+
+
+def _make(spec: SpeculationSpec, stretch: Stretch) -> _Made:
+    """What the sequence makes, step by step."""
+    left = stretch.left
     count = int(left / spec.acceptance_length * 1.25) + 8
     while True:
         drawn = draws(spec, stretch.rid, stretch.verified + count)
@@ -161,16 +194,27 @@ def _straight(spec: SpeculationSpec, stretch: Stretch) -> Course:
             break
         count *= 2
     finish = int(np.searchsorted(total[1:], left))
-    last = finish + int(ahead and total[finish] + 1 < stretch.cap_left)
+    last = finish + int(stretch.ahead and total[finish] + 1 < stretch.cap_left)
     # Index i of `total` is what has been made before step i.
     total = np.minimum(total[: last + 2], left)
-    before, made = total[:-1], total[1:]
-    proposed = np.concatenate(([0], proposed[:last]))
-    accepted = np.concatenate(([0], accepted[:last]))
+    return _Made(
+        finish,
+        last,
+        before=total[:-1],
+        made=total[1:],
+        proposed=np.concatenate(([0], proposed[:last])),
+        accepted=np.concatenate(([0], accepted[:last])),
+    )
+
+
+def _straight(spec: SpeculationSpec, stretch: Stretch) -> Course:
+    """The course of a sequence that nothing narrows."""
+    goal = stretch.goal
+    finish, last, before, made, proposed, accepted = _make(spec, stretch)
     widths = proposed + 1
     contexts = goal - 1 + before + widths
     slots = contexts
-    if ahead:
+    if stretch.ahead:
         seen = np.concatenate(([0], before[:-1]))
         slots = goal - 1 + seen + widths + np.concatenate(([0], widths[:-1]))
     slots = np.minimum(slots + spec.lookahead, stretch.longest)

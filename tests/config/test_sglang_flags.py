@@ -78,7 +78,7 @@ def test_flags_without_effect_are_named() -> None:
             "--schedule-policy: 'hrrn' is not simulated; allowed: fcfs",
         ),
         (["--pp-size", "2"], "--pp-size: 2 is not simulated; allowed: 1"),
-        (["--speculative-algorithm", "EAGLE"], "is not simulated; allowed: none"),
+        (["--speculative-algorithm", "DFLASH"], "'DFLASH' is not simulated; allowed: EAGLE"),
         (
             ["--quantization", "bitsandbytes"],
             "--quantization: 'bitsandbytes' is not simulated; allowed: fp8",

@@ -9,12 +9,19 @@ import pytest
 from frontier_mock.config.acceptance import AcceptanceCurve, acceptance_curves, rates_of_curve
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.journals import journal_lines, read_recording
-from frontier_mock.config.resolve import ResolvedCluster, resolve_scenario, resolve_single
+from frontier_mock.config.resolve import (
+    ResolvedCluster,
+    resolve_scenario,
+    resolve_single,
+    resolve_single_sglang,
+)
 from frontier_mock.config.scenario import parse_scenario
+from frontier_mock.config.sglang_flags import parse_sglang_args
 from frontier_mock.config.speculative import CURVES, METHODS
 from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.config.workloads import trace_search
 from frontier_mock.core.journal import Journal
+from frontier_mock.serving.specs import SglangSchedulerSpec
 
 LENGTHS = (
     Path(__file__).resolve().parents[3]
@@ -188,3 +195,58 @@ def test_published_lengths_come_back() -> None:
         curve = acceptance_curves()[names[row["method"], row["thinking"]]]
         rates = rates_of_curve(curve, int(row["num_speculative_tokens"]))
         assert 1 + sum(rates) == pytest.approx(float(row["acceptance_length"]), abs=1e-6)
+
+
+def sglang(*flags: str, model: str = LLAMA, hardware: str = "h800") -> ResolvedCluster:
+    args, _ = parse_sglang_args(["--model-path", model, *flags])
+    return resolve_single_sglang(args, hardware, "sglang-0.5.23", 0)
+
+
+def test_sglang_reserves_room_for_two_verifications() -> None:
+    plain = sglang()
+    drafted = sglang(
+        "--speculative-algorithm", "EAGLE", "--speculative-draft-model-path", "some/head"
+    )
+    spec = drafted.spec.workers[0].scheduler
+    assert spec.speculation is not None
+    # Llama's own (steps, branches, verified tokens) are (5, 4, 8).
+    assert (spec.speculation.num_drafts, spec.speculation.width) == (5, 8)
+    assert spec.speculation.reserve == 2 * 5 * 4
+    assert isinstance(spec, SglangSchedulerSpec)
+    assert spec.max_running_requests == 48
+    assert spec.num_blocks < plain.spec.workers[0].scheduler.num_blocks
+    step = drafted.spec.workers[0].step
+    assert step.cudagraph_sizes[:3] == (8, 16, 24)
+    assert step.draft is not None
+    assert step.draft.graph_sizes is not None
+    assert step.draft.graph_sizes[:3] == (4, 8, 12)
+
+
+def test_nextn_is_the_layer_a_model_brings_along() -> None:
+    flags = ("--speculative-algorithm", "NEXTN", "--tp-size", "8")
+    cluster = sglang(*flags, model="deepseek-ai/DeepSeek-V3", hardware="h200")
+    step = cluster.spec.workers[0].step
+    assert step.draft is not None
+    assert (step.draft.method, step.draft.verified, step.draft.passes) == ("mtp", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--speculative-algorithm", "DFLASH"], "'DFLASH' is not simulated; allowed: EAGLE"),
+        (["--speculative-algorithm", "EAGEL"], "did you mean"),
+        (["--speculative-algorithm", "STANDALONE"], "needs --speculative-draft-model-path"),
+        (["--speculative-algorithm", "EAGLE"], "has no MTP layer"),
+        (
+            ["--speculative-algorithm", "NEXTN", "--speculative-eagle-topk", "2"],
+            "--speculative-num-steps: is missing",
+        ),
+        (
+            ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "1"],
+            "is not in 2..128",
+        ),
+    ],
+)
+def test_what_sglang_cannot_do_is_refused_in_one_line(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sglang(*flags)

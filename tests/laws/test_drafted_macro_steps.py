@@ -11,10 +11,11 @@ from frontier_mock.core.commands import Submit
 from frontier_mock.core.events import Drafted, Finished, FirstToken, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
 from frontier_mock.serving.speculation import SpeculationSpec
 from tests.engine import ranked_cluster, toy_cluster
 from tests.laws.test_macro_steps import commands, play, schedulers
+from tests.laws.test_sglang_macro_steps import schedulers as sglang_schedulers
 
 
 @st.composite
@@ -52,6 +53,27 @@ def drafted_schedulers(draw: st.DrawFn) -> SchedulerSpec:
     return replace(spec, speculation=speculation)
 
 
+@st.composite
+def drafted_sglang(draw: st.DrawFn) -> SglangSchedulerSpec:
+    spec = draw(sglang_schedulers())
+    speculation = draw(speculations())
+    width = speculation.num_drafts + 1 + draw(st.sampled_from([0, 0, 3]))
+    speculation = replace(
+        speculation, lookahead=0, extra_slots=0, reserve=2 * width, width=width, proposed=1.0
+    )
+    return replace(
+        spec,
+        speculation=speculation,
+        num_pages=spec.num_pages + -(-speculation.reserve // spec.page_size),
+        enable_mixed_chunk=False,
+    )
+
+
+def drafting() -> st.SearchStrategy[SchedulerSpec | SglangSchedulerSpec]:
+    """An engine of either kind."""
+    return st.one_of(drafted_schedulers(), drafted_sglang())
+
+
 def token_times(cluster: Cluster) -> dict[int, np.ndarray]:
     """When each token of each sequence that ended was delivered."""
     bursts: dict[int, bytes] = {}
@@ -68,7 +90,7 @@ def token_times(cluster: Cluster) -> dict[int, np.ndarray]:
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> None:
-    scheduler = data.draw(drafted_schedulers())
+    scheduler = data.draw(drafting())
     timed = data.draw(commands(scheduler.block_size, controls=data.draw(st.booleans())))
     workers = data.draw(st.integers(1, 2))
     macro = toy_cluster(scheduler, workers=workers)
@@ -85,7 +107,7 @@ def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_nothing_is_lost_and_no_block_leaks(data: st.DataObject) -> None:
-    scheduler = data.draw(drafted_schedulers())
+    scheduler = data.draw(drafting())
     timed = data.draw(commands(scheduler.block_size))
     cluster = toy_cluster(scheduler)
     play(cluster, timed)
@@ -112,7 +134,7 @@ def test_nothing_is_lost_and_no_block_leaks(data: st.DataObject) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_looking_changes_nothing_and_the_journal_repeats_the_run(data: st.DataObject) -> None:
-    scheduler = data.draw(drafted_schedulers())
+    scheduler = data.draw(drafting())
     timed = data.draw(commands(scheduler.block_size))
     plain = toy_cluster(scheduler, workers=2)
     play(plain, timed)
@@ -133,7 +155,7 @@ def test_looking_changes_nothing_and_the_journal_repeats_the_run(data: st.DataOb
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_ranks_that_wait_for_each_other_lose_nothing(data: st.DataObject) -> None:
-    scheduler = data.draw(drafted_schedulers())
+    scheduler = data.draw(drafting())
     timed = data.draw(commands(scheduler.block_size))
     cluster = ranked_cluster(scheduler, ranks=2)
     play(cluster, timed)

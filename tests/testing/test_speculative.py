@@ -1,7 +1,10 @@
-"""Speculative decoding as clients and scrapers of a vLLM server see it."""
+"""Speculative decoding as clients and scrapers of a server see it."""
 
 import json
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from frontier_mock.core.events import Drafted
 from frontier_mock.pytest_plugin import StartCluster
@@ -71,3 +74,59 @@ async def test_metrics_count_drafts_by_position(mock_cluster: StartCluster) -> N
 async def test_a_server_without_drafts_has_none_of_it(mock_cluster: StartCluster) -> None:
     cluster = await mock_cluster()
     assert await scrape(cluster) == {}
+
+
+SGLANG = """
+name: drafting
+cluster:
+  workers:
+    - engine: sglang-0.5.23
+      model: meta-llama/Llama-3.1-8B-Instruct
+      hardware: h800
+      engine_args:
+        enable-metrics: true
+        speculative-algorithm: EAGLE3
+        speculative-draft-model-path: some/head
+        speculative-num-steps: 3
+        speculative-eagle-topk: 1
+        speculative-num-draft-tokens: 4
+      speculation: {acceptance_rates: [1.0, 1.0, 0.0]}
+"""
+
+
+async def test_sglang_says_what_became_of_a_requests_drafts(
+    mock_cluster: StartCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "drafting.yaml").write_text(SGLANG)
+    cluster = await mock_cluster(str(tmp_path / "drafting.yaml"))
+    client = cluster.aiohttp()
+    body = {
+        "text": "Say something about time.",
+        "sampling_params": {"max_new_tokens": 12, "ignore_eos": True},
+    }
+    async with client.post("/generate", json={**body, "stream": True}) as response:
+        chunks = [
+            json.loads(line[6:])["meta_info"]
+            async for line in response.content
+            if line.startswith(b"data: {")
+        ]
+    # The prompt's step brings one token, each verification three, and the last one is cut at 12.
+    assert [meta["completion_tokens"] for meta in chunks] == [1, 4, 7, 10, 12]
+    assert all("spec_verify_ct" not in meta for meta in chunks[:-1])
+    last = chunks[-1]
+    assert last["spec_verify_ct"] == 4
+    assert (last["spec_num_correct_drafts"], last["spec_num_proposed_drafts"]) == (8, 12)
+    assert last["spec_accept_rate"] == pytest.approx(2 / 3)
+    assert last["spec_accept_length"] == 3.0
+    assert last["spec_correct_drafts_histogram"] == [0, 0, 4]
+    async with client.get("/metrics") as response:
+        text = await response.text()
+    gauges = {
+        line.partition("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("sglang:spec_")
+    }
+    assert gauges["sglang:spec_accept_length"] == 3.0
+    assert gauges["sglang:spec_accept_rate"] == pytest.approx(2 / 3)
+    assert gauges["sglang:spec_num_steps"] == 3
+    assert gauges["sglang:spec_num_draft_tokens"] == 4

@@ -22,7 +22,8 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
             spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
         )
         # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
-        if (spec.num_pages - 4) * spec.page_size < longest:
+        reserve = 0 if spec.speculation is None else spec.speculation.reserve
+        if (spec.num_pages - 4) * spec.page_size - reserve < longest:
             raise ValueError(
                 f"num_pages={spec.num_pages} of {spec.page_size} tokens cannot hold one sequence "
                 f"of context_length={longest} and four pages"

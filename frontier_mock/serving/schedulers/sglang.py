@@ -37,6 +37,7 @@ from frontier_mock.serving.schedulers.sglang_admission import (
     Verdict,
 )
 from frontier_mock.serving.schedulers.sglang_batch import RunningBatch
+from frontier_mock.serving.schedulers.sglang_drafted import DraftedBatch
 from frontier_mock.serving.schedulers.sglang_holdings import Holdings
 from frontier_mock.serving.schedulers.sglang_policy import WaitingOrder
 from frontier_mock.serving.schedulers.sglang_ratio import RETRACT_DECODE_STEPS, NewTokenRatio
@@ -53,6 +54,7 @@ from frontier_mock.serving.sequence import (
     Sequence,
 )
 from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.steps import PREFILL_STEP
 from frontier_mock.simtime import SimTime
 
@@ -78,7 +80,7 @@ class SglangScheduler:
         self._ratio = NewTokenRatio(spec.schedule_conservativeness)
         self._holdings = Holdings(kv, not spec.classic)
         self._order = WaitingOrder(spec, kv, self._holdings.content_keys)
-        self._batch = RunningBatch(spec.page_size, spec.enable_overlap and not spec.classic)
+        self._batch = _batch(spec)
         self._inbound = Inbound(spec, kv)
         self._num_pinned = 0
         self._sending: dict[int, tuple[Sequence, int]] = {}
@@ -91,7 +93,6 @@ class SglangScheduler:
         self._full = False
         self._entered = 0
         self._prefill_steps = 0
-        self.last_scheduled = 0
         self.seen_step = 0
         self.blocked = False
         self.hit_tokens = 0
@@ -120,6 +121,8 @@ class SglangScheduler:
         """
         page = self._page
         room = self.spec.num_pages * page - -(-seq.prompt_tokens // page) * page - 2 * page - 1
+        if self.spec.speculation is not None:
+            room -= self.spec.speculation.reserve
         seq.max_new = min(seq.submit.max_tokens, room)
         seq.fixed_length = (
             seq.submit.finish_reason == "length"
@@ -146,6 +149,8 @@ class SglangScheduler:
         limit = self.spec.max_queued_requests
         if limit and len(self._waiting) + 1 > limit:
             seq.state = DONE
+            if seq.progress is not None:
+                self._log.append(drafted(t_ns, self._worker, seq.rid, seq.progress))
             end = Finished(t_ns, self._worker, seq.rid, "abort", seq.base, tuple(seq.spans))
             self._log.append(end)
             return
@@ -189,16 +194,19 @@ class SglangScheduler:
         """The token of a prefill-only step, which is a span of its own."""
         seq.spans.append((number, 1))
         seq.base += 1
+        if seq.progress is not None:
+            seq.progress.first_token()
         if seq.rid in self.running:
             self._batch.produced_first(seq)
 
     def _end(self, seq: Sequence) -> None:
         """A sequence is over: its prompt and output go to the tree, the rest is freed."""
-        context = self._batch.context(seq, self.last_scheduled)
+        context = self._batch.context(seq, self._batch.decided)
+        known = self._batch.known(seq, context)
         if seq.rid in self.running:
             self._batch.part(seq)
         seq.close_span(seq.finish_step)
-        self._holdings.checkpoint(seq, min(context, seq.prompt_tokens + seq.base))
+        self._holdings.checkpoint(seq, min(known, seq.prompt_tokens + seq.base))
         if sends(seq) and not seq.aborted:
             seq.pinned = context
             self._num_pinned += 1
@@ -459,9 +467,9 @@ class SglangScheduler:
         need = self._batch.blocks_of(step)
         if need > self.kv.num_free:
             return 0
-        self.kv.make_room(self._batch.num_decodes)
+        self.kv.make_room(self._batch.room_of(step))
         self.kv.take(need)
-        self.last_scheduled = step
+        self._batch.decided = step
         return self._batch.num_decodes
 
     # Retraction ------------------------------------------------------------------------------
@@ -492,7 +500,7 @@ class SglangScheduler:
 
     def _evict_running(self, seq: Sequence, t_ns: SimTime, done: int) -> None:
         """Free what a running request holds and forget what is in flight for it."""
-        context = self._batch.context(seq, self.last_scheduled)
+        context = self._batch.context(seq, self._batch.decided)
         self._batch.part(seq)
         seq.close_span(min(done, seq.finish_step))
         self._holdings.release(seq, context)
@@ -555,7 +563,7 @@ class SglangScheduler:
 
     def coast_limit(self, limit: int) -> int:
         """Largest tick <= `limit` through which decodes alone certainly find their pages."""
-        return self._batch.last_within(self.last_scheduled + 1, limit, self.kv.num_free)
+        return self._batch.last_within(self._batch.decided + 1, limit, self.kv.num_free)
 
     def loads(self, first: int, last: int) -> StepLoads:
         """What ticks `first` to `last` compute for their decodes."""
@@ -563,15 +571,23 @@ class SglangScheduler:
 
     def coast(self, step: int) -> None:
         """Schedule every tick up to `step`, none of which changes the set of decodes."""
-        first = self.last_scheduled + 1
+        first = self._batch.decided + 1
         count = step - first + 1
         if count <= 0:
             return
         batch = self._batch
         need = batch.blocks_of_run(first, step)
         # Room is made tick by tick for a page per decode; the last tick's demand covers the others.
-        self.kv.make_room(need - batch.blocks_of(step) + batch.num_decodes)
+        self.kv.make_room(need - batch.blocks_of(step) + batch.room_of(step))
         if need:
             self.kv.take(need)
         self._ratio.decay(count)
-        self.last_scheduled = step
+        self._batch.decided = step
+
+
+def _batch(spec: SglangSchedulerSpec) -> RunningBatch:
+    """The running batch that `spec` needs."""
+    foresees = spec.enable_overlap and not spec.classic
+    if spec.speculation is None:
+        return RunningBatch(spec.page_size, foresees)
+    return DraftedBatch(spec.page_size, foresees, spec.enable_overlap, spec.speculation)

@@ -80,11 +80,14 @@ class RunningBatch(DecodeSet):
 
     def set_finish(self, seq: Sequence, step: int) -> None:
         """Its last token will be that of tick `step`."""
+        self._push_end(seq, step, self._foresees and not seq.stops_early)
+
+    def _push_end(self, seq: Sequence, step: int, foreseen: bool) -> None:
         seq.finish_step = step
         self._pushes += 1
         # Ends of one tick come in batch order; a joining sequence's place is not known yet.
         heappush(self.ends, (step, self._pushes, seq.rid, seq))
-        if self._foresees and not seq.stops_early:
+        if foreseen:
             self._leaving.setdefault(step, []).append(seq)
 
     def roll(self, step: int) -> bool:
@@ -109,12 +112,17 @@ class RunningBatch(DecodeSet):
         for seq in joining:
             if seq.state == DECODE:
                 seq.place = place
-                # One whose last token is in flight already has no tick left, if that is foreseen.
-                counted = not self._foresees or seq.stops_early or seq.finish_step >= step
-                self._join(seq, counted)
+                self._join(seq, self._takes_part(seq, step))
             place += 1
         joining.clear()
         return renewed
+
+    def _takes_part(self, seq: Sequence, step: int) -> bool:
+        """Whether a sequence that joins is in tick `step`.
+
+        One whose last token is in flight already has no tick left, if that is foreseen.
+        """
+        return not self._foresees or seq.stops_early or seq.finish_step >= step
 
     def next_finish(self) -> int | None:
         """The earliest tick in which some sequence produces its last token."""
@@ -143,6 +151,14 @@ class RunningBatch(DecodeSet):
         if seq.counted:
             return seq.offset + max(last_scheduled, seq.first_step - 1)
         return seq.goal if seq.finish_step < seq.first_step else seq.offset + seq.finish_step
+
+    def known(self, seq: Sequence, context: int) -> int:
+        """Of those, tokens whose content is known when `seq` ends."""
+        return context
+
+    def room_of(self, step: int) -> int:
+        """Pages that must be free, or freed, before tick `step` takes its own."""
+        return self.num_decodes
 
     def _join(self, seq: Sequence, counted: bool) -> None:
         self.members[seq.rid] = seq

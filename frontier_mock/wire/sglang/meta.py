@@ -168,8 +168,30 @@ def ended_meta(request: SglangRequest, sequence: SglangSequence, ended: Ended, t
         f"{spans + ',' if spans else ''}"
         f'"cached_tokens_details":{cached_details(cached)},'
         f'"dp_rank":{_rank(ended.dp_rank)},"e2e_latency":{latency_s!r},'
-        f"{_time_fields(request, ended)}"
+        f"{_draft_fields(ended, completion)}{_time_fields(request, ended)}"
         f'"response_sent_to_client_ts":{ended.now_s!r}}}'
+    )
+
+
+def _draft_fields(ended: Ended, completion: int) -> str:
+    """What became of its drafts, with a comma behind; empty without a verification.
+
+    The length is of all its tokens, the first one included, over its verifications.
+    """
+    drafted = ended.drafted
+    calls = 0 if drafted is None else sum(drafted.accepted_steps)
+    if drafted is None or not calls:
+        return ""
+    steps = list(drafted.accepted_steps)
+    while not steps[-1]:
+        steps.pop()
+    correct = sum(accepted * times for accepted, times in enumerate(steps))
+    proposed = calls * (ended.verified_tokens - 1)
+    return (
+        f'"spec_accept_rate":{correct / proposed!r},'
+        f'"spec_accept_length":{completion / calls!r},'
+        f'"spec_num_correct_drafts":{correct},"spec_num_proposed_drafts":{proposed},'
+        f'"spec_verify_ct":{calls},"spec_correct_drafts_histogram":{dumps([*steps])},'
     )
 
 

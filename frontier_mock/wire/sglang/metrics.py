@@ -6,13 +6,15 @@ adapters or grammars shows; of them, what nothing here decides stays 0, as on su
 Durations are virtual.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frontier_mock.core.events import (
+    Drafted,
     Event,
     Finished,
     FirstToken,
@@ -99,6 +101,8 @@ class SglangMetrics:
         self._prefills: list[SimTime] = []
         self._make_scheduler(own, pid)
         self._make_front(front_labels)
+        self._accepted_steps: tuple[int, ...] = ()
+        self._accepted_seen: tuple[int, ...] = ()
 
     # What happens
 
@@ -134,6 +138,8 @@ class SglangMetrics:
         elif isinstance(event, Finished):
             del self._open[event.rid]
             self._finished(event, state)
+        elif isinstance(event, Drafted):
+            self._accepted_steps = _added(self._accepted_steps, event.accepted_steps)
         elif isinstance(event, Rejected):
             del self._open[event.rid]
 
@@ -214,6 +220,27 @@ class SglangMetrics:
             histogram.observe_many(rows[:, column].astype(np.float64))
 
     # What is shown
+
+    def verified(self, live: Iterable[tuple[int, ...]]) -> None:
+        """Show what has been accepted since the last time; `live` is of unfinished sequences.
+
+        SGLang shows the mean of the steps since its last line in the log.
+        """
+        steps = self._accepted_steps
+        for accepted in live:
+            steps = _added(steps, accepted)
+        seen = self._accepted_seen + (0,) * (len(steps) - len(self._accepted_seen))
+        fresh = [now - before for now, before in zip(steps, seen, strict=True)]
+        calls = sum(fresh)
+        front, gauges = self._front, self._gauges
+        gauges["spec_num_steps"].values[0] = front.draft_steps
+        gauges["spec_num_draft_tokens"].values[0] = front.verified_tokens
+        if calls <= 0:
+            return
+        self._accepted_seen = steps
+        correct = sum(accepted * times for accepted, times in enumerate(fresh))
+        gauges["spec_accept_length"].values[0] = 1 + correct / calls
+        gauges["spec_accept_rate"].values[0] = correct / (calls * (front.verified_tokens - 1))
 
     def render(self, load: RankLoad, pool: PoolState, running_tokens: int, aborts: int) -> bytes:
         """The exposition, in Prometheus text format 0.0.4.
@@ -418,6 +445,10 @@ def _seconds(durations_ns: Sequence[SimTime]) -> NDArray[np.float64]:
 
 def _children(own: Labels, name: str, values: Sequence[str]) -> list[Labels]:
     return [{**own, name: value} for value in values]
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(add, one, other)) if one else other
 
 
 def _counter(name: str, help_text: str, children: Sequence[Labels]) -> Counter:

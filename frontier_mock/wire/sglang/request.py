@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from frontier_mock.core.events import Drafted
 from frontier_mock.wire.generation import Outcome, PromptText, SequencePlan
 from frontier_mock.wire.response_store import Record
 from frontier_mock.wire.tokenizer import Json, Tokenizer
@@ -160,7 +161,8 @@ class Ended:
 
     `queued` is an abort that found it waiting. `status` is the HTTP status of an abort that is an
     error, 0 otherwise; `message` is why, empty for SGLang's own word. `weight_versions` are spans
-    of output tokens, (version, start, end), if the version changed on the way.
+    of output tokens, (version, start, end), if the version changed on the way. `drafted` is what
+    became of its drafts, `verified_tokens` to a verification.
     """
 
     index: int
@@ -179,6 +181,8 @@ class Ended:
     status: int = 0
     now_s: float = 0.0
     dp_rank: int = -1
+    drafted: Drafted | None = None
+    verified_tokens: int = 0
 
     @property
     def outcome(self) -> Outcome:

@@ -29,7 +29,8 @@ class SglangFront:
 
     `context_len` is the model's context; `max_req_len` bounds prompt plus output and
     `max_req_input_len` a prompt. `server_args` are all resolved arguments, as /server_info shows
-    them. `model_type` and `architectures` come from the model's configuration, None if unknown.
+    them. `verified_tokens` and `draft_steps` are those of speculative decoding, 0 without.
+    `model_type` and `architectures` come from the model's configuration, None if unknown.
     """
 
     context_len: int
@@ -78,6 +79,8 @@ class SglangFront:
     accelerator: str = ""
     num_accelerators: int = 1
     largest_graph: int = 0
+    verified_tokens: int = 0
+    draft_steps: int = 0
     health_generates: bool = True
     health_timeout_s: int = 20
     """How /health finds out: by waiting for output, so long; or not at all."""
