@@ -5,12 +5,14 @@ The checks are those of `SamplingParams._validate_structured_outputs` in vLLM 0.
 """
 
 import json
+import re
 from collections.abc import Callable
 
 from frontier_mock.wire.errors import ApiError, invalid
 from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.grammar.ebnf import read_ebnf
 from frontier_mock.wire.grammar.faults import ConversionFault, GrammarFault
+from frontier_mock.wire.grammar.lark import is_lark, read_lark
 from frontier_mock.wire.grammar.regex import read_regex
 from frontier_mock.wire.grammar.schema_faults import SchemaFault, check_schema
 from frontier_mock.wire.grammar.tags import read_tags
@@ -21,6 +23,9 @@ from frontier_mock.wire.tokenizer import Json
 
 _MAX_NESTING = 64
 _TAG_NESTING = 16
+_LARK = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
+"""By this llguidance knows its own notation."""
+
 _ANY_OBJECT: Json = {"type": "object"}
 
 
@@ -94,7 +99,15 @@ def _regex(pattern: str) -> Grammar:
 
 
 def _grammar(text: str) -> Grammar:
-    return _either(text, read_ebnf)
+    if not is_lark(text):
+        return _either(text, read_ebnf)
+    try:
+        return read_lark(text)
+    except GrammarFault as fault:
+        if _LARK.search(text) is None:
+            # llguidance takes it for EBNF then.
+            return _guided(text, read_ebnf)
+        raise _refused(f"Grammar error: {fault}") from None
 
 
 def _either(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
@@ -102,7 +115,10 @@ def _either(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
     try:
         return read(spec, False)
     except GrammarFault:
-        pass
+        return _guided(spec, read)
+
+
+def _guided(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
     try:
         return read(spec, True)
     except ConversionFault as fault:

@@ -188,6 +188,11 @@ def test_vllm_keeps_to_grammars_and_tags(served: ServedModel) -> None:
             {"grammar": "root ::= select_statementinvalidsyntax"},
             "Invalid grammar specification: Failed to convert the grammar from GBNF to Lark: Rule",
         ),
+        (
+            {"grammar": "invalid grammar"},
+            "Invalid grammar specification: Failed to convert the grammar from GBNF to Lark: Expe",
+        ),
+        ({"grammar": 'start: "a" b'}, "Grammar error: "),
         ({"grammar": " "}, "structured_outputs.grammar cannot be an empty string"),
         ({"json": " "}, "structured_outputs.json cannot be an empty string"),
         ({"json": "{"}, "Invalid JSON grammar specification."),
@@ -212,6 +217,13 @@ def test_vllm_refuses(served: ServedModel, wanted: Any, message: str) -> None:
         complete(served, structured_outputs=wanted)
     assert (caught.value.status, caught.value.late) == (400, True)
     assert caught.value.message.startswith(message)
+
+
+def test_vllm_keeps_to_lark(served: ServedModel) -> None:
+    lark = 'start: WORD ("," WORD)* "."\nWORD: /[a-z]+/'
+    assert re.fullmatch(
+        r"[a-z]+(,[a-z]+)*\.", said(complete(served, structured_outputs={"grammar": lark}))
+    )
 
 
 def test_removed_guided_fields_are_ignored(served: ServedModel) -> None:
