@@ -18,6 +18,7 @@ from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
+from frontier_mock.cluster.tiers import Tiers
 from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
     AUTO_WORKER,
@@ -62,6 +63,9 @@ class Cluster:
         for server in self.servers:
             self._join_ranks(server, costs[server.start])
         self.pairing = self._build_pairing()
+        self._movers: list[Pairing | Tiers] = [] if self.pairing is None else [self.pairing]
+        if any(worker.scheduler.offload is not None for worker in self.workers):
+            self._movers.append(Tiers(self.workers))
         self._roles = {server.start: spec.workers[server.start].role for server in self.servers}
         self._away: dict[int, None] = {}
         self._timeline = deque(spec.timeline)
@@ -150,28 +154,27 @@ class Cluster:
                 waker = workers[key].waker
                 waker.wake(at_ns)
             calendar.wake_at(waker.index, waker.wake_ns)
-            if self.pairing is not None:
-                self._look_at_pairing()
+            if self._movers:
+                self._look_at_movers()
         self.now_ns = t_ns
 
     def _exchange(self, t_ns: SimTime) -> None:
         """What happens to servers, then what happens between them."""
         while self._timeline and self._timeline[0][0] <= t_ns:
             self._change(self._timeline.popleft()[1])
-        if self.pairing is not None:
-            self.pairing.advance(t_ns)
-        self._look_at_pairing()
+        for mover in self._movers:
+            mover.advance(t_ns)
+        self._look_at_movers()
 
-    def _look_at_pairing(self) -> None:
-        """Bring the calendar up to date with what the exchange has done, and wants."""
+    def _look_at_movers(self) -> None:
+        """Bring the calendar up to date with what those who move KV have done, and want."""
         due = self._timeline[0][0] if self._timeline else None
-        pairing = self.pairing
-        if pairing is not None:
-            for index in pairing.touched:
+        for mover in self._movers:
+            for index in mover.touched:
                 waker = self.workers[index].waker
                 self._calendar.wake_at(waker.index, waker.wake_ns)
-            pairing.touched.clear()
-            moves = pairing.next_time()
+            mover.touched.clear()
+            moves = mover.next_time()
             due = moves if due is None or (moves is not None and moves < due) else due
         self._calendar.exchange_at(due)
 
@@ -195,8 +198,8 @@ class Cluster:
                 self.pairing.hear(command, t_ns)
         else:
             result = self._control(command)
-        if self.pairing is not None:
-            self._look_at_pairing()
+        if self._movers:
+            self._look_at_movers()
         return result
 
     def tokens(self, rid: int) -> int:

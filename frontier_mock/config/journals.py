@@ -15,6 +15,7 @@ from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.afd import AfdArgs
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.kv_offload import OffloadArgs
 from frontier_mock.config.kv_transfer import KvTransferArgs
 from frontier_mock.config.resolve import (
     ResolvedCluster,
@@ -147,6 +148,8 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
     for key in ("speculative_config", "drafts"):
         if values.get(key) is not None:
             values[key] = drafts_of(values[key])
+    if values.get("kv_offload") is not None:
+        values["kv_offload"] = OffloadArgs(**values["kv_offload"])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
         return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)

@@ -40,7 +40,7 @@ OTHERS: Final = (
     "SimpleCPUOffloadConnector",
     "HF3FSKVConnector",
 )
-"""vLLM 0.33's other connectors, accepted without effect."""
+"""vLLM 0.33's other connectors: they move no KV between engines."""
 
 ROLES: Final = ("kv_producer", "kv_consumer", "kv_both")
 _KEYS: Final = (

@@ -14,6 +14,7 @@ from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.grpc_ports import ports_of
 from frontier_mock.config.kv_events import read_kv_events
+from frontier_mock.config.kv_offload import offload_spec
 from frontier_mock.config.kv_transfer import role_of
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
@@ -292,6 +293,8 @@ def resolve_worker(
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
     step = replace(step, draft=draft)
+    below = offload_spec(args.kv_offload, step, memory, scheduler.block_size)
+    scheduler = replace(scheduler, offload=below)
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
     served = args.served_model_name[0] if args.served_model_name else args.model
     ranks = args.data_parallel_size if afd is None else parallel.dp

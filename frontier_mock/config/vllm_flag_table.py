@@ -148,8 +148,8 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --enable-mamba-shared-prefix-checkpoint | switch | False |
 --replayssm-buffer-len | int>0 | 16 |
 --use-replayssm | switch | False |
---kv-offloading-size | float | - |
---kv-offloading-backend | choice:native,lmcache | native |
+--kv-offloading-size | float | - | GiB of host memory, over all ranks, under the KV cache
+--kv-offloading-backend | choice:native,lmcache | native | who keeps it
 --offload-backend | choice:auto,uva,prefetch | auto |
 --cpu-offload-gb | float>=0 | 0 |
 --cpu-offload-params | texts | - |

@@ -8,6 +8,7 @@ from frontier_mock.config.afd import AfdArgs, afd_of_plugin, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.kv_events import read_kv_events
+from frontier_mock.config.kv_offload import OffloadArgs, read_offload, transfer_section
 from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
 from frontier_mock.config.speculative import IDLE, DraftArgs, read_speculative
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
@@ -143,6 +144,7 @@ class VllmArgs:
     uvicorn_log_level: str = "info"
     disable_uvicorn_access_log: bool = False
     disable_access_log_for_endpoints: str | None = None
+    kv_offload: OffloadArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +256,11 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _weight_transfer(given.get("weight_transfer_config"))
     values |= _eplb(given.get("eplb_config"), values.get("enable_eplb", False))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
-    values["kv_transfer_config"] = read_kv_transfer(given.get("kv_transfer_config"))
     values["speculative_config"] = read_speculative(given)
+    transfer = given.get("kv_transfer_config")
+    values["kv_transfer_config"] = read_kv_transfer(transfer_section(transfer))
+    backend = given.get("kv_offloading_backend") or "native"
+    values["kv_offload"] = read_offload(transfer, given.get("kv_offloading_size"), backend)
     thresholds = (
         given.get("dbo_decode_token_threshold", 32),
         given.get("dbo_prefill_token_threshold", 512),

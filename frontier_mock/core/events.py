@@ -124,6 +124,20 @@ class Controlled(NamedTuple):
     what: str
 
 
+class Fetched(NamedTuple):
+    """`tokens` tokens of the sequence's prompt, beyond what the GPU has, come from a tier below it.
+
+    `tier` is "cpu" or "storage"; `num_bytes` are one GPU's. Said at admission, before `Scheduled`.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    tier: str
+    tokens: int
+    num_bytes: int
+
+
 class KvReceived(NamedTuple):
     """The KV of the sequence's prompt has come from another engine, `num_bytes` of it.
 
@@ -193,6 +207,7 @@ Event = (
     | Drafted
     | Rejected
     | Controlled
+    | Fetched
     | KvReceived
     | KvReleased
     | KvFailed

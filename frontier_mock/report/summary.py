@@ -35,6 +35,7 @@ from frontier_mock.report.records import (
 from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_stats, role_stats
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.report.speculation import SpeculationStats, speculation_stats
+from frontier_mock.report.tiers import TierReport, tier_stats
 from frontier_mock.report.transfers import TransferStats, transfer_stats
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
@@ -129,6 +130,7 @@ class Result(TypedDict):
     digest: str
     roles: NotRequired[list[RoleStats]]
     transfers: NotRequired[TransferStats]
+    tiers: NotRequired[list[TierReport]]
     cost: NotRequired[CostStats]
     cache_oracle: NotRequired[OracleStats]
     speculation: NotRequired[SpeculationStats]
@@ -199,6 +201,9 @@ def report_cluster(
         result["transfers"] = transfer_stats(
             cluster.pairing, cluster.log.events, cluster.now_ns, measured
         )
+    tiers = tier_stats(cluster)
+    if tiers:
+        result["tiers"] = tiers
     return report
 
 

@@ -10,6 +10,7 @@ from frontier_mock.report.latency import COLUMNS, in_columns
 from frontier_mock.report.oracle import OracleStats, oracle_lines, oracle_title
 from frontier_mock.report.roles import ROLE_HEAD, RoleStats, cost_lines, role_cells
 from frontier_mock.report.summary import ClientStats, Result, WorkerStats, latencies
+from frontier_mock.report.tiers import tier_lines
 from frontier_mock.report.transfers import (
     LINK_HEAD,
     TransferStats,
@@ -102,6 +103,8 @@ def _rates(result: Result) -> Table:
         "prefix cache hits",
         f"{cache['hit_tokens']:,} of {cache['query_tokens']:,} tokens ({cache['hit_rate']:.2%})",
     )
+    for name, value in tier_lines(result.get("tiers", [])):
+        table.add_row(name, value)
     table.add_row("preemptions", f"{result['preemptions']:,}")
     cost = result.get("cost")
     for name, value in () if cost is None else cost_lines(cost):

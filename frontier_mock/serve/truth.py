@@ -64,6 +64,8 @@ class TruthRoutes:
             "preemptions": gauges.preemptions,
             "busy_ns": gauges.busy_ns,
         }
+        if gauges.tiers:
+            truth["tiers"] = [tier._asdict() for tier in gauges.tiers]
         publisher = None if self._kv_events is None else self._kv_events.publishers.get(engine)
         if publisher is not None:
             told: dict[str, object] = {

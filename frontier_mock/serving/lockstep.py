@@ -97,7 +97,10 @@ class Lockstep:
         """
         batches = [rank.batch() for rank in self._ranks]
         computed = any(batch.num_decodes or batch.chunks for batch in batches)
-        duration_ns = self._cost.lockstep(batches) if computed else 0
+        price_ns = self._cost.lockstep(batches) if computed else 0
+        steps = [rank.executing for rank in self._active]
+        loads = [step.load for step in steps if step is not None and step.load is not None]
+        duration_ns = round(max([load.stretched(price_ns) for load in loads], default=price_ns))
         self._segment = []
         for rank in self._active:
             assert rank.executing is not None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from frontier_mock.serving.speculation import SpeculationSpec
+from frontier_mock.serving.tiers.specs import OffloadSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class SchedulerSpec:
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
     speculation: SpeculationSpec | None = None
+    offload: OffloadSpec | None = None
+    """A tier under the GPU, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from frontier_mock.serving.sequence import DONE, FRONTEND, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.step_log import StepRun
+from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.serving.wakers import Group, Waker
 from frontier_mock.simtime import SimTime
@@ -54,6 +55,7 @@ class Gauges(NamedTuple):
     preemptions: int
     steps: int
     busy_ns: SimTime
+    tiers: tuple[TierStats, ...] = ()
 
 
 class Worker:
@@ -176,6 +178,16 @@ class Worker:
         self.scheduler.received(seq, step)
         self._cut(step)
 
+    def ask_again(self, seqs: list[Sequence], t_ns: SimTime) -> None:
+        """What waiting sequences stood aside for has ended."""
+        executing = self._executing is not None
+        step = self._reach(t_ns) if executing else 0
+        self.scheduler.ask_again(seqs)
+        if executing:
+            self._cut(step)
+        elif not self.hold.frozen:
+            self.wake_idle(t_ns)
+
     def release(self, seq: Sequence, t_ns: SimTime, failed: bool = False) -> None:
         """Nobody needs the blocks any more that `seq` has kept."""
         scheduler = self.scheduler
@@ -292,6 +304,7 @@ class Worker:
             preemptions=scheduler.preemptions,
             steps=step,
             busy_ns=busy,
+            tiers=() if scheduler.offload is None else scheduler.offload.stats(),
         )
 
     # Control ---------------------------------------------------------------------------------
@@ -398,11 +411,17 @@ class Worker:
         if not current.ticks:
             self._segment = (0, 0, 0)
             # Without chunks it only takes in prompts that another engine has computed.
-            self.put_off(t_ns, self._cost.mixed(0, 0, current.chunks) if current.chunks else 0)
+            price_ns = self._cost.mixed(0, 0, current.chunks) if current.chunks else 0
+            if current.load is not None:
+                price_ns = round(current.load.stretched(price_ns))
+            self.put_off(t_ns, price_ns)
             return
         if current.chunks:
             self._segment = (0, 0, 0)
-            self.open(t_ns, self._mixed_ns(current, step), 0.0)
+            mixed_ns = self._mixed_ns(current, step)
+            if current.load is not None:
+                mixed_ns = current.load.stretched(mixed_ns)
+            self.open(t_ns, mixed_ns, 0.0)
             self.run(1)
             if self.exchange is not None and self.wake_ns is not None:
                 for seq, tokens in self.scheduler.layerwise(step):

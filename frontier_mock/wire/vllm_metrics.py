@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from frontier_mock.core.events import (
     Event,
+    Fetched,
     Finished,
     FirstToken,
     KvReceived,
@@ -75,6 +76,7 @@ class _Sequence:
     first_token_ns: SimTime = -1
     cached_tokens: int = 0
     received_tokens: int = 0
+    fetched_tokens: int = 0
     preemptions: int = 0
 
 
@@ -113,6 +115,7 @@ class VllmMetrics:
         self._ended: list[tuple[int, ...]] = []
         self._first_tokens_ns: list[SimTime] = []
         self._prompt_computed = 0
+        self._asked_below = 0
         self._make_gauges(cache_config)
         self._make_counters(model_name)
         self._make_histograms(token_buckets(max_model_len))
@@ -153,6 +156,11 @@ class VllmMetrics:
         elif isinstance(event, Finished):
             del self._open[rid]
             self._finish(event, state)
+        elif isinstance(event, Fetched):
+            if not state.preemptions:
+                state.fetched_tokens = event.tokens
+                self._external[1].values[0] += event.tokens
+                self._cached_by_tier.values[_CACHE_TIERS.index("host")] += event.tokens
         elif isinstance(event, KvReceived):
             # The last token of a prompt that came from elsewhere is computed here.
             state.received_tokens = max(0, state.prompt_tokens - event.cached_tokens - 1)
@@ -183,8 +191,10 @@ class VllmMetrics:
         self._prompt_computed += computed
         self._prompt_tokens.values[0] += state.prompt_tokens
         self._prompt_by_source.values[0] += computed
-        self._prompt_by_source.values[1] += state.cached_tokens
-        self._prompt_by_source.values[2] += state.received_tokens
+        # A prompt that is all there has its last token computed again.
+        fetched = min(state.fetched_tokens, state.cached_tokens)
+        self._prompt_by_source.values[1] += state.cached_tokens - fetched
+        self._prompt_by_source.values[2] += state.received_tokens + fetched
         self._prompt_cached.values[0] += cached
         self._first_tokens_ns.append(event.t_ns - state.arrival_ns)
 
@@ -277,6 +287,9 @@ class VllmMetrics:
         self._kv_usage.values[0] = gauges.kv_usage
         self._queries.values[0] = gauges.query_tokens
         self._hits.values[0] = gauges.hit_tokens
+        asked = sum(tier.query_tokens for tier in gauges.tiers)
+        self._external[0].values[0] += asked - self._asked_below
+        self._asked_below = asked
         self._cached_by_tier.values[0] = gauges.hit_tokens
         generated = max(self._finished_tokens + running_tokens, int(self._generated.values[0]))
         self._generated.values[0] = generated

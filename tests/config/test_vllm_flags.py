@@ -86,7 +86,13 @@ def test_every_flag_is_accepted_in_every_spelling(flag: Flag) -> None:
             assert idle or off != plain
 
 
-_FOLDED_INTO = {"max_new_tokens", "afd", "weight_transfer_backend", "num_redundant_experts"}
+_FOLDED_INTO = {
+    "max_new_tokens",
+    "afd",
+    "weight_transfer_backend",
+    "num_redundant_experts",
+    "kv_offload",
+}
 
 
 def test_the_table_is_the_whole_of_vllm() -> None:
@@ -98,6 +104,7 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     folded = {"compilation_config", "override_generation_config", "additional_config"}
     folded |= {"weight_transfer_config", "eplb_config"}
     folded |= {"spec_method", "spec_model", "spec_tokens"}
+    folded |= {"kv_offloading_size", "kv_offloading_backend"}
     folded |= {"dbo_decode_token_threshold", "dbo_prefill_token_threshold"}
     assert acted - folded == fields - _FOLDED_INTO
 

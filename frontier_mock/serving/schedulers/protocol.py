@@ -9,7 +9,22 @@ from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.sequence import Sequence
+from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.simtime import SimTime
+
+
+class Load(NamedTuple):
+    """KV that comes from a tier during a step, in `ns`, in `layers` parts.
+
+    Each part of the step's computing waits for its part of the load, in order.
+    """
+
+    ns: SimTime
+    layers: int = 1
+
+    def stretched(self, compute_ns: float) -> float:
+        """How long a step takes that computes for `compute_ns`."""
+        return max(compute_ns, self.ns + compute_ns / self.layers)
 
 
 class Step(NamedTuple):
@@ -19,6 +34,7 @@ class Step(NamedTuple):
     if the step advances the decode tick and 0 if it is a prefill-only step. Steps with equal
     `num_decodes` and `kv_offset` have the same decodes; under speculative decoding `kv_offset` says
     that and nothing else, and `Scheduler.loads` has the sums.
+    `load` is what it has to wait for, if anything.
     """
 
     number: int
@@ -27,6 +43,7 @@ class Step(NamedTuple):
     chunks: tuple[Chunk, ...]
     firsts: tuple[Sequence, ...]
     ticks: int = 1
+    load: Load | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -74,6 +91,24 @@ class Cache(Protocol):
         ...
 
 
+class Tier(Protocol):
+    """Tiers under an engine's GPU, as the cluster's clock sees them.
+
+    Times at which something ends that a sequence waits for go to the heap `alarms`, with `owner`.
+    """
+
+    alarms: list[tuple[SimTime, int]]
+    owner: int
+
+    def advance(self, t_ns: SimTime) -> tuple[list[Sequence], list[Sequence]]:
+        """What has ended by `t_ns`: whose KV has come, and who may ask again."""
+        ...
+
+    def stats(self) -> tuple[TierStats, ...]:
+        """What each tier has done so far, the nearest first."""
+        ...
+
+
 class Scheduler(Protocol):
     """Waiting and running sequences of one engine, and the rules that move them.
 
@@ -90,6 +125,11 @@ class Scheduler(Protocol):
     hit_tokens: int
     query_tokens: int
     preemptions: int
+
+    @property
+    def offload(self) -> Tier | None:
+        """What lies under this engine's GPU, if anything does."""
+        ...
 
     @property
     def num_waiting(self) -> int:
@@ -119,6 +159,10 @@ class Scheduler(Protocol):
 
     def received(self, seq: Sequence, step: int) -> None:
         """The KV of `seq` has come, while `step` was executing."""
+        ...
+
+    def ask_again(self, seqs: list[Sequence]) -> None:
+        """What these stood aside for, on the way to or from a tier, has ended."""
         ...
 
     def lost(self, seq: Sequence, t_ns: SimTime) -> None:

@@ -31,7 +31,7 @@ from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
-from frontier_mock.serving.schedulers.protocol import Step
+from frontier_mock.serving.schedulers.protocol import Step, Tier
 from frontier_mock.serving.schedulers.sglang_admission import (
     Admission,
     Verdict,
@@ -85,6 +85,7 @@ class SglangScheduler:
         self._num_pinned = 0
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
+        self.offload: Tier | None = None
         self.running = self._batch.members
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
@@ -231,6 +232,10 @@ class SglangScheduler:
     def received(self, seq: Sequence, step: int) -> None:
         """The KV of `seq` is here: the next decision sees it."""
         self._inbound.received(seq)
+        self.blocked = False
+
+    def ask_again(self, seqs: list[Sequence]) -> None:
+        """They are waiting as it is; the next decision sees what has changed."""
         self.blocked = False
 
     def lost(self, seq: Sequence, t_ns: SimTime) -> None:

@@ -13,6 +13,7 @@ Rule 4. `schedule` is called once per step, in order, when vLLM would: at the bo
         nothing.
 Rule 5. A sequence whose prompt comes from another engine stands aside (`vllm_remote`) with blocks
         for all of it. One whose KV another engine will fetch keeps its blocks after its end.
+Rule 6. What a tier under the GPU has of a prompt comes the same way (`serving.tiers.offload`).
 
 Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md section 8 has it.
 """
@@ -23,6 +24,7 @@ from frontier_mock.serving.kv_cache import KvCache, Match
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.schedulers.protocol import Step
+from frontier_mock.serving.schedulers.vllm_below import Below
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
 from frontier_mock.serving.schedulers.vllm_drafted import DraftedDecodes
 from frontier_mock.serving.schedulers.vllm_holdings import Holdings
@@ -40,6 +42,7 @@ from frontier_mock.serving.sequence import (
     Sequence,
 )
 from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.tiers.offload import WAITS, Offload
 from frontier_mock.simtime import SimTime
 
 
@@ -65,6 +68,12 @@ class VllmScheduler:
         self._holdings = Holdings(kv, spec)
         self._queue = WaitingQueue(self._priority)
         self._inbound = Receivers(self._holdings, 2 * (1 + self._lag))
+        self._below: Below | None = None
+        self.offload: Offload | None = None
+        if spec.offload is not None:
+            parts = self._holdings, self._inbound, log, worker
+            self._below = Below(spec.offload, spec.block_size, *parts)
+            self.offload = self._below.tier
         self._decodes = _decodes(spec)
         self._extra = 0 if spec.speculation is None else spec.speculation.extra_slots
         self.running: dict[int, Sequence] = {}
@@ -83,7 +92,8 @@ class VllmScheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for admission, preempted ones included."""
-        return len(self._queue) + len(self._inbound)
+        deferred = 0 if self.offload is None else len(self.offload.deferred)
+        return len(self._queue) + len(self._inbound) + deferred
 
     @property
     def num_live(self) -> int:
@@ -120,18 +130,22 @@ class VllmScheduler:
             assert exchange is not None
             for seq, tokens in self._streamed.pop(step, ()):
                 exchange.computed(seq, tokens, t_ns)
+        if self.offload is not None:
+            self.offload.computed(step, t_ns)
         for seq in executed.firsts:
             if seq.state != DONE and (seq.spans[0][0] if seq.spans else seq.first_step) == step:
                 self._log.append(FirstToken(t_ns, self._worker, seq.rid))
         ends = self._decodes.ends
-        return self._pop_finished(step) if ends and ends[0][0] == step else []
+        return self._pop_finished(step, t_ns) if ends and ends[0][0] == step else []
 
     def went_idle(self) -> None:
         """Nothing to forget."""
 
-    def _pop_finished(self, step: int) -> list[Sequence]:
+    def _pop_finished(self, step: int, t_ns: SimTime) -> list[Sequence]:
         finished = []
         while (seq := self._decodes.pop_finished(step)) is not None:
+            if self.offload is not None:
+                self.offload.ended(seq, seq.prompt_tokens + seq.output_tokens - 1, t_ns)
             self._release(seq, finished=True)
             seq.close_span(step)
             finished.append(seq)
@@ -156,8 +170,11 @@ class VllmScheduler:
 
     def abort(self, seq: Sequence, step: int) -> bool:
         """Drop `seq`, whose last token to be delivered is that of `step`, wherever it is."""
+        if self.offload is not None:
+            self.offload.ended(seq, 0, 0)
         if seq.state == WAITING:
-            self._queue.remove(seq)
+            if self.offload is None or not self.offload.forget(seq):
+                self._queue.remove(seq)
             # If it was preempted, its last token may still be in flight.
             seq.drop_tokens_after(step)
         if seq.state == RECEIVING:
@@ -199,6 +216,12 @@ class VllmScheduler:
         self._inbound.received(seq, step)
         self.blocked = False
 
+    def ask_again(self, seqs: list[Sequence]) -> None:
+        """What these stood aside for has ended: they are the first of the queue again."""
+        for seq in reversed(seqs):
+            self._queue.put_back(seq)
+        self.blocked = False
+
     def _resume(self, step: int, t_ns: SimTime, most: int) -> int:
         """What did not come of the first prompt that is ready is computed: at least its last token.
 
@@ -206,7 +229,8 @@ class VllmScheduler:
         """
         seq = self._inbound.pop_ready()
         new = min(seq.goal - seq.computed, most)
-        self._join_running(seq, t_ns, seq.cached_tokens, resumed=False)
+        resumed = seq.preemptions > 0
+        self._join_running(seq, t_ns, seq.computed if resumed else seq.cached_tokens, resumed)
         self._grant(seq, new, step)
         return new
 
@@ -248,6 +272,8 @@ class VllmScheduler:
             cut_off = self._admit(step, t_ns, budget)
         decodes.decided = step
         grants = self._grants
+        if self.offload is not None:
+            self.offload.offer(step, [seq for seq, _ in grants])
         # Without grants, nothing can be admitted later either, until something ends or arrives.
         self.blocked = not (preempted or grants or self._prefilling or inbound.arrived)
         if cut_off and self.spec.speculation is not None:
@@ -267,6 +293,7 @@ class VllmScheduler:
             decodes.kv_offset,
             tuple([chunk for _, chunk in grants]),
             tuple([seq for seq, _ in grants if seq.first_step == step]),
+            load=None if self._below is None else self._below.take_load(),
         )
 
     def _chunk_cap(self) -> int:
@@ -391,7 +418,6 @@ class VllmScheduler:
         Returns whether another budget might have let one more of them in.
         """
         cap = self._chunk_cap()
-        kv = self.kv
         block = self._block
         extra = self._extra
         while budget > extra and len(self.running) < self._max_running:
@@ -416,36 +442,64 @@ class VllmScheduler:
                 if not self.spec.enable_chunked_prefill:
                     return True
                 new = budget - extra
-            blocks = -(-goal // block)
-            if not remote:
-                whole = blocks if self.spec.reserve_full_isl else 0
-                blocks = max(whole, self._holdings.blocks_for(hit + new))
-            required = blocks - match.num_blocks + match.num_evictable
-            if self.running and self.spec.watermark > 0:
-                # vLLM counts its null block among all blocks.
-                required += int(self.spec.watermark * (kv.num_blocks + 1))
-            if required > kv.num_free:
+            whole = -(-goal // block)
+            blocks = whole if remote else self._blocks_of(whole, hit + new)
+            if not self._fits(match, blocks):
                 return new == budget - extra
+            found = 0
+            below = self._below
+            if below is not None and not remote:
+                found = below.tier.look(seq, hit, t_ns)
+                if found == WAITS:
+                    self._queue.pop()
+                    continue
+                if found:
+                    new = min(new, max(1, goal - hit - found))
+                    tokens = min(hit + found + new, goal)
+                    blocks = self._blocks_of(whole, tokens) if below.in_step else whole
+                    if not self._fits(match, blocks):
+                        return new == budget - extra
             self._queue.pop()
-            if remote:
-                self._holdings.open(seq, match, -(-goal // block))
+            first = seq.cached_tokens < 0
+            if first or remote:
                 self._count_hit(seq, hit)
+            if below is not None and first and not remote:
+                below.count(seq, hit, found)
+            if found and below is not None and not below.in_step:
+                self._holdings.open(seq, match, whole)
+                below.fetch(seq, hit, found, t_ns)
+                continue
+            if remote:
+                self._holdings.open(seq, match, whole)
                 self._inbound.add(seq, hit, t_ns)
                 continue
             if is_prefill:
                 self._pace.prefilled(step)
             self._holdings.open(seq, match, match.num_blocks)
             seq.computed = hit
-            if seq.cached_tokens < 0:
-                self._count_hit(seq, hit)
+            if found and below is not None:
+                hit = below.load(seq, hit, found, t_ns)
             self._join_running(seq, t_ns, hit, seq.preemptions > 0)
             self._grant(seq, new, step)
             budget -= new + extra
         return budget <= extra
 
+    def _blocks_of(self, whole: int, tokens: int) -> int:
+        """Blocks there have to be for a prompt of `whole` blocks, now its first `tokens` tokens."""
+        blocks = self._holdings.blocks_for(tokens)
+        return max(blocks, whole) if self.spec.reserve_full_isl else blocks
+
+    def _fits(self, match: Match, blocks: int) -> bool:
+        """Whether there are `blocks` blocks for a prompt, those that `match` has found included."""
+        required = blocks - match.num_blocks + match.num_evictable
+        if self.running and self.spec.watermark > 0:
+            # vLLM counts its null block among all blocks.
+            required += int(self.spec.watermark * (self.kv.num_blocks + 1))
+        return required <= self.kv.num_free
+
     def _match(self, seq: Sequence) -> Match:
         """What of the head of the queue is cached; its last token is never taken from there."""
-        if not seq.keys and self._caching:
+        if not seq.keys and (self._caching or self.offload is not None):
             seq.keys = seq.submit.prompt.block_keys(self._block)
         if not seq.submit.reads_cache:
             return self.kv.lookup(seq.keys, 0)

@@ -5,6 +5,8 @@ stands aside. When the KV has come, the engine learns of it with the output of t
 launches next; then the sequence goes to the front of the queue and has computed what did not come,
 its last token at least.
 
+A prompt that is loaded from a tier under the GPU waits the same way, without an exchange.
+
 Source: vLLM 0.33.0, v1/core/sched/scheduler.py (WAITING_FOR_REMOTE_KVS, _update_from_kv_xfer_
 finished); specs/vllm.md section 6.
 """
@@ -36,13 +38,14 @@ class Receivers:
     `arrived` has the second kind, `ready` the third, in the order in which they became so.
     """
 
-    __slots__ = ("_all", "_holdings", "_steps_to_know", "arrived", "exchange", "ready")
+    __slots__ = ("_all", "_holdings", "_loads", "_steps_to_know", "arrived", "exchange", "ready")
 
     def __init__(self, holdings: Holdings, steps_to_know: int) -> None:
         """The engine learns of what comes so many steps after the one being executed then."""
         self._holdings = holdings
         self._steps_to_know = steps_to_know
         self._all: dict[int, Sequence] = {}
+        self._loads: dict[int, int] = {}
         self.arrived: list[Sequence] = []
         self.ready: deque[Sequence] = deque()
         self.exchange: Exchange | None = None
@@ -56,6 +59,12 @@ class Receivers:
         self._all[seq.rid] = seq
         assert self.exchange is not None
         self.exchange.allocated(seq, hit, t_ns)
+
+    def load(self, seq: Sequence, tokens: int) -> None:
+        """Take aside `seq`, whose first `tokens` tokens come from a tier or are cached."""
+        seq.state = RECEIVING
+        self._all[seq.rid] = seq
+        self._loads[seq.rid] = tokens
 
     def received(self, seq: Sequence, step: int) -> None:
         """The KV has come while `step` was executing."""
@@ -72,10 +81,12 @@ class Receivers:
             if seq.known_at > step and not idle:
                 late.append(seq)
                 continue
-            awaited = awaited_tokens(seq)
+            loaded = self._loads.pop(seq.rid, 0)
+            awaited = loaded or awaited_tokens(seq)
             self._holdings.commit(seq, awaited)
             seq.computed = min(awaited, seq.goal - 1)
-            self.go_onward(seq, t_ns)
+            if not loaded:
+                self.go_onward(seq, t_ns)
             self.ready.append(seq)
         self.arrived = late
 
@@ -100,6 +111,7 @@ class Receivers:
     def part(self, seq: Sequence) -> None:
         """Let `seq` go, without its blocks."""
         del self._all[seq.rid]
+        self._loads.pop(seq.rid, None)
         if seq in self.ready:
             self.ready.remove(seq)
         elif seq in self.arrived:

@@ -1,0 +1,26 @@
+"""What a tier under a GPU has done, for reports and metrics."""
+
+from typing import NamedTuple
+
+from frontier_mock.simtime import SimTime
+
+
+class TierStats(NamedTuple):
+    """One tier since the start. Bytes are one GPU's; times are those its links were busy.
+
+    `query_tokens` were asked for at first admissions, and `hit_tokens` of them came from here.
+    `loads` went up and `stores` came down; `dropped_tokens` had no room, or were not worth storing.
+    """
+
+    tier: str
+    query_tokens: int
+    hit_tokens: int
+    loads: int
+    load_bytes: int
+    load_ns: SimTime
+    stores: int
+    store_bytes: int
+    store_ns: SimTime
+    dropped_tokens: int
+    held_tokens: int
+    capacity_tokens: int

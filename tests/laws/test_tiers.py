@@ -1,0 +1,67 @@
+"""The laws hold with tiers under the GPU: macro-steps, replay, conservation in every tier."""
+
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from frontier_mock.cluster.cluster import Cluster
+from frontier_mock.core.commands import Submit
+from frontier_mock.core.events import Fetched, Finished, Rejected
+from frontier_mock.core.journal import from_lines, to_line
+from frontier_mock.drive.offline import replay
+from frontier_mock.serving.tiers.offload import Offload
+from frontier_mock.serving.tiers.specs import LaneSpec, OffloadSpec
+from tests.engine import toy_cluster
+from tests.laws import test_macro_steps as vllm
+
+
+@st.composite
+def offloads(draw: st.DrawFn) -> OffloadSpec:
+    return OffloadSpec(
+        "OffloadingConnector",
+        num_chunks=draw(st.sampled_from([0, 3, 20, 100])),
+        block_bytes=1000,
+        load=LaneSpec(draw(st.sampled_from([1e5, 1e7, 1e9])), 1e-5),
+        store=LaneSpec(draw(st.sampled_from([1e5, 1e7, 1e9])), 1e-5),
+        blocks_per_chunk=draw(st.sampled_from([1, 1, 3])),
+        eviction_policy=draw(st.sampled_from(["lru", "arc"])),
+        store_threshold=draw(st.sampled_from([0, 0, 2])),
+        max_tracker_size=draw(st.sampled_from([5, 1000])),
+        offload_prompt_only=draw(st.booleans()),
+        whole_prefix=draw(st.booleans()),
+        blocking=draw(st.booleans()),
+    )
+
+
+def offload_of(cluster: Cluster) -> Offload:
+    tier = cluster.workers[0].scheduler.offload
+    assert isinstance(tier, Offload)
+    return tier
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_tiers_keep_every_law(data: st.DataObject) -> None:
+    spec = replace(data.draw(vllm.schedulers()), offload=data.draw(offloads()))
+    controls = data.draw(st.booleans())
+    timed = data.draw(vllm.commands(spec.block_size, controls=controls))
+    frontend_s = data.draw(st.sampled_from([0.0, 0.0004]))
+    macro = toy_cluster(spec, frontend_s=frontend_s)
+    single = toy_cluster(spec, frontend_s=frontend_s, single_step=True)
+    vllm.play(macro, timed)
+    vllm.play(single, timed, check=True)
+    assert macro.log.events == single.log.events
+    ended = [e.rid for e in macro.log.events if isinstance(e, Finished | Rejected)]
+    assert sorted(ended) == list(range(sum(isinstance(c, Submit) for _, c in timed)))
+    kv = macro.workers[0].kv
+    kv.check()
+    assert kv.num_free == kv.num_blocks
+    tier = offload_of(macro)
+    tier.pool.check()
+    assert tier.stats() == offload_of(single).stats()
+    again = toy_cluster(spec, frontend_s=frontend_s)
+    lines = [to_line(t_ns, command, spec.block_size) for t_ns, command in timed]
+    assert replay(again, from_lines(lines)) == macro.log.digest()
+    fetched = sum(e.tokens for e in macro.log.events if isinstance(e, Fetched))
+    assert tier.hit_tokens <= fetched
