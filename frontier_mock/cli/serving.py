@@ -13,7 +13,7 @@ from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.journals import journal_head
 from frontier_mock.config.kv_sources import check_oracle, kv_sources
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker, cluster_of
-from frontier_mock.config.served import served_models, tokenizer_source
+from frontier_mock.config.served import served_models, sized, tokenizer_source
 from frontier_mock.config.vllm_flags import SimulatorArgs, VllmArgs
 from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.specs import StepSpec
@@ -44,7 +44,7 @@ def serve(cluster: ResolvedCluster, sim: SimulatorArgs, scenario: str) -> int:
     http, host = front_end(cluster, os.environ)
     for line in capacity_lines(cluster):
         print(line, file=sys.stderr)
-    models = served_models(cluster, eos_model(sim), os.environ)
+    models = sized(served_models(cluster, eos_model(sim), os.environ), sim.image_size)
     spec = ServeSpec(
         cluster=cluster.spec,
         costs=cluster.costs,

@@ -77,6 +77,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engine-logs", action="store_true", help="log batches and accesses as the engines do"
     )
+    parser.add_argument("--image-size", metavar="WxH", help="pixels of linked images [1024x1024]")
     parser.add_argument("--kv-event-dialect", help="vllm-map, sglang-map or array")
     parser.add_argument(
         "--kv-events-also",

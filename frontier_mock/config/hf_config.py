@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.vision_config import vision_of
 from frontier_mock.cost.specs import ExpertsSpec, LatentSpec, ModelSpec
 
 _GROUPED: Final = (
@@ -44,6 +45,14 @@ _GROUPED_EXPERTS: Final = (
     "olmoe",
     "ernie4_5_moe",
 )
+_TEXT_OF: Final = {
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+"""The text models of models that take images."""
+
 _LATENT: Final = (
     "deepseek_v2",
     "deepseek_v3",
@@ -75,11 +84,17 @@ def read_config(name: str, path: Path) -> ModelSpec:
         raise ConfigError(f"model: {name!r} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"model: {name!r} is not a JSON object")
-    return model_from_config(name, config)
+    return model_from_config(name, config, path.parent)
 
 
-def model_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
-    """The model described by these keys; a text model inside a larger one counts alone."""
+def model_from_config(
+    name: str, config: Mapping[str, Any], folder: Path | None = None
+) -> ModelSpec:
+    """The model described by these keys, of a file in `folder`.
+
+    Of a larger model the text model counts, and the image encoder if it is a known one.
+    """
+    vision = vision_of(name, config, folder)
     text = config.get("text_config")
     if isinstance(text, dict):
         outer = {key: config[key] for key in ("quantization_config",) if key in config}
@@ -120,6 +135,7 @@ def model_from_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
         q_rank=keys.integer("q_lora_rank", keys.integer("share_q_dim", 0)),
         sliding_window=window,
         sliding_layers=sliding,
+        vision=vision,
     )
 
 
@@ -153,6 +169,7 @@ class _Keys:
 def _kind(name: str, config: Mapping[str, Any]) -> str:
     """The model type; without one a dense decoder is assumed unless keys say otherwise."""
     kind = config.get("model_type") or ""
+    kind = _TEXT_OF.get(kind, kind)
     known = (*_GROUPED, *_GROUPED_EXPERTS, *_LATENT)
     if kind and kind not in known:
         raise ConfigError(

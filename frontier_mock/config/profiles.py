@@ -25,6 +25,7 @@ from frontier_mock.cost.specs import (
     HardwareSpec,
     LatentSpec,
     ModelSpec,
+    VisionSpec,
 )
 from frontier_mock.cost.tables import (
     ContiguousFit,
@@ -129,7 +130,8 @@ def _model_cards() -> dict[str, dict[str, Any]]:
         for name, entry in _read_yaml(_root() / "models" / f"{stem}.yaml").items():
             aliases = entry.pop("aliases", {})
             own_weights = entry.pop("weights", "bf16")
-            for key, spec in (("experts", ExpertsSpec), ("latent", LatentSpec)):
+            kinds = (("experts", ExpertsSpec), ("latent", LatentSpec), ("vision", VisionSpec))
+            for key, spec in kinds:
                 if key in entry:
                     entry[key] = spec(**entry[key])
             for alias, weights in {name: own_weights, **aliases}.items():

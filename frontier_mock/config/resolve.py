@@ -266,6 +266,9 @@ def resolve_worker(
     if drafts is not None and drafts.method == "ngram":
         # Its look-up needs the tokens of the step before (specs/vllm.md section 8.4).
         use_async = False
+    # Both are at least one image (vLLM's `compute_mm_encoder_budget`).
+    vision = model.vision
+    images = 0 if vision is None else max(max_num_batched_tokens, vision.max_tokens)
     scheduler = SchedulerSpec(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -290,6 +293,8 @@ def resolve_worker(
         speculation=None
         if drafts is None
         else speculation_of(drafts, ahead=use_async, lookahead=True),
+        encoder_budget_tokens=images,
+        encoder_cache_tokens=images,
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
     step = replace(step, draft=draft)

@@ -224,7 +224,17 @@ def _scheduler(
         num_reserved_decode_tokens=args.num_reserved_decode_tokens,
         enable_kv_cache_events=caching and _publishes(args),
         speculation=speculation,
+        encoder_cache_tokens=_cached_image_tokens(step.model),
     )
+
+
+_VISION_CACHE_BYTES = 4096 << 20
+"""SGLANG_VLM_CACHE_SIZE_MB's default."""
+
+
+def _cached_image_tokens(model: ModelSpec) -> int:
+    """Tokens of encoded images that SGLang keeps, in bf16."""
+    return 0 if model.vision is None else _VISION_CACHE_BYTES // (2 * model.vision.out_size)
 
 
 def _publishes(args: SglangArgs) -> bool:

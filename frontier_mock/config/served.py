@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import getrandbits
@@ -11,6 +11,7 @@ from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.sglang_front import sglang_front
 from frontier_mock.config.tokenizers import load_tokenizer
+from frontier_mock.config.vision_config import image_size
 from frontier_mock.config.vllm_flags import VllmArgs
 from frontier_mock.cost.specs import ParallelSpec
 from frontier_mock.serving.specs import SchedulerSpec
@@ -19,6 +20,7 @@ from frontier_mock.wire.compat import OLD_METRIC_NAMES
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.kv_transfer import KvPort
+from frontier_mock.wire.media import MediaPort
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
@@ -118,6 +120,7 @@ def _served(
 ) -> ServedModel:
     args = worker.args
     limit = _limit_reader(environment)
+    vision = worker.spec.step.model.vision
     return ServedModel(
         names=args.served_model_name or (args.model,),
         root=args.model,
@@ -145,7 +148,17 @@ def _served(
         tool_call_parser=args.tool_call_parser,
         deployment=_deployment(worker),
         adapters=dict(_adapter(text) for text in args.lora_modules),
+        media=None if vision is None else MediaPort(vision, args.max_images),
     )
+
+
+def sized(models: Sequence[ServedModel], text: str) -> list[ServedModel]:
+    """The models, told how large linked images are, as WIDTHxHEIGHT. Raises ConfigError."""
+    assumed = image_size(text)
+    return [
+        replace(model, media=replace(model.media, assumed=assumed)) if model.media else model
+        for model in models
+    ]
 
 
 def _adapter(text: str) -> tuple[str, str]:

@@ -64,6 +64,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         allow_auto_truncate=_flag(given, "allow_auto_truncate"),
         trust_request_chat_template=_flag(given, "trust_request_chat_template"),
         disaggregation_mode=args.disaggregation_mode,
+        takes_images=model.vision is not None,
         disaggregation=_disaggregation(worker, environment),
         tokenizer_path=args.tokenizer_path or args.model_path,
         weight_version=str(given.get("weight_version", "default")),

@@ -157,8 +157,8 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --offload-num-in-group | int>=1 | 1 |
 --offload-prefetch-step | int>=0 | 1 |
 --offload-params | texts | - |
---language-model-only | switch | False |
---limit-mm-per-prompt | json | - |
+--language-model-only | switch | False | refuses images
+--limit-mm-per-prompt | json | - | images a prompt may have
 --enable-mm-embeds | switch | False |
 --media-io-kwargs | json | - |
 --mm-processor-kwargs | json | - |
@@ -346,6 +346,7 @@ SIMULATOR_FLAGS = """
 --sim-clock | text | real | real, scaled:N (N times faster) or warp (virtual time)
 --sim-clock-server | text | - | share the clock of `frontier-mock clock` at this URL (warp)
 --sim-name | text | w0 | the worker's name, unlike that of others on a shared clock
+--sim-image-size | text | 1024x1024 | pixels of images that are linked, not sent (never fetched)
 --sim-kv-event-dialect | text | - | vllm-map, sglang-map or array in place of the engine's own
 --sim-kv-events-also | text | - | JSON of a second socket: endpoint, topic, dialect
 --sim-kv-event-settle-ms | float>=0 | 5.0 | warp: real time subscribers get before a response ends

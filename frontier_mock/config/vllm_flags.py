@@ -11,6 +11,7 @@ from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_offload import OffloadArgs, read_offload, transfer_section
 from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
 from frontier_mock.config.speculative import IDLE, DraftArgs, read_speculative
+from frontier_mock.config.vision_config import max_images
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
 from frontier_mock.config.weights import VLLM_WEIGHTS
 
@@ -145,6 +146,7 @@ class VllmArgs:
     disable_uvicorn_access_log: bool = False
     disable_access_log_for_endpoints: str | None = None
     kv_offload: OffloadArgs | None = None
+    max_images: int = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class SimulatorArgs:
     baton: bool = False
     keep_events: int = 500_000
     clock_grpc_port: int | None = None
+    image_size: str = "1024x1024"
     kv_event_dialect: str | None = None
     kv_events_also: str | None = None
     kv_event_settle_ms: float = 5.0
@@ -254,6 +257,9 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _generation(given.get("override_generation_config"))
     values |= _overrides(values.pop("hf_overrides", None))
     values |= _weight_transfer(given.get("weight_transfer_config"))
+    values["max_images"] = max_images(
+        given.get("limit_mm_per_prompt"), bool(given.get("language_model_only"))
+    )
     values |= _eplb(given.get("eplb_config"), values.get("enable_eplb", False))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["speculative_config"] = read_speculative(given)

@@ -48,6 +48,20 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """An image in a prompt: `tokens` of it from token `start` on.
+
+    It is `patches` to the model's encoder, 0 if it has been encoded already; `key` is equal for
+    equal images.
+    """
+
+    key: int
+    start: int
+    tokens: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """One sequence to generate. A request with n choices is n of these.
 
@@ -61,7 +75,8 @@ class Submit:
     says which of them is meant, -1 if the server may choose. `transfer` is set if the prompt is
     computed on one engine and the output on another; `onward` is what becomes of the KV of a
     sequence that has received some. Without `reads_cache` all of the prompt is
-    computed, whatever is cached (vLLM's `skip_reading_prefix_cache`).
+    computed, whatever is cached (vLLM's `skip_reading_prefix_cache`). `media` are the images of the
+    prompt, in order; its block keys tell them apart already.
     """
 
     prompt: Prompt
@@ -76,6 +91,7 @@ class Submit:
     transfer: Transfer | None = None
     onward: Transfer | None = None
     reads_cache: bool = True
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from frontier_mock.core.commands import (
     Command,
     Control,
     Flush,
+    Media,
     Pause,
     Resume,
     Slow,
@@ -53,6 +54,8 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
     rare: dict[str, object] = {} if command.rank < 0 else {"rank": command.rank}
     if not command.reads_cache:
         rare["reads_cache"] = False
+    if command.media:
+        rare["media"] = [[one.key, one.start, one.tokens, one.patches] for one in command.media]
     return json.dumps(
         {
             "t": stamp_ns,
@@ -129,7 +132,14 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
         transfer=_transfer(fields.get("transfer")),
         onward=_transfer(fields.get("onward")),
         reads_cache=fields.get("reads_cache") is not False,
+        media=_media(fields.get("media", [])),
     )
+
+
+def _media(value: object) -> tuple[Media, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
+        raise ValueError("media must be a list of lists")
+    return tuple([Media(*[_int(number) for number in one]) for one in value])
 
 
 def _transfer(value: object) -> Transfer | None:

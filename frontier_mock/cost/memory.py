@@ -23,6 +23,7 @@ from frontier_mock.cost.specs import (
     PrecisionSpec,
 )
 from frontier_mock.cost.stages import stage_models
+from frontier_mock.cost.vision import vision_weights
 
 _GIB: Final = 1 << 30
 
@@ -211,7 +212,12 @@ def weight_bytes(
     embedding = tables * shard.vocab_columns * hidden * ACTIVATION_BYTES
     rope_size = model.head_dim if model.latent is None else model.latent.rope_size
     rope = model.max_position_embeddings * rope_size * ACTIVATION_BYTES
-    return layers + embedding + hidden * ACTIVATION_BYTES + rope
+    encoder = 0
+    if model.vision is not None and ends[0]:
+        ranks = model.num_heads // shard.heads.query
+        cut = ranks if model.vision.num_heads % ranks == 0 else 1
+        encoder = vision_weights(model.vision) * ACTIVATION_BYTES // cut
+    return layers + embedding + hidden * ACTIVATION_BYTES + rope + encoder
 
 
 def _buffer_bytes(model: ModelSpec, parallel: ParallelSpec, tokens: int) -> int:

@@ -30,13 +30,15 @@ class Chunk(NamedTuple):
 class RankBatch(NamedTuple):
     """What one rank of attention does in a step it shares with others; all zero when idle.
 
-    Its decodes compute `drafts` tokens beyond one each, whose context is in `kv_tokens`.
+    Its decodes compute `drafts` tokens beyond one each, whose context is in `kv_tokens`. `images`
+    are the patches of each image it encodes first.
     """
 
     num_decodes: int
     kv_tokens: int
     chunks: Sequence[Chunk] = ()
     drafts: int = 0
+    images: Sequence[int] = ()
 
 
 class LockstepRun(NamedTuple):
@@ -62,6 +64,15 @@ class StepCost(Protocol):
 
         Every chunk needs its own attention; the linear layers see all tokens together.
         """
+        ...
+
+
+@runtime_checkable
+class EncodingCost(StepCost, Protocol):
+    """Also prices the image encoder of the model."""
+
+    def encode_ns(self, images: Sequence[int]) -> int:
+        """Nanoseconds of encoding images of so many patches each, all in one call."""
         ...
 
 

@@ -61,6 +61,43 @@ class LatentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """An image encoder, as in `vision_config` and the processor's settings.
+
+    Patches are `patch_size` pixels wide, and `merge` x `merge` of them one token of width
+    `out_size`. `gated` MLPs have three matrices, others two. All but `full_layers` see windows of
+    `window` patches only, if that is not 0. There are `mergers` mergers (more than one: deepstack).
+    Images are resized to between `min_pixels` and `max_pixels`, or all to a square of `image_size`
+    pixels if that is not 0. In prompts `token_id` stands for each token of an image, between
+    `start_id` and `end_id`.
+    """
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    patch_size: int
+    out_size: int
+    merge: int = 2
+    gated: bool = False
+    full_layers: int = 0
+    window: int = 0
+    mergers: int = 1
+    min_pixels: int = 0
+    max_pixels: int = 0
+    image_size: int = 0
+    token_id: int = 0
+    start_id: int = 0
+    end_id: int = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the largest image."""
+        pixels = self.image_size**2 or self.max_pixels
+        return pixels // (self.patch_size * self.merge) ** 2
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape of a decoder, as in its config.json.
 
@@ -70,6 +107,7 @@ class ModelSpec:
     scale a tensor), "fp8_block", "int4" or "mxfp4". `experts` is None for dense models, `latent`
     for grouped-query attention. `q_rank` is the width through which queries are projected (MLA,
     MFA), 0 if directly. `sliding_layers` of the layers see the last `sliding_window` tokens only.
+    `vision` is the image encoder of a model that has one.
     """
 
     name: str
@@ -93,6 +131,7 @@ class ModelSpec:
     q_rank: int = 0
     sliding_window: int = 0
     sliding_layers: int = 0
+    vision: VisionSpec | None = None
 
     @property
     def expert_layers(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from frontier_mock.cost.dispatch import hop_us
-from frontier_mock.cost.protocol import Chunk, DecodeLine, StepCost
+from frontier_mock.cost.protocol import Chunk, DecodeLine, EncodingCost, StepCost
 from frontier_mock.cost.sampling import GRAMMAR_S
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.cost.stages import stage_models
@@ -90,6 +90,11 @@ class StagedStepCost:
         tokens = num_decodes + sum(chunk.new for chunk in chunks)
         stages_ns = sum(stage.mixed(num_decodes, decode_kv_tokens, chunks) for stage in self.stages)
         return stages_ns + round(self._beside_ns(tokens, num_decodes + len(chunks)))
+
+    def encode_ns(self, images: Sequence[int]) -> SimTime:
+        """Nanoseconds of encoding images, which the first stage does."""
+        first = self.stages[0]
+        return first.encode_ns(images) if isinstance(first, EncodingCost) else 0
 
     def _beside_ns(self, tokens: int, rows: int) -> float:
         hops = sum(self.hop_ns(stage, tokens) for stage in range(len(self.stages) - 1))

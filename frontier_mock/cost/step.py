@@ -53,6 +53,7 @@ from frontier_mock.cost.sampling import GRAMMAR_S
 from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import StepSpec
 from frontier_mock.cost.tables import Floats, KernelTables, RaggedFit
+from frontier_mock.cost.vision import EncoderPrice
 
 _Table = TypeVar("_Table")
 
@@ -142,6 +143,7 @@ class TabledStepCost:
         "_sliding_layers",
         "_tables",
         "_token_ns",
+        "_vision",
         "spec",
     )
 
@@ -177,6 +179,10 @@ class TabledStepCost:
         else:
             self._prefill = LatentPrice(model.latent, hw, heads)
             self._latent = LatentPrice(model.latent, hw, decode_heads)
+        self._vision: EncoderPrice | None = None
+        if model.vision is not None and self._first:
+            size = model.vision.hidden_size // model.vision.num_heads
+            self._vision = EncoderPrice(spec, tables, _of_size(tables.prefill["bf16"], size))
         self._experts = ExpertPrice(spec, tables, self._shard) if model.experts else None
         self._cpu_step_ns = spec.engine.cpu_step_s * 1e9
         masks_s = spec.sampling.grammar * GRAMMAR_S
@@ -211,7 +217,7 @@ class TabledStepCost:
 
     def chunked_ns(self, batch: RankBatch, rows: int) -> float:
         """GPU time of a forward pass with prompt chunks in it, and `rows` rows of logits."""
-        num_decodes, decode_kv_tokens, chunks, drafts = batch
+        num_decodes, decode_kv_tokens, chunks, drafts = batch[:4]
         tokens = num_decodes + drafts
         for chunk in chunks:
             tokens += chunk[0]
@@ -226,6 +232,10 @@ class TabledStepCost:
             halves_ns = self._overlapped_ns(tokens, attention_ns, graphs)
             gpu_ns = min(gpu_ns, halves_ns + self.rows_ns(rows))
         return gpu_ns
+
+    def encode_ns(self, images: Sequence[int]) -> int:
+        """Nanoseconds of encoding images of so many patches each; 0 without an encoder."""
+        return 0 if self._vision is None else round(self._vision.images_ns(images))
 
     def lockstep(self, batches: Sequence[RankBatch]) -> int:
         """Nanoseconds of one step of all `dp` ranks of attention, idle ones among them.
@@ -245,6 +255,8 @@ class TabledStepCost:
             logits = batch.num_decodes + batch.drafts
             tokens = logits + sum(chunk[0] for chunk in batch.chunks)
             own_ns = self.prefill_ns(batch.chunks) if batch.chunks else 0.0
+            if batch.images:
+                own_ns += self.encode_ns(batch.images)
             if batch.num_decodes and batch.chunks:
                 own_ns += self.decode_beside_ns(batch.num_decodes, batch.kv_tokens)
             elif batch.num_decodes:

@@ -35,6 +35,10 @@ class SchedulerSpec:
     prefill_schedule_interval: int = 1
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
+    encoder_budget_tokens: int = 0
+    """Tokens of images that one step encodes; 0 for a model that takes text only."""
+    encoder_cache_tokens: int = 0
+    """Tokens of encoded images that are kept."""
     speculation: SpeculationSpec | None = None
     offload: OffloadSpec | None = None
     """A tier under the GPU, if there is one."""
@@ -79,6 +83,8 @@ class SglangSchedulerSpec:
     """Kept free per running request when a prompt from elsewhere gets its pages."""
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
+    encoder_cache_tokens: int = 0
+    """Tokens of encoded images that are kept; 0 for a model that takes text only."""
     speculation: SpeculationSpec | None = None
 
     @property

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
-from frontier_mock.cost.protocol import RankBatch, StepCost
+from frontier_mock.cost.protocol import EncodingCost, RankBatch, StepCost
 from frontier_mock.cost.slowed import slowed
 from frontier_mock.serving.hold import Hold
 from frontier_mock.serving.remote_kv import Exchange
@@ -412,13 +412,14 @@ class Worker:
             self._segment = (0, 0, 0)
             # Without chunks it only takes in prompts that another engine has computed.
             price_ns = self._cost.mixed(0, 0, current.chunks) if current.chunks else 0
+            price_ns += self._encode_ns(current)
             if current.load is not None:
                 price_ns = round(current.load.stretched(price_ns))
             self.put_off(t_ns, price_ns)
             return
         if current.chunks:
             self._segment = (0, 0, 0)
-            mixed_ns = self._mixed_ns(current, step)
+            mixed_ns = self._mixed_ns(current, step) + self._encode_ns(current)
             if current.load is not None:
                 mixed_ns = current.load.stretched(mixed_ns)
             self.open(t_ns, mixed_ns, 0.0)
@@ -443,6 +444,12 @@ class Worker:
         self.open(t_ns, line.base_ns + line.slope_ns * kv, line.slope_ns * n)
         return max(step, (line.kv_max - current.kv_offset) // n)
 
+    def _encode_ns(self, current: Step) -> SimTime:
+        """The price of the images that go with a step, before the rest of it."""
+        if not current.images or not isinstance(self._true_cost, EncodingCost):
+            return 0
+        return self._true_cost.encode_ns(current.images)
+
     def _mixed_ns(self, current: Step, step: int) -> float:
         """The price of a step with chunks in it; a chunk of one token is a decode to the GPU."""
         n = current.num_decodes
@@ -466,7 +473,8 @@ class Worker:
         if step is None:
             return RankBatch(0, 0)
         n = step.num_decodes
-        return RankBatch(n, step.kv_offset + n * (self._step + 1) if n else 0, step.chunks)
+        kv_tokens = step.kv_offset + n * (self._step + 1) if n else 0
+        return RankBatch(n, kv_tokens, step.chunks, images=step.images)
 
     def open(self, t_ns: SimTime, first_ns: float, growth_ns: float) -> None:
         """From `t_ns` on a step takes `first_ns`, and each one `growth_ns` more than the last."""

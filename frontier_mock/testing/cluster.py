@@ -25,7 +25,7 @@ from frontier_mock.config.resolve import (
     resolve_single,
 )
 from frontier_mock.config.scenario import load_scenario
-from frontier_mock.config.served import served_models
+from frontier_mock.config.served import served_models, sized
 from frontier_mock.config.vllm_flags import SimulatorArgs, parse_serve
 from frontier_mock.core.commands import AUTO_WORKER
 from frontier_mock.core.events import Event
@@ -231,7 +231,7 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
     resolved, simulator = resolve(spec)
     resolved = with_compat(resolved, simulator)
     new_id = counting_ids()
-    models = served_models(resolved, eos_model(simulator), {})
+    models = sized(served_models(resolved, eos_model(simulator), {}), simulator.image_size)
     args = resolved.workers[0].args
     environment = {"VLLM_SERVER_DEV_MODE": "1"} if spec.dev_mode else {}
     server = ClusterServer(

@@ -27,6 +27,7 @@ from frontier_mock.wire.fields import (
     union,
 )
 from frontier_mock.wire.generation import MESSAGES, Generation
+from frontier_mock.wire.images import source_url
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
@@ -266,7 +267,8 @@ def _converted(message: dict[str, Json]) -> list[Json]:
         if kind == "text" and block.get("text"):
             parts.append({"type": "text", "text": block["text"]})
         elif kind == "image":
-            parts.append({"type": "image_url", "image_url": {"url": ""}})
+            url = source_url(block.get("source"))
+            parts.append({"type": "image_url", "image_url": {"url": url}})
         elif kind == "tool_use":
             arguments = dumps(block.get("input") or {})
             function: Json = {"name": block.get("name") or "", "arguments": arguments}

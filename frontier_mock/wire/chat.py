@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
+from frontier_mock.core.commands import Media
 from frontier_mock.wire import sampling
 from frontier_mock.wire.errors import ApiError, invalid, not_implemented
 from frontier_mock.wire.fields import (
@@ -24,6 +25,7 @@ from frontier_mock.wire.generation import (
     ToolCall,
 )
 from frontier_mock.wire.kv_transfer import with_transfer
+from frontier_mock.wire.media import Album
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import (
     Headers,
@@ -33,6 +35,7 @@ from frontier_mock.wire.plan import (
     check_prompt_ids,
     data_parallel_rank,
     effective_max_tokens,
+    encode_media,
     encode_prompt,
     model_name,
     plan_sequences,
@@ -268,14 +271,19 @@ def _plan(
     if not _NEEDS_SUPPORT.isdisjoint(fields):
         _check_support(raw, fields, served)
     extras = _NO_EXTRAS if _EXTRAS.isdisjoint(fields) else _extras(fields, served)
-    turns, text = render_prompt(fields, served.tokenizer)
+    album = Album(served.media)
+    turns, text = render_prompt(fields, served.tokenizer, album)
     cap_field = "max_completion_tokens"
     asked = optional_int_field(fields, cap_field)
     if asked is None:
         cap_field = "max_tokens"
         asked = optional_int_field(fields, cap_field)
     limits = prompt_limits(fields, cap_field, asked, served)
-    ids = encode_prompt(text, extras.add_special_tokens, limits, served)
+    media: tuple[Media, ...] = ()
+    if album.images:
+        ids, media = encode_media(album, text, extras.add_special_tokens, limits, served)
+    else:
+        ids = encode_prompt(text, extras.add_special_tokens, limits, served)
     max_tokens = effective_max_tokens(asked, len(ids), served)
     n = extras.n
     sampling.check_sampling(fields, n, max_tokens, served)
@@ -303,6 +311,7 @@ def _plan(
         resumable=resumable,
         write=write,
         reads_cache=logprobs is None or logprobs.prompt is None,
+        media=media,
         session_id=session_of(fields, headers) if served.keeps_tokens else None,
     )
     if forced is not None:

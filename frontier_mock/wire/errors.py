@@ -207,6 +207,17 @@ def engine_dead() -> ApiError:
     return ApiError(500, message, "InternalServerError")
 
 
+def media_too_long(max_model_len: int, prompt_tokens: int) -> ApiError:
+    """400 for a prompt that its images make longer than the context."""
+    return invalid(
+        f"The decoder prompt (length {prompt_tokens}) is longer than the maximum model length of "
+        f"{max_model_len}. Make sure that `max_model_len` is no smaller than the number of text "
+        "tokens plus multimodal tokens. For image inputs, the number of image tokens depends on "
+        "the number of images, and possibly their aspect ratios as well.",
+        late=True,
+    )
+
+
 def internal_error() -> ApiError:
     """500 for a request that failed inside the engine."""
     return ApiError(500, "Internal server error", "InternalServerError", late=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from frontier_mock.wire.errors import Loc, Problem, invalid
+from frontier_mock.wire.errors import Loc, Problem, invalid, not_implemented
 from frontier_mock.wire.fields import (
     Check,
     Fields,
@@ -15,6 +15,7 @@ from frontier_mock.wire.fields import (
     typed_dict,
     union,
 )
+from frontier_mock.wire.media import Album
 from frontier_mock.wire.tokenizer import Json, Tokenizer
 
 Turns = list[dict[str, Json]]
@@ -38,6 +39,7 @@ _INCOMPATIBLE = (
 _TEMPLATE_FIELDS = frozenset(
     ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 )
+_IMAGE_KINDS = ("image_url", "input_image")
 _MODALITIES = ("image", "audio", "video")
 
 
@@ -137,12 +139,15 @@ def _check_message(message: Json, loc: Loc, problems: list[Problem]) -> None:
     problems += collected
 
 
-def render_prompt(fields: Fields, tokenizer: Tokenizer) -> tuple[Turns, str]:
-    """The turns and the prompt text of checked chat fields.
+def render_prompt(
+    fields: Fields, tokenizer: Tokenizer, album: Album | None = None
+) -> tuple[Turns, str]:
+    """The turns and the prompt text of checked chat fields, with a mark for each image.
 
-    Raises ApiError if a part is not text or the chat template refuses the conversation.
+    Images are put into `album`. Raises ApiError if a part is neither text nor such an image, or the
+    chat template refuses the conversation.
     """
-    turns = conversation(fields["messages"])
+    turns = conversation(fields["messages"], album)
     if _TEMPLATE_FIELDS.isdisjoint(fields):
         try:
             return turns, tokenizer.render_chat(turns)
@@ -170,10 +175,10 @@ def _render_as_asked(turns: Turns, fields: Fields, tokenizer: Tokenizer) -> str:
         raise invalid(str(error)) from None
 
 
-def conversation(messages: Json) -> Turns:
+def conversation(messages: Json, album: Album | None = None) -> Turns:
     """Messages with their content flattened to text, for a template that knows only text.
 
-    Raises ApiError for parts that are not text: the models served here have no other modality.
+    Raises ApiError for parts that are neither text nor an image that `album` takes.
     """
     turns: Turns = []
     for message in messages if isinstance(messages, list) else ():
@@ -185,12 +190,12 @@ def conversation(messages: Json) -> Turns:
             continue
         turn = dict(message)
         parts = content if isinstance(content, list | dict) else []
-        turn["content"] = "\n".join(text for part in parts if (text := _part_text(part)))
+        turn["content"] = "\n".join(text for part in parts if (text := _part_text(part, album)))
         turns.append(turn)
     return turns
 
 
-def _part_text(part: Json) -> str | None:
+def _part_text(part: Json, album: Album | None) -> str | None:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
@@ -199,6 +204,13 @@ def _part_text(part: Json) -> str | None:
     if kind is not None and not isinstance(kind, str):
         raise invalid("Invalid 'type' field in multimodal part.", "type")
     key = _TEXT_KEYS.get(kind or "text")
+    if kind in _IMAGE_KINDS and album is not None:
+        try:
+            return album.add(part, "image_url")
+        except NotImplementedError as error:
+            raise not_implemented(str(error)) from None
+        except ValueError as error:
+            raise invalid(str(error)) from None
     if key is None:
         modality = next((m for m in _MODALITIES if m in str(kind)), str(kind))
         raise invalid(f"At most 0 {modality}(s) may be provided in one prompt.")

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frontier_mock.core.commands import Submit
+from frontier_mock.core.commands import Media, Submit
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.wire.block_keys import content_key, hash_blocks, salt_hash
 from frontier_mock.wire.continuation import Resumed, find_resumed
 from frontier_mock.wire.errors import (
     data_parallel_rank_out_of_range,
     invalid,
+    media_too_long,
     prompt_too_long,
     text_too_long,
     too_many_output_tokens,
@@ -30,6 +31,7 @@ from frontier_mock.wire.fitting import dictated_ending, fitted_ending
 from frontier_mock.wire.generation import SequencePlan
 from frontier_mock.wire.kv_hashes import Namespace
 from frontier_mock.wire.kv_tokens import TokenPrompt
+from frontier_mock.wire.media import Album, content_ids, encode_with
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.stops import Ending, StopRules, find_ending
 from frontier_mock.wire.structured import Write
@@ -129,6 +131,23 @@ def encode_prompt(
         # vLLM stops tokenising a text one token past the limit, and reports that many.
         raise prompt_too_long(limits.max_model_len, limits.max_model_len + 1)
     return truncate_prompt(ids, limits)
+
+
+def encode_media(
+    album: Album, text: str, add_special_tokens: bool, limits: PromptLimits, served: ServedModel
+) -> tuple[TokenIds, tuple[Media, ...]]:
+    """As `encode_prompt`, for a text with images, which is not cut. Raises ApiError."""
+
+    def encode(piece: str) -> TokenIds:
+        return encode_prompt(piece, add_special_tokens, PromptLimits(limits.max_model_len), served)
+
+    try:
+        ids, media = encode_with(album, text, encode, served.tokenizer.vocab_size)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if len(ids) > limits.max_model_len:
+        raise media_too_long(limits.max_model_len, len(ids))
+    return ids, media
 
 
 def truncate_prompt(ids: TokenIds, limits: PromptLimits) -> TokenIds:
@@ -234,6 +253,7 @@ def plan_sequences(
     dictated: Sequence[int] = (),
     reads_cache: bool = True,
     session_id: str | None = None,
+    media: tuple[Media, ...] = (),
 ) -> list[SequencePlan]:
     """The n choices of one prompt: their text, their end, and the command that submits each.
 
@@ -241,12 +261,13 @@ def plan_sequences(
     choice goes on with that output (`wire.continuation`); 0 takes none. `write` says what the text
     is where the request prescribes its shape (`wire.structured`), `dictated` are the very tokens
     where it prescribes those. A prompt whose own logprobs are
-    wanted must be computed whole, and so does not read the cache.
+    wanted must be computed whole, and so does not read the cache. `media` are images among `ids`.
     """
     ring = served.ring
     size = ring.block_tokens
-    keys = hash_blocks(ids, size)
-    tail = ids[len(keys) * size :]
+    content = content_ids(ids, media)
+    keys = hash_blocks(content, size)
+    tail = content[len(keys) * size :]
     wishes = _NO_WISHES if _WISHES.isdisjoint(fields) else _wishes(fields)
     salt = wishes.salt
     if served.adapters and (adapter := model_name(fields, served)) in served.adapters:
@@ -286,6 +307,7 @@ def plan_sequences(
             priority,
             after,
             reads_cache=reads_cache,
+            media=media,
         )
         index = prompt_index * n + choice
         plans.append(SequencePlan(index, prompt_index, submit, text, ending.stop_reason))

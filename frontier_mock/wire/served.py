@@ -7,6 +7,7 @@ from frontier_mock.core.commands import AUTO_WORKER
 from frontier_mock.wire.deployment import Deployment
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.kv_transfer import KvPort
+from frontier_mock.wire.media import MediaPort
 from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Tokenizer
@@ -37,6 +38,7 @@ class ServedModel:
     their names. `deployment` is what weight updates and sleep take their time from.
     `old_metric_names` adds families that vLLM gave up to /metrics. `sglang` has SGLang's own
     settings if that is the engine, `kv` what its connector tells other engines, if it has one.
+    `media` is what images the model takes, None for a model of text alone.
     """
 
     names: tuple[str, ...]
@@ -69,6 +71,7 @@ class ServedModel:
     adapters: Mapping[str, str] = field(default_factory=dict)
     sglang: SglangFront | None = None
     kv: KvPort | None = None
+    media: MediaPort | None = None
 
     @property
     def block_tokens(self) -> int:

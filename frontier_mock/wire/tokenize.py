@@ -17,6 +17,7 @@ from frontier_mock.wire.fields import (
     nullable,
     string,
 )
+from frontier_mock.wire.media import Album, encode_with
 from frontier_mock.wire.messages import message_list, render_prompt
 from frontier_mock.wire.plan import check_model
 from frontier_mock.wire.render import dumps
@@ -99,8 +100,16 @@ def _chat_ids(fields: Fields, served: ServedModel) -> TokenIds:
             "Chat template is passed with request, but --trust-request-chat-template is not set. "
             "Refused request with untrusted chat template."
         )
-    _, text = render_prompt(fields, served.tokenizer)
-    return _encode(text, flag_field(fields, "add_special_tokens"), served)
+    album = Album(served.media)
+    _, text = render_prompt(fields, served.tokenizer, album)
+    special = flag_field(fields, "add_special_tokens")
+    try:
+        ids, _ = encode_with(
+            album, text, lambda piece: _encode(piece, special, served), served.tokenizer.vocab_size
+        )
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    return ids
 
 
 def _encode(text: str, add_special_tokens: bool, served: ServedModel) -> TokenIds:

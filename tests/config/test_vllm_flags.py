@@ -92,6 +92,7 @@ _FOLDED_INTO = {
     "weight_transfer_backend",
     "num_redundant_experts",
     "kv_offload",
+    "max_images",
 }
 
 
@@ -105,6 +106,7 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     folded |= {"weight_transfer_config", "eplb_config"}
     folded |= {"spec_method", "spec_model", "spec_tokens"}
     folded |= {"kv_offloading_size", "kv_offloading_backend"}
+    folded |= {"limit_mm_per_prompt", "language_model_only"}
     folded |= {"dbo_decode_token_threshold", "dbo_prefill_token_threshold"}
     assert acted - folded == fields - _FOLDED_INTO
 

@@ -33,8 +33,8 @@ class Step(NamedTuple):
     `firsts` are the sequences whose last chunk this is: they get a token when it ends. `ticks` is 1
     if the step advances the decode tick and 0 if it is a prefill-only step. Steps with equal
     `num_decodes` and `kv_offset` have the same decodes; under speculative decoding `kv_offset` says
-    that and nothing else, and `Scheduler.loads` has the sums.
-    `load` is what it has to wait for, if anything.
+    that and nothing else, and `Scheduler.loads` has the sums. `images` are the patches of the
+    images that are encoded before, `load` is what it has to wait for, if anything.
     """
 
     number: int
@@ -44,6 +44,7 @@ class Step(NamedTuple):
     firsts: tuple[Sequence, ...]
     ticks: int = 1
     load: Load | None = None
+    images: tuple[int, ...] = ()
 
     @property
     def kv_tokens(self) -> int:

@@ -28,6 +28,7 @@ section 8. `classic` rules from 0.5.5 and 0.5.9.
 
 from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.encoder_cache import EncoderCache
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
@@ -83,6 +84,8 @@ class SglangScheduler:
         self._batch = _batch(spec)
         self._inbound = Inbound(spec, kv)
         self._num_pinned = 0
+        room = spec.encoder_cache_tokens
+        self.encoder = EncoderCache(room, room)
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
         self.offload: Tier | None = None
@@ -404,10 +407,15 @@ class SglangScheduler:
         self._had_chunk = self._chunked is not None
         tokens = pages = 0
         chunks: list[Chunk] = []
+        images: tuple[int, ...] = ()
         for seq, new in batch.grants:
             if seq.state == WAITING:
                 self._admit(seq, t_ns)
             chunks.append(Chunk(new, seq.computed))
+            if seq.submit.media:
+                images += self.encoder.take(seq, seq.computed, new)
+                # Its cache is one of what was used last, and nobody's.
+                self.encoder.drop(seq)
             seq.computed += new
             tokens += new
             held = -(-seq.computed // page)
@@ -431,7 +439,8 @@ class SglangScheduler:
         for seq in firsts:
             self._batch.start(seq, step, number)
         offset = self._batch.kv_offset if decodes else 0
-        return Step(number, decodes, offset, tuple(chunks), tuple(firsts), int(decodes > 0))
+        ticks = int(decodes > 0)
+        return Step(number, decodes, offset, tuple(chunks), tuple(firsts), ticks, images=images)
 
     def _admit(self, seq: Sequence, t_ns: SimTime) -> None:
         """First chunk of a request that waited: its cached prefix is locked already."""

@@ -20,6 +20,7 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
+from frontier_mock.serving.encoder_cache import EncoderCache
 from frontier_mock.serving.kv_cache import KvCache, Match
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
@@ -80,6 +81,8 @@ class VllmScheduler:
         self._streamed: dict[int, list[tuple[Sequence, int]]] = {}
         self._prefilling: list[Sequence] = []
         self._grants: list[tuple[Sequence, Chunk]] = []
+        self.encoder = EncoderCache(spec.encoder_budget_tokens, spec.encoder_cache_tokens)
+        self._images: tuple[int, ...] = ()
         self.seen_step = 0
         self.blocked = False
         self.hit_tokens = 0
@@ -165,6 +168,8 @@ class VllmScheduler:
                 self._holdings.pin(seq, slots, known)
             else:
                 self._free(seq, finished)
+        if seq.submit.media:
+            self.encoder.drop(seq)
         seq.state = DONE
         self.blocked = False
 
@@ -253,6 +258,7 @@ class VllmScheduler:
             idle = not decodes.num_decodes and not self._prefilling and not decodes.joining
             inbound.notice(step, t_ns, idle)
         self._grants = []
+        self._images = ()
         budget = self._token_budget - decodes.tokens_of(step)
         need = decodes.blocks_of(step)
         preempted = False
@@ -294,6 +300,7 @@ class VllmScheduler:
             tuple([chunk for _, chunk in grants]),
             tuple([seq for seq, _ in grants if seq.first_step == step]),
             load=None if self._below is None else self._below.take_load(),
+            images=self._images,
         )
 
     def _chunk_cap(self) -> int:
@@ -322,6 +329,10 @@ class VllmScheduler:
             new = min(seq.goal - seq.computed, cap, left - extra)
             if new <= 0:
                 break
+            if seq.submit.media:
+                new = self.encoder.within(seq, seq.computed, new, step)
+                if not new:
+                    continue
             left -= new + extra
             blocks = self._holdings.blocks_for(seq.computed + new) - seq.held_blocks
             # What has come from elsewhere came into blocks for all of the prompt.
@@ -343,6 +354,7 @@ class VllmScheduler:
     def _walk(self, step: int, t_ns: SimTime) -> tuple[int, bool]:
         """vLLM's own loop over the running list, for steps in which something is short."""
         budget = self._token_budget
+        self.encoder.restart(step)
         order = list(self.running.values())
         cap = self._chunk_cap()
         spent: dict[int, int] = {}
@@ -387,6 +399,8 @@ class VllmScheduler:
             if self._pace.deferring:
                 return 0, 0
             tokens = min(seq.goal - seq.computed, cap, budget - self._extra)
+            if seq.submit.media and tokens > 0:
+                tokens = self.encoder.within(seq, seq.computed, tokens, step)
             return tokens, self._holdings.blocks_for(seq.computed + tokens) - seq.held_blocks
         tokens, blocks = self._decodes.wants(seq, step)
         affordable = min(cap, budget - self._extra)
@@ -406,6 +420,8 @@ class VllmScheduler:
         computed = seq.computed = past + new
         self._holdings.grow(seq, computed)
         self._grants.append((seq, Chunk(new, past)))
+        if seq.submit.media:
+            self._images += self.encoder.take(seq, past, new)
         if seq.transfer is not None and seq.transfer.streams and self.exchange is not None:
             self._streamed.setdefault(step, []).append((seq, computed))
         if computed == seq.goal:
@@ -442,12 +458,16 @@ class VllmScheduler:
                 if not self.spec.enable_chunked_prefill:
                     return True
                 new = budget - extra
+            below = self._below
+            if seq.submit.media and not remote and below is None:
+                new = self.encoder.within(seq, hit, new, step)
+                if not new:
+                    return True
             whole = -(-goal // block)
             blocks = whole if remote else self._blocks_of(whole, hit + new)
             if not self._fits(match, blocks):
                 return new == budget - extra
             found = 0
-            below = self._below
             if below is not None and not remote:
                 found = below.tier.look(seq, hit, t_ns)
                 if found == WAITS:
@@ -459,6 +479,11 @@ class VllmScheduler:
                     blocks = self._blocks_of(whole, tokens) if below.in_step else whole
                     if not self._fits(match, blocks):
                         return new == budget - extra
+                if seq.submit.media:
+                    # What the tier has needs no encoder.
+                    new = self.encoder.within(seq, hit + found, new, step)
+                    if not new:
+                        return True
             self._queue.pop()
             first = seq.cached_tokens < 0
             if first or remote:
@@ -545,6 +570,8 @@ class VllmScheduler:
         if victim.state == PREFILL:
             self._prefilling.remove(victim)
         self._free(victim, had_turn=had_turn)
+        if victim.submit.media:
+            self.encoder.drop(victim)
         if victim.state == DECODE and not done:
             victim.close_span(step - 1)
         victim.preemptions += 1

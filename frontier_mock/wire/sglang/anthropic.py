@@ -25,6 +25,7 @@ from frontier_mock.wire.fields import (
     string,
     union,
 )
+from frontier_mock.wire.images import source_url
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
@@ -385,7 +386,7 @@ def _part(block: Mapping[str, Json]) -> list[Json]:
     if kind == "text":
         return [{"type": "text", "text": block["text"]}]
     if kind == "image" and block.get("source"):
-        return [{"type": "image_url", "image_url": {"url": "data:,"}}]
+        return [{"type": "image_url", "image_url": {"url": source_url(block["source"])}}]
     if kind == "search_result":
         found = _search_text(block)
         return [{"type": "text", "text": found}] if found else []

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from frontier_mock.core.commands import Media
 from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.fields import (
     Fields,
@@ -12,6 +13,7 @@ from frontier_mock.wire.fields import (
     text_field,
 )
 from frontier_mock.wire.generation import PromptText
+from frontier_mock.wire.media import Album, encode_with
 from frontier_mock.wire.messages import render_prompt
 from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
@@ -56,7 +58,7 @@ def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> SglangRequ
 def chat_prompt(raw: dict[str, Json], served: ServedModel) -> TokenIds:
     """The ids of the prompt that a chat body makes. Raises SglangError."""
     try:
-        return _prompt(_fields(raw), {}, served)
+        return _prompt(_fields(raw), {}, served)[0]
     except ValueError as error:
         raise openai_error(str(error), "BadRequest") from None
     except ApiError as error:
@@ -77,13 +79,13 @@ def chat_request(raw: dict[str, Json], headers: Headers, served: ServedModel) ->
     if refused:
         raise openai_error(refused)
     try:
-        ids = _prompt(fields, headers, served)
+        ids, media = _prompt(fields, headers, served)
     except ValueError as error:
         raise openai_error(str(error), "BadRequest") from None
     except ApiError as error:
         raise openai_error(error.message, "BadRequest") from None
     try:
-        return _plan(raw, fields, headers, ids, served)
+        return _plan(raw, fields, headers, (ids, media), served)
     except ValueError as error:
         raise openai_error(str(error)) from None
 
@@ -104,7 +106,7 @@ def _refusal(fields: Fields, served: ServedModel) -> str:
     for name in ("return_sampling_mask", "return_flat_raw_output_top_logprobs"):
         if flag_field(fields, name) and not flag_field(fields, "return_meta_info"):
             return f"{name} requires return_meta_info=true."
-    media = _media_in(messages)
+    media = _media_in(messages, served)
     if media:
         return f"Model only supports text input; received unsupported content type '{media}'."
     refused = _tool_refusal(fields)
@@ -148,12 +150,13 @@ def _tool_refusal(fields: Fields) -> str:
     return ""
 
 
-def _media_in(messages: Json) -> str:
+def _media_in(messages: Json, served: ServedModel) -> str:
+    """The type of the first part that the model does not take, "" if there is none."""
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind in _MEDIA_PARTS:
+            if kind in _MEDIA_PARTS and (served.media is None or kind != "image_url"):
                 return str(kind)
     return ""
 
@@ -167,8 +170,10 @@ def _cap(fields: Fields) -> int | None:
     )
 
 
-def _prompt(fields: Fields, headers: Headers, served: ServedModel) -> TokenIds:
-    """The prompt's ids. Raises ValueError and ApiError."""
+def _prompt(
+    fields: Fields, headers: Headers, served: ServedModel
+) -> tuple[TokenIds, tuple[Media, ...]]:
+    """The prompt's ids, and the images among them. Raises ValueError and ApiError."""
     if flag_field(fields, "stream"):
         for name, where in (
             ("return_prompt_token_ids", ""),
@@ -182,7 +187,7 @@ def _prompt(fields: Fields, headers: Headers, served: ServedModel) -> TokenIds:
                 )
     ids = fields.get("input_ids")
     if ids is not None:
-        return read_ids(ids)
+        return read_ids(ids), ()
     asked: Fields = {"messages": fields["messages"]}
     for name in ("tools", "chat_template_kwargs"):
         if fields.get(name) is not None:
@@ -194,13 +199,24 @@ def _prompt(fields: Fields, headers: Headers, served: ServedModel) -> TokenIds:
         asked["tools"] = named_tools(fields)
     if flag_field(fields, "continue_final_message"):
         asked |= {"continue_final_message": True, "add_generation_prompt": False}
-    _, text = render_prompt(asked, served.tokenizer)
-    return encode(text, served, add_special_tokens=False)
+    album = Album(served.media)
+    _, text = render_prompt(asked, served.tokenizer, album)
+    return encode_with(
+        album,
+        text,
+        lambda piece: encode(piece, served, add_special_tokens=False),
+        served.tokenizer.vocab_size,
+    )
 
 
 def _plan(
-    raw: dict[str, Json], fields: Fields, headers: Headers, ids: TokenIds, served: ServedModel
+    raw: dict[str, Json],
+    fields: Fields,
+    headers: Headers,
+    prompt: tuple[TokenIds, tuple[Media, ...]],
+    served: ServedModel,
 ) -> SglangRequest:
+    ids, media = prompt
     front = front_of(served)
     sampling = read_sampling(sampling_dict(fields, front, _cap(fields)), served.model_vocab_size)
     n = max(1, int_field(fields, "n", 1))
@@ -211,6 +227,7 @@ def _plan(
         fields["lora_path"] = adapter
     rank = read_dp_rank(fields, headers, served)
     ids = check_length(ids, served)
+    media = tuple([item for item in media if item.start + item.tokens <= len(ids)])
     namespace = namespace_of(fields, 0)
     priority = int_field(fields, "priority", 0)
     forced = forced_call(fields)
@@ -225,6 +242,7 @@ def _plan(
         rank=rank,
         write=None if forced is None else forced.writer(served),
         resumable="input_ids" in fields or flag_field(fields, "continue_final_message"),
+        media=media,
     )
     if forced is not None and front.tool_call_parser:
         plans = [replace(plan, call=forced.call(served)) for plan in plans]

@@ -87,7 +87,7 @@ def model_info_body(served: ServedModel, identity: Identity) -> bytes:
             "reasoning_parser": front.reasoning_parser,
             "tool_call_parser": front.tool_call_parser,
             "disaggregation_mode": front.disaggregation_mode,
-            "has_image_understanding": False,
+            "has_image_understanding": front.takes_images,
             "has_audio_understanding": False,
             "model_type": front.model_type,
             "architectures": None if front.architectures is None else [*front.architectures],

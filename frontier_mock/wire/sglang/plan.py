@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from frontier_mock.core.commands import Media
 from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.generation import SequencePlan
 from frontier_mock.wire.plan import plan_sequences
@@ -67,13 +68,14 @@ def plan_prompt(
     rank: int | None = None,
     resumable: int = 0,
     write: Write | None = None,
+    media: tuple[Media, ...] = (),
 ) -> tuple[list[SequencePlan], int]:
     """The n sequences of one prompt, and the clipped cap of each.
 
     `namespace` keeps equal prompts apart in the cache: extra key, salt and adapter. `rank` is the
     data-parallel rank they are for, None if the server may choose. A prompt that ends with at
     least `resumable` tokens of output, if that is not 0, goes on with it (`wire.continuation`).
-    `write` prescribes the text, as does a shape that `sampling` asks for.
+    `write` prescribes the text, as does a shape that `sampling` asks for. `media` are images in it.
     """
     cap = clipped(sampling.max_new_tokens, len(ids), front_of(served))
     wishes: Fields = {}
@@ -104,6 +106,7 @@ def plan_prompt(
         served,
         resumable=resumable,
         write=write,
+        media=media,
     )
     if sampling.stop:
         plans = [_unheld(plan) for plan in plans]

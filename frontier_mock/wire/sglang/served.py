@@ -61,6 +61,7 @@ class SglangFront:
     trust_request_chat_template: bool = False
     disaggregation_mode: str = "null"
     disaggregation: Disaggregation | None = None
+    takes_images: bool = False
     tokenizer_path: str = ""
     weight_version: str = "default"
     load_format: str = "auto"
