@@ -73,7 +73,7 @@ FIRST_FLAGS = """
 --enable-amd-monokernel | flag | False |
 --prefill-attention-backend | text | - |
 --prefill-kv-cache-dequant-dtype | choice:auto,nvfp4,fp8_e4m3 | auto |
---grammar-backend | text | - |
+--grammar-backend | text | - | none refuses constrained output; all others are xgrammar
 --fp8-gemm-runner-backend | text | auto |
 --fp4-gemm-runner-backend | text | auto |
 --bf16-gemm-backend | choice:auto,cutedsl,gemv,torch | auto |

@@ -46,7 +46,8 @@ from frontier_mock.wire.sglang.errors import (
     stream_error_frame,
     unsupported_media_type,
 )
-from frontier_mock.wire.sglang.generate import LateError, parse_generate, read_abort
+from frontier_mock.wire.sglang.generate import parse_generate, read_abort
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.ollama import parse_ollama_chat, parse_ollama_generate
 from frontier_mock.wire.sglang.ollama_answer import NDJSON
 from frontier_mock.wire.sglang.request import (

@@ -38,6 +38,7 @@ class TextRing:
         "_places",
         "_windows",
         "block_tokens",
+        "chars",
         "data",
         "end_id",
         "id_set",
@@ -67,6 +68,7 @@ class TextRing:
         self.ids = np.array(once * 2, np.uint32)
         self.text = period_text * 2
         self.data = self.text.encode("ascii")
+        self.chars = frozenset(period_text)
         self.offsets = [0]
         for piece in pieces * 2:
             self.offsets.append(self.offsets[-1] + len(piece))

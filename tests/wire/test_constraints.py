@@ -14,8 +14,10 @@ from frontier_mock.wire.errors import ApiError
 from frontier_mock.wire.generation import Generation, SequencePlan
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.chat import parse_chat as parse_sglang_chat
+from frontier_mock.wire.sglang.completions import parse_completion as parse_sglang_completion
 from frontier_mock.wire.sglang.errors import SglangError
-from frontier_mock.wire.sglang.generate import LateError, parse_generate
+from frontier_mock.wire.sglang.generate import parse_generate
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.served import SglangFront
 
 
@@ -156,6 +158,15 @@ def test_sglang_refuses_a_bad_regex(sglang: ServedModel) -> None:
         parse_sglang_chat(json.dumps(body).encode(), {}, sglang)
     assert refused.value.status == 400
     assert json.loads(refused.value.body())["message"] == message
+    for parse, asked in ((parse_sglang_chat, body), (parse_sglang_completion, {"prompt": "x"})):
+        streamed = json.dumps({**asked, "regex": "[a-z", "stream": True}).encode()
+        with pytest.raises(LateError) as late:
+            parse(streamed, {}, sglang)
+        assert late.value.frames is not None
+        first, done, _ = late.value.frames(0).decode().split("\n\n")
+        error = json.loads(first.removeprefix("data: "))["error"]
+        assert (error["message"], error["type"], error["code"]) == (message, "BAD_REQUEST", 400)
+        assert done == "data: [DONE]"
 
 
 EBNF = 'root ::= "SELECT " column (", " column)* " FROM t"\ncolumn ::= [a-z]+'
@@ -267,3 +278,10 @@ def test_sglang_refuses(sglang: ServedModel, wanted: dict[str, str], message: st
     with pytest.raises(LateError) as caught:
         generate(sglang, **wanted)
     assert caught.value.message.startswith(f"Failed to compile {message}")
+
+
+def test_sglang_without_a_grammar_backend_refuses_them_all(sglang: ServedModel) -> None:
+    assert sglang.sglang is not None
+    front = replace(sglang.sglang, server_args={"grammar_backend": "none"})
+    with pytest.raises(LateError, match="launched with --grammar-backend none"):
+        generate(replace(sglang, sglang=front), regex="a")

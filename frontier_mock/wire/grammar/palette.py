@@ -22,9 +22,8 @@ class Palette:
         self._ring = ring
         self._pool = _pool(ranges)
         chars = set(self._pool)
-        spoken = set(ring.text)
-        self._whole = spoken <= chars
-        letters = {char for char in spoken if char.isalpha()}
+        self._whole = ring.chars <= chars
+        letters = {char for char in ring.chars if char.isalpha()}
         self.flows = bool(letters) and letters <= chars
 
     def one(self, dice: Dice) -> str:

@@ -33,7 +33,7 @@ from frontier_mock.wire.sglang.anthropic_answer import error_frames
 from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.chat import chat_prompt, chat_request
 from frontier_mock.wire.sglang.errors import SglangError, anthropic_error
-from frontier_mock.wire.sglang.generate import LateError
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.openai_fields import anything
 from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.sglang.request import MESSAGES, SglangRequest

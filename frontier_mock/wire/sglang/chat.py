@@ -19,7 +19,7 @@ from frontier_mock.wire.plan import Headers
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.calls import forced_call, named_tools
-from frontier_mock.wire.sglang.errors import openai_error, validation_error
+from frontier_mock.wire.sglang.errors import SglangError, openai_error, validation_error
 from frontier_mock.wire.sglang.generate import (
     make_rids,
     namespace_of,
@@ -27,6 +27,7 @@ from frontier_mock.wire.sglang.generate import (
     read_dp_rank,
     read_ids,
 )
+from frontier_mock.wire.sglang.late import refused_constraint
 from frontier_mock.wire.sglang.openai_fields import (
     CHAT_FIELDS,
     adapter_in,
@@ -38,6 +39,7 @@ from frontier_mock.wire.sglang.openai_fields import (
 from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import CHAT, LogprobWish, SglangRequest, SglangSequence
 from frontier_mock.wire.sglang.sampling import check_samples, read_sampling
+from frontier_mock.wire.structured import ConstraintError
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _MEDIA_PARTS = ("image_url", "video_url", "audio_url", "input_audio", "image", "video", "audio")
@@ -46,13 +48,19 @@ _MEDIA_PARTS = ("image_url", "video_url", "audio_url", "input_audio", "image", "
 def parse_chat(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:
     """The request that a chat body asks for. Raises SglangError with SGLang's answer if it is bad.
 
-    Everything is found before an answer begins: SGLang takes the first chunk before it sends.
+    Everything is found before an answer begins, as SGLang takes the first chunk before it sends,
+    but for a grammar that fails: the first chunk of a stream says so, and that is a LateError.
     """
     try:
         raw = load_object(body)
     except ApiError as error:
         raise validation_error(error) from None
-    return chat_request(raw, headers, served)
+    try:
+        return chat_request(raw, headers, served)
+    except SglangError as error:
+        if isinstance(error.__cause__, ConstraintError):
+            raise refused_constraint(error.__cause__, raw.get("stream") is True) from None
+        raise
 
 
 def chat_prompt(raw: dict[str, Json], served: ServedModel) -> TokenIds:
@@ -86,6 +94,8 @@ def chat_request(raw: dict[str, Json], headers: Headers, served: ServedModel) ->
         raise openai_error(error.message, "BadRequest") from None
     try:
         return _plan(raw, fields, headers, (ids, media), served)
+    except ConstraintError as error:
+        raise openai_error(str(error)) from error
     except ValueError as error:
         raise openai_error(str(error)) from None
 

@@ -24,6 +24,7 @@ from frontier_mock.wire.sglang.generate import (
     read_dp_rank,
     read_ids,
 )
+from frontier_mock.wire.sglang.late import refused_constraint
 from frontier_mock.wire.sglang.openai_fields import (
     COMPLETION_FIELDS,
     adapter_in,
@@ -40,13 +41,17 @@ from frontier_mock.wire.sglang.request import (
     SglangSequence,
 )
 from frontier_mock.wire.sglang.sampling import check_samples, read_sampling
+from frontier_mock.wire.structured import ConstraintError
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 DEFAULT_MAX_TOKENS = 16
 
 
 def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:
-    """The request that a completion body asks for. Raises SglangError if it is bad."""
+    """The request that a completion body asks for. Raises SglangError if it is bad.
+
+    LateError for a stream whose grammar fails.
+    """
     try:
         raw = load_object(body)
         fields = check_fields(raw, COMPLETION_FIELDS, ("prompt",))
@@ -70,6 +75,8 @@ def parse_completion(body: bytes, headers: Headers, served: ServedModel) -> Sgla
         raise openai_error(str(error), "BadRequest") from None
     try:
         return _plan(raw, fields, headers, prompts, cap, served)
+    except ConstraintError as error:
+        raise refused_constraint(error, flag_field(fields, "stream")) from None
     except ValueError as error:
         raise openai_error(str(error)) from None
 

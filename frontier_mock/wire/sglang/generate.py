@@ -7,7 +7,7 @@ SGLang: a 400, or in a stream, which has begun by then, an event.
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -38,6 +38,7 @@ from frontier_mock.wire.plan import Headers, actor_of
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import http_error, validation_error
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import (
     GENERATE,
@@ -148,21 +149,6 @@ class Prompts(NamedTuple):
     def __len__(self) -> int:
         """How many there are."""
         return len(self.texts) or len(self.ids)
-
-
-class LateError(Exception):
-    """A fault that SGLang finds when a streamed answer has begun; `stream` says whether it has.
-
-    `frames` then makes the whole stream, given unix time, if it is not one of /generate.
-    """
-
-    def __init__(
-        self, message: str, stream: bool, frames: Callable[[int], bytes] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.stream = stream
-        self.frames = frames
 
 
 def parse_generate(body: bytes, headers: Headers, served: ServedModel) -> SglangRequest:

@@ -9,7 +9,7 @@ from frontier_mock.wire.plan import plan_sequences
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.sampling import Sampling
 from frontier_mock.wire.sglang.served import SglangFront
-from frontier_mock.wire.structured import Write, sglang_writer
+from frontier_mock.wire.structured import ConstraintError, Write, sglang_writer
 from frontier_mock.wire.text import FixedText, SyntheticText
 from frontier_mock.wire.tokenizer import TokenIds
 
@@ -95,6 +95,7 @@ def plan_prompt(
     if sampling.no_stop_trim:
         wishes["include_stop_str_in_output"] = True
     if write is None and sampling.shape is not None:
+        _check_backend(sampling, served)
         write = sglang_writer(sampling.shape, served.ring)
     plans = plan_sequences(
         ids,
@@ -113,6 +114,15 @@ def plan_prompt(
     if rank is not None:
         plans = [replace(plan, submit=replace(plan.submit, rank=rank)) for plan in plans]
     return plans, cap
+
+
+def _check_backend(sampling: Sampling, served: ServedModel) -> None:
+    backend = front_of(served).server_args.get("grammar_backend")
+    if backend == "none" and sampling.shape is not None and "choice" not in sampling.shape:
+        raise ConstraintError(
+            "Grammar-based generation (json_schema, regex, ebnf, structural_tag) is not supported "
+            "when the server is launched with --grammar-backend none"
+        )
 
 
 def _unheld(plan: SequencePlan) -> SequencePlan:

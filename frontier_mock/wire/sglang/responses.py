@@ -39,11 +39,11 @@ from frontier_mock.wire.sglang.calls import forced_call
 from frontier_mock.wire.sglang.chat import chat_prompt
 from frontier_mock.wire.sglang.errors import SglangError, nested_error, responses_error
 from frontier_mock.wire.sglang.generate import (
-    LateError,
     namespace_of,
     read_bootstrap,
     read_dp_rank,
 )
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.openai_fields import adapter_in
 from frontier_mock.wire.sglang.plan import check_length, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import (

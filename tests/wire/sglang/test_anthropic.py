@@ -11,7 +11,7 @@ from frontier_mock.wire.sglang.anthropic import count_tokens_body, parse_message
 from frontier_mock.wire.sglang.anthropic_answer import MessagesStream, render_messages
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.errors import SglangError
-from frontier_mock.wire.sglang.generate import LateError
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.request import Live, SglangRequest
 from frontier_mock.wire.sglang.served import SglangFront
 from tests.wire.sglang.test_generate import ends

@@ -9,7 +9,8 @@ import pytest
 
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.errors import SglangError
-from frontier_mock.wire.sglang.generate import LateError, parse_generate
+from frontier_mock.wire.sglang.generate import parse_generate
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.native import GenerateStream, render_generate
 from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest
 from frontier_mock.wire.sglang.sampling import TOP_K_ALL

@@ -12,7 +12,8 @@ from frontier_mock.wire.sglang.anthropic import count_tokens_body, parse_message
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
 from frontier_mock.wire.sglang.errors import SglangError
-from frontier_mock.wire.sglang.generate import FIELDS, LateError, parse_generate
+from frontier_mock.wire.sglang.generate import FIELDS, parse_generate
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS
 from frontier_mock.wire.sglang.request import SglangRequest
 from frontier_mock.wire.sglang.responses import parse_responses

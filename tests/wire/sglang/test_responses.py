@@ -10,7 +10,7 @@ from openai.types.responses import Response
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.errors import SglangError
-from frontier_mock.wire.sglang.generate import LateError
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.request import Live, SglangRequest
 from frontier_mock.wire.sglang.responses import parse_responses
 from frontier_mock.wire.sglang.responses_answer import ResponsesStream, render_responses

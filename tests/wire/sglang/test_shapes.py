@@ -9,7 +9,8 @@ import pytest
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.anthropic_answer import render_messages
 from frontier_mock.wire.sglang.chat import parse_chat
-from frontier_mock.wire.sglang.generate import LateError, parse_generate
+from frontier_mock.wire.sglang.generate import parse_generate
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.native import GenerateStream, render_generate
 from frontier_mock.wire.sglang.request import Live, SglangRequest
 from frontier_mock.wire.sglang.served import SglangFront
