@@ -188,9 +188,9 @@ is used
 --sidecar-args | texts | - |
 --skip-server-warmup | flag | False |
 --warmups | text | - |
---enable-http2 | flag | False |
---http2-max-concurrent-streams | int | 200 |
---http2-initial-connection-window-size | int | 1024 * 1024 |
+--enable-http2 | flag | False | HTTP/2 with prior knowledge beside HTTP/1.1 (extra http2)
+--http2-max-concurrent-streams | int | 200 | what clients are told
+--http2-initial-connection-window-size | int | 1024 * 1024 | what clients may send ahead
 --ssl-keyfile | text | - |
 --ssl-certfile | text | - |
 --ssl-ca-certs | text | - |

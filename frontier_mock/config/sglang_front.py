@@ -12,7 +12,7 @@ from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.sglang.disaggregation import Disaggregation
-from frontier_mock.wire.sglang.served import RouteNames, SglangFront
+from frontier_mock.wire.sglang.served import Http2, RouteNames, SglangFront
 from frontier_mock.wire.tokenizer import Json
 
 _INPUT_MARGIN_TOKENS = 5
@@ -87,6 +87,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         version=step.engine.version,
         routes=_route_names(environment),
         compat=worker.compat,
+        http2=_http2(given),
     )
 
 
@@ -222,6 +223,21 @@ def _object(given: Mapping[str, object], name: str) -> dict[str, Json] | None:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"argument {option}: {shown(text)} is not a JSON object")
     return value
+
+
+def _http2(given: Mapping[str, object]) -> Http2 | None:
+    """--enable-http2 and its bounds. Raises ConfigError."""
+    if not _flag(given, "enable_http2"):
+        return None
+    streams = _whole(given, "http2_max_concurrent_streams", 200)
+    window = _whole(given, "http2_initial_connection_window_size", 1 << 20)
+    for option, value, low, high in (
+        ("--http2-max-concurrent-streams", streams, 1, 2**32 - 1),
+        ("--http2-initial-connection-window-size", window, 1024, 2**31 - 1),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"argument {option}: {value}; allowed: {low} to {high}")
+    return Http2(streams, window)
 
 
 def _route_names(environment: Mapping[str, str]) -> RouteNames:

@@ -43,9 +43,11 @@ def json_answer(value: Mapping[str, object], status: int = 200) -> Answer:
 class Heads:
     """Status lines and headers, with the date rendered once a second."""
 
-    __slots__ = ("_common_lines", "_second")
+    __slots__ = ("_common_lines", "_name", "_second")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "uvicorn") -> None:
+        """`name` is what the server is called."""
+        self._name = name
         self._second = 0
         self._common_lines = ""
 
@@ -72,7 +74,7 @@ class Heads:
             self._second = second
             self._common_lines = (
                 f"date: {_DAYS[t.tm_wday]}, {t.tm_mday:02d} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
-                f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT\r\nserver: uvicorn\r\n"
+                f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT\r\nserver: {self._name}\r\n"
             )
         return self._common_lines
 

@@ -17,7 +17,7 @@ from frontier_mock.simtime import SimTime
 
 logger = logging.getLogger("frontier_mock")
 
-_READER_BEHIND_BYTES = 1 << 20
+READER_BEHIND_BYTES = 1 << 20
 """A reader with this much unread is behind: its stream waits, see `Exchange.behind`."""
 
 _SWEEP_S = 5.0
@@ -129,7 +129,7 @@ class Exchange:
     def behind(self) -> bool:
         """Whether the reader is so slow that it is better to write less often."""
         connection = self._connection
-        return connection is not None and connection.unread_bytes() > _READER_BEHIND_BYTES
+        return connection is not None and connection.unread_bytes() > READER_BEHIND_BYTES
 
     def is_lost(self) -> bool:
         """Whether there is nobody to answer any more."""
@@ -313,14 +313,14 @@ class Connection(asyncio.Protocol):
 class Http1Server:
     """All connections of one port; `loop.create_server(Http1Server(...))` makes it listen."""
 
-    def __init__(self, app: App, keepalive_s: float) -> None:
-        """Idle connections are closed after `keepalive_s` real seconds."""
+    def __init__(self, app: App, keepalive_s: float, name: str = "uvicorn") -> None:
+        """Idle connections are closed after `keepalive_s` real seconds; `name` is in answers."""
         self.app = app
-        self.heads = Heads()
+        self.heads = Heads(name)
         self.connections: dict[Connection, None] = {}
         self.access: Callable[[str, Request, int], None] | None = None
         """Told of every answer's peer, request and status as it leaves, if somebody logs them."""
-        self._keepalive_s = keepalive_s
+        self.keepalive_s = keepalive_s
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __call__(self) -> Connection:
@@ -348,7 +348,7 @@ class Http1Server:
             await asyncio.sleep(0)
 
     def _sweep(self) -> None:
-        limit_s = time.monotonic() - self._keepalive_s
+        limit_s = time.monotonic() - self.keepalive_s
         for connection in list(self.connections):
             if not connection.busy and connection.idle_since_s < limit_s:
                 connection.close()

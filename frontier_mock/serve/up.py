@@ -216,7 +216,7 @@ class ClusterServer:
             apps.append(app)
             if isinstance(app, SglangApp):
                 self._sglang.append(app)
-            web = Http1Server(app, _KEEPALIVE_S)
+            web = _web(app, served)
             if not isinstance(loop, VirtualTimeLoop):
                 # There a client's pool may count real seconds and be silent for virtual hours.
                 web.start()
@@ -393,6 +393,21 @@ def metrics_of(
 
 _DRAIN_POLL_S = 0.02
 _CLOSE_TIMEOUT_S = 5.0
+
+
+def _web(app: VllmApp | SglangApp, served: ServedModel) -> Http1Server:
+    """The connections of one port. Raises ConfigError if h2 is not installed where it is needed."""
+    web = Http1Server(app, _KEEPALIVE_S)
+    settings = None if served.sglang is None else served.sglang.http2
+    if settings is None:
+        return web
+    try:
+        from frontier_mock.serve.http2 import Http2Server
+    except ImportError as error:
+        raise ConfigError(
+            f"enable-http2: {error}; needs pip install 'frontier-mock[http2]'"
+        ) from None
+    return Http2Server(web, settings)
 
 
 def log_to_stderr() -> None:

@@ -9,6 +9,14 @@ from frontier_mock.wire.tokenizer import Json
 
 
 @dataclass(frozen=True, slots=True)
+class Http2:
+    """What a server that speaks HTTP/2 tells its clients: how much of it they may have at once."""
+
+    max_concurrent_streams: int = 200
+    window_bytes: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class RouteNames:
     """Paths that SGLang takes from its environment, and their defaults.
 
@@ -87,5 +95,6 @@ class SglangFront:
     """How /health finds out: by waiting for output, so long; or not at all."""
     version: str = "0.5.23"
     routes: RouteNames = RouteNames()
+    http2: Http2 | None = None
     compat: tuple[str, ...] = DEFAULT_COMPAT
     """What it still does that 0.5.23 does not (`wire.compat`)."""
