@@ -5,7 +5,7 @@ two engines cut the cache differently, the receiver then lays it out anew. What 
 in another process passes this side's links only, no faster than the other's NICs take it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from frontier_mock.cluster.fabric import Fabric
 from frontier_mock.cluster.links import FabricSpec, Topology
@@ -35,11 +35,16 @@ class Carrier:
         self._timers = timers
         self._arrive = arrive
         self._by_flow: dict[int, Room] = {}
+        self._parcels: dict[int, Callable[[SimTime], None]] = {}
+        self._num_parcels = 0
 
     def advance(self, t_ns: SimTime) -> None:
         """Go on with rooms whose flow has ended by `t_ns`."""
         for flow in self.fabric.pop_done(t_ns):
-            self._moved(self._by_flow.pop(flow), t_ns)
+            if flow < 0:
+                self._parcels.pop(flow)(t_ns)
+            else:
+                self._moved(self._by_flow.pop(flow), t_ns)
 
     def move(self, room: Room, t_ns: SimTime) -> None:
         """Start the next flow of a room, if there is anything to move and somewhere to put it."""
@@ -62,6 +67,25 @@ class Carrier:
         """Start a flow of all that has been computed by then."""
         room.moving = True
         self._timers.set(t_ns + delay_ns, room, self._begin)
+
+    def send(
+        self,
+        source: int,
+        target: int,
+        num_bytes: int,
+        t_ns: SimTime,
+        arrived: Callable[[SimTime], None],
+    ) -> None:
+        """Move something that is no KV from one engine to another, and say when it is there."""
+        self._num_parcels += 1
+        # Rooms count upwards.
+        flow = -self._num_parcels
+        self._parcels[flow] = arrived
+
+        def begin(room: Room, at_ns: SimTime) -> None:
+            self.fabric.start(at_ns, flow, self.topology.path(source, target), num_bytes)
+
+        self._timers.set(t_ns + self._latency_ns, Room("", 0), begin)
 
     def stop(self, room: Room, t_ns: SimTime) -> None:
         """Take a room off the fabric."""

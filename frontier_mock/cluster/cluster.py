@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontier_mock.cluster.admission import limited, refusal
+from frontier_mock.cluster.encoding import Encoder
 from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
@@ -34,7 +35,7 @@ from frontier_mock.core.commands import (
 )
 from frontier_mock.core.events import Controlled, EventLog, Rejected, Submitted, prefill_leg
 from frontier_mock.core.words import Over, Ready, Sent
-from frontier_mock.cost.protocol import LockstepCost, StepCost
+from frontier_mock.cost.protocol import EncodingCost, LockstepCost, StepCost
 from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
@@ -62,7 +63,7 @@ class Cluster:
         self._ranks: dict[int, Ranks] = {}
         for server in self.servers:
             self._join_ranks(server, costs[server.start])
-        self.pairing = self._build_pairing()
+        self.pairing = self._build_pairing(costs)
         self._movers: list[Pairing | Tiers] = [] if self.pairing is None else [self.pairing]
         if any(worker.scheduler.offload is not None for worker in self.workers):
             self._movers.append(Tiers(self.workers))
@@ -70,7 +71,7 @@ class Cluster:
         self._away: dict[int, None] = {}
         self._timeline = deque(spec.timeline)
         self._pairs = {"prefill", "decode"} <= {*self._roles.values()}
-        self._entrance = self._pool("prefill") if self._pairs else self.servers
+        self._entrance = self._pool("prefill") if self._pairs else self._generating()
         self._decode = self._pool("decode")
         self._router = self._build_router(spec.router_policy, self._entrance)
         self._decode_router = self._build_router(spec.decode_policy, self._decode)
@@ -95,16 +96,31 @@ class Cluster:
         pool = [server for server in self.servers if self._roles[server.start] == role]
         return [server for server in pool if server.start not in self._away] or pool
 
+    def _generating(self) -> list[range]:
+        """Servers that generate, or all of them if none does."""
+        made = [server for server in self.servers if self._roles[server.start] != "encoder"]
+        return made or self.servers
+
     def _build_router(self, policy: str, servers: SequenceABC[range]) -> Router:
         return Router(policy, self.spec.seed, [self._engines(server) for server in servers])
 
-    def _build_pairing(self) -> Pairing | None:
-        """What moves KV, if any engine has a connector."""
+    def _encoders(self, costs: SequenceABC[StepCost]) -> list[Encoder]:
+        """The engines that encode images for the others."""
+        made = []
+        for number, (spec, cost) in enumerate(zip(self.spec.workers, costs, strict=True)):
+            vision = spec.step.model.vision
+            if spec.role == "encoder" and vision is not None and isinstance(cost, EncodingCost):
+                made.append(Encoder(number, cost, 2 * vision.out_size))
+        return made
+
+    def _build_pairing(self, costs: SequenceABC[StepCost]) -> Pairing | None:
+        """What moves KV and embeddings, if any engine has a connector or encodes for others."""
         specs = self.spec.workers
-        if all(worker.connector is None for worker in specs):
+        encoders = self._encoders(costs)
+        if all(worker.connector is None for worker in specs) and not encoders:
             return None
         names, steps = [worker.name for worker in specs], [worker.step for worker in specs]
-        pairing = Pairing(self.spec.fabric, self.workers, names, steps, self.log)
+        pairing = Pairing(self.spec.fabric, self.workers, names, steps, self.log, encoders)
         pairing.handed_on = self._hand_on
         pairing.failed_leg = self._fail_leg
         return pairing
@@ -145,6 +161,8 @@ class Cluster:
             if rank == RANK_DELIVER:
                 seq = live[key]
                 worker = workers[seq.worker]
+                if seq.submit.media and self._encodes_first(seq, at_ns):
+                    continue
                 worker.deliver(seq, at_ns, self._frontend_ns[seq.worker] == (0, 0))
                 waker = worker.waker
             elif rank == RANK_EXCHANGE:
@@ -157,6 +175,14 @@ class Cluster:
             if self._movers:
                 self._look_at_movers()
         self.now_ns = t_ns
+
+    def _encodes_first(self, seq: Sequence, t_ns: SimTime) -> bool:
+        """Whether a sequence waits for encoders elsewhere."""
+        pairing = self.pairing
+        if pairing is None or pairing.encoders is None or not pairing.encoders.takes(seq, t_ns):
+            return False
+        self._look_at_movers()
+        return True
 
     def _exchange(self, t_ns: SimTime) -> None:
         """What happens to servers, then what happens between them."""
@@ -403,8 +429,9 @@ class Cluster:
             self._entrance = self._pool("prefill") or self._entrance
             self._decode = self._pool("decode") or self._decode
         else:
-            here = [server for server in self.servers if server.start not in self._away]
-            self._entrance = here or self.servers
+            servers = self._generating()
+            here = [server for server in servers if server.start not in self._away]
+            self._entrance = here or servers
         self._router.use([self._engines(server) for server in self._entrance])
         self._decode_router.use([self._engines(server) for server in self._decode])
 

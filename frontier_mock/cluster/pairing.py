@@ -25,6 +25,7 @@ Sources: vLLM 0.33 NIXL and Mooncake connectors (vllm.md section 6), SGLang 0.5.
 from collections.abc import Callable, Sequence
 
 from frontier_mock.cluster.carrying import Carrier
+from frontier_mock.cluster.encoding import Encoder, Encoders
 from frontier_mock.cluster.fabric import Fabric, LinkUse
 from frontier_mock.cluster.links import FabricSpec, Topology
 from frontier_mock.cluster.rooms import (
@@ -50,8 +51,9 @@ class Pairing:
     """See the theory of operation at the top of this module (`serving.remote_kv.Exchange`).
 
     `touched` collects the engines whose next wake-up may have moved, for the cluster to look at.
-    `handed_on(rid, t_ns)` is called when the prefill leg of the cluster's own router is done, or
-    has failed (`failed_leg`), and its decode leg may go on.
+    `encoders` are the engines that encode images for others. `handed_on(rid, t_ns)` is called when
+    the prefill leg of the cluster's own router is done, or has failed (`failed_leg`), and its
+    decode leg may go on.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Pairing:
         names: Sequence[str],
         steps: Sequence[StepSpec],
         log: EventLog,
+        encoders: Sequence[Encoder] = (),
     ) -> None:
         self._timers = Timers()
         self._carrier = Carrier(spec, names, steps, self._timers, self._arrive)
@@ -74,6 +77,10 @@ class Pairing:
         self._count = 0
         for worker in workers:
             worker.exchange = self
+        self.encoders: Encoders | None = None
+        if encoders:
+            carrier, delay_ns = self._carrier, self._control_ns
+            self.encoders = Encoders(encoders, carrier, delay_ns, log, self._enter)
 
     @property
     def topology(self) -> Topology:
@@ -92,14 +99,22 @@ class Pairing:
 
     def next_time(self) -> SimTime | None:
         """When something will happen next."""
-        due = self._timers.next_time()
-        flow = self.fabric.next_time()
-        return flow if due is None or (flow is not None and flow < due) else due
+        dues = [self._timers.next_time(), self.fabric.next_time()]
+        if self.encoders is not None:
+            dues.append(self.encoders.next_time())
+        return min([due for due in dues if due is not None], default=None)
 
     def advance(self, t_ns: SimTime) -> None:
         """Do what is due at `t_ns`: flows that end first, then timers in the order of setting."""
         self._carrier.advance(t_ns)
+        if self.encoders is not None:
+            self.encoders.advance(t_ns)
         self._timers.run(t_ns)
+
+    def _enter(self, seq: Seq, t_ns: SimTime) -> None:
+        """A sequence whose images have been encoded goes to its engine."""
+        self._workers[seq.worker].deliver(seq, t_ns)
+        self.touched.append(seq.worker)
 
     def use(self, t_ns: SimTime) -> list[LinkUse]:
         """What each link has carried."""

@@ -369,11 +369,20 @@ def _bound_to(group: WorkerGroup, host: str) -> WorkerGroup:
 
 
 def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
+    worker = _resolve_engine(group)
+    if group.role != "encoder":
+        return worker
+    if worker.spec.step.model.vision is None:
+        raise ConfigError(f"{group.where}: role encoder: {group.model} has no encoder")
+    return replace(worker, spec=replace(worker.spec, role="encoder"))
+
+
+def _resolve_engine(group: WorkerGroup) -> ResolvedWorker:
     if group.sglang is not None:
         port = group.port or 0
         return resolve_sglang(group.sglang, group.hardware, group.engine, group.name, port)
     worker = resolve_worker(group.args, group.hardware, group.engine, group.name, group.port or 0)
-    if group.role == "colocated":
+    if group.role in ("colocated", "encoder"):
         return worker
     if worker.spec.connector is None:
         raise ConfigError(f"role {group.role}: its kv_connector moves no KV between engines")

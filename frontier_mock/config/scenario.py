@@ -53,7 +53,7 @@ from frontier_mock.workload.specs import WorkloadSpec
 
 ArgsT = TypeVar("ArgsT", VllmArgs, SglangArgs)
 
-ROLES = ("colocated", "prefill", "decode", "attention", "ffn")
+ROLES = ("colocated", "prefill", "decode", "encoder", "attention", "ffn")
 """Every role of the schema; attention and FFN workers are one worker with `afd`."""
 
 
@@ -280,7 +280,8 @@ def _read_pools(cluster: Value | None, groups: tuple[WorkerGroup, ...]) -> tuple
         have, lack = ("prefill", "decode") if "prefill" in roles else ("decode", "prefill")
         raise section.at("workers").error(f"{have} workers, but no {lack} workers")
     if "prefill" in roles:
-        families = {group.sglang is not None for group in groups if group.role != "colocated"}
+        paired = [group for group in groups if group.role in ("prefill", "decode")]
+        families = {group.sglang is not None for group in paired}
         if len(families) > 1:
             raise section.at("workers").error(
                 "prefill and decode workers of different engines cannot exchange KV"
@@ -315,13 +316,14 @@ def _read_worker(value: Value) -> WorkerGroup:
     role = section.get(ROLE)
     if role in ("attention", "ffn"):
         raise section.at("role").error(
-            f"{role} workers are one worker with key afd; allowed: colocated, prefill, decode"
+            f"{role} workers are one worker with key afd; "
+            "allowed: colocated, prefill, decode, encoder"
         )
     parallel = _read_parallel(section)
     sglang = None
     if section.get(ENGINE).lower().startswith("sglang"):
         sglang, idle = _read_sglang_args(section, parallel)
-        if role != "colocated":
+        if role in ("prefill", "decode"):
             sglang = replace(sglang, disaggregation_mode=role)
         args = VllmArgs(
             model=sglang.model_path,
@@ -331,7 +333,7 @@ def _read_worker(value: Value) -> WorkerGroup:
         )
     else:
         args, idle = _read_engine_args(section, parallel)
-        if role != "colocated" and args.kv_transfer_config is None:
+        if role in ("prefill", "decode") and args.kv_transfer_config is None:
             args = replace(args, kv_transfer_config=KvTransferArgs())
     where = f"{value.source}:{value.line}: {value.path}"
     return WorkerGroup(

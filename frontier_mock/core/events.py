@@ -184,6 +184,21 @@ class KvFailed(NamedTuple):
     reason: str
 
 
+class MediaReceived(NamedTuple):
+    """The sequence's images, encoded elsewhere, are all there: `num_items`, of `num_bytes`.
+
+    When its front end asked for them, and when the last one had been encoded.
+    """
+
+    t_ns: SimTime
+    worker: int
+    rid: int
+    asked_ns: SimTime
+    encoded_ns: SimTime
+    num_items: int
+    num_bytes: int
+
+
 class KvTold(NamedTuple):
     """Half of a transfer has a word for the other half, in another process.
 
@@ -212,6 +227,7 @@ Event = (
     | KvReleased
     | KvFailed
     | KvTold
+    | MediaReceived
 )
 
 

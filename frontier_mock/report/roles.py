@@ -150,6 +150,9 @@ def _server_rows(cluster: Cluster, server: range, work: Work | None) -> list[Rol
     spec, now_ns = cluster.spec.workers[server.start], cluster.now_ns
     workers = cluster.workers[server.start : server.stop]
     busy = sum(worker.gauges(now_ns).busy_ns for worker in workers) / len(workers)
+    if cluster.pairing is not None and cluster.pairing.encoders is not None:
+        encoders = cluster.pairing.encoders.encoders
+        busy += sum(one.worked_ns(now_ns) for one in encoders if one.number in server)
     share = busy / now_ns if now_ns else 0.0
     hardware = spec.step.hardware
     gpus = spec.gpus * len(workers)

@@ -36,7 +36,12 @@ from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_s
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.report.speculation import SpeculationStats, speculation_stats
 from frontier_mock.report.tiers import TierReport, tier_stats
-from frontier_mock.report.transfers import TransferStats, transfer_stats
+from frontier_mock.report.transfers import (
+    EncodingStats,
+    TransferStats,
+    encoding_stats,
+    transfer_stats,
+)
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S, SimTime
 
 Bools = npt.NDArray[np.bool_]
@@ -130,6 +135,7 @@ class Result(TypedDict):
     digest: str
     roles: NotRequired[list[RoleStats]]
     transfers: NotRequired[TransferStats]
+    encoding: NotRequired[EncodingStats]
     tiers: NotRequired[list[TierReport]]
     cost: NotRequired[CostStats]
     cache_oracle: NotRequired[OracleStats]
@@ -201,6 +207,8 @@ def report_cluster(
         result["transfers"] = transfer_stats(
             cluster.pairing, cluster.log.events, cluster.now_ns, measured
         )
+        if cluster.pairing.encoders is not None:
+            result["encoding"] = encoding_stats(cluster.pairing.encoders, cluster.log.events)
     tiers = tier_stats(cluster)
     if tiers:
         result["tiers"] = tiers

@@ -1,10 +1,11 @@
 """Prefill/decode disaggregation in figures: what a first token waited for, and what links did.
 
-A request's time to first token is cut where the next part could begin: waiting for a prefill engine
-(`queue`, its front end included), computing the prompt (`prefill`), waiting for blocks on the
+A request's time to first token is cut where the next part could begin: having its images encoded
+elsewhere (`encode`, 0 if it has none), waiting for a prefill engine (`queue`, its front end
+included), computing the prompt (`prefill`), waiting for blocks on the
 decode engine (`decode_queue`, 0 if it had them before), moving KV (`transfer`, what is left of it
 once the prompt is computed and the blocks are there) and the decode engine's first step, with what
-that waits for (`first_step`). The five add up to the time to first token.
+that waits for (`first_step`). The six add up to the time to first token.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from frontier_mock.cluster.encoding import Encoders
 from frontier_mock.cluster.fabric import LinkUse
 from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.core.events import (
@@ -21,12 +23,14 @@ from frontier_mock.core.events import (
     KvFailed,
     KvReceived,
     KvReleased,
+    MediaReceived,
     Submitted,
+    prefill_leg,
 )
 from frontier_mock.report.latency import LatencyStats, Sample
 from frontier_mock.simtime import NS_PER_S, SimTime
 
-PARTS = ("queue", "prefill", "decode_queue", "transfer", "first_step")
+PARTS = ("encode", "queue", "prefill", "decode_queue", "transfer", "first_step")
 """The parts of a time to first token, in their order."""
 
 
@@ -38,6 +42,19 @@ class LinkStats(TypedDict):
     gigabytes: float
     busy_fraction: float
     utilisation: float
+
+
+class EncodingStats(TypedDict):
+    """Images that encoders apart have encoded for others: what requests waited for, and moved.
+
+    `encoded` are images encoded, less than `images` where encoders still knew one.
+    """
+
+    requests: int
+    images: int
+    encoded: int
+    gigabytes: float
+    encode_ms: LatencyStats
 
 
 class TransferStats(TypedDict):
@@ -54,6 +71,7 @@ class TransferStats(TypedDict):
 class TtftParts(NamedTuple):
     """Nanoseconds of each part of one request's time to first token."""
 
+    encode: SimTime
     queue: SimTime
     prefill: SimTime
     decode_queue: SimTime
@@ -65,27 +83,36 @@ def ttft_parts(events: Iterable[Event]) -> dict[int, TtftParts]:
     """The parts for every request whose prompt came from elsewhere and that got a first token."""
     arrived: dict[int, SimTime] = {}
     received: dict[int, KvReceived] = {}
+    encoding: dict[int, SimTime] = {}
     parts: dict[int, TtftParts] = {}
     for event in events:
         if isinstance(event, Submitted):
             arrived[event.rid] = event.t_ns
         elif isinstance(event, KvReceived):
             received[event.rid] = event
+        elif isinstance(event, MediaReceived):
+            # It is the prefill leg that has images to wait for.
+            rid = event.rid if event.rid >= 0 else prefill_leg(event.rid)
+            encoding[rid] = event.t_ns - event.asked_ns
         elif isinstance(event, FirstToken):
             came = received.pop(event.rid, None)
             if came is not None:
-                parts[event.rid] = _parts(came, arrived[event.rid], event.t_ns)
+                encode_ns = encoding.pop(event.rid, 0)
+                parts[event.rid] = _parts(came, arrived[event.rid], event.t_ns, encode_ns)
         elif isinstance(event, Finished):
             received.pop(event.rid, None)
     return parts
 
 
-def _parts(came: KvReceived, submitted_ns: SimTime, first_ns: SimTime) -> TtftParts:
+def _parts(
+    came: KvReceived, submitted_ns: SimTime, first_ns: SimTime, encode_ns: SimTime
+) -> TtftParts:
     # Behind a real router that sends one leg after the other, the first one is the arrival.
     arrival_ns = min(submitted_ns, came.arrived_ns)
     ready_ns = max(came.computed_ns, came.allocated_ns)
     return TtftParts(
-        queue=came.scheduled_ns - arrival_ns,
+        encode=encode_ns,
+        queue=came.scheduled_ns - arrival_ns - encode_ns,
         prefill=came.computed_ns - came.scheduled_ns,
         decode_queue=ready_ns - came.computed_ns,
         transfer=came.t_ns - ready_ns,
@@ -114,6 +141,19 @@ def transfer_stats(
         failed={reason: failed.count(reason) for reason in sorted(set(failed))},
         released={reason: released.count(reason) for reason in sorted(set(released))},
         links=[_link(use, now_ns) for use in pairing.use(now_ns) if use.num_bytes],
+    )
+
+
+def encoding_stats(encoders: Encoders, events: Sequence[Event]) -> EncodingStats:
+    """Everything about images encoded elsewhere."""
+    came = [event for event in events if isinstance(event, MediaReceived)]
+    waits = np.array([event.t_ns - event.asked_ns for event in came], np.int64)
+    return EncodingStats(
+        requests=len(came),
+        images=sum(event.num_items for event in came),
+        encoded=sum(encoder.num_encoded for encoder in encoders.encoders),
+        gigabytes=sum(event.num_bytes for event in came) / 1e9,
+        encode_ms=Sample(waits).stats_ms(),
     )
 
 

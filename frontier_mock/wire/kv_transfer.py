@@ -21,6 +21,10 @@ _SUFFIX_DIGITS = 8
 _COORDINATES = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
 
 
+_BY_TRANSFER_ID = "MoRIIOConnector"
+"""Its legs find each other by `transfer_id` alone (vllm.md section 6.3)."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvPort:
     """What a server's connector tells others of itself, and how it moves KV.
@@ -132,7 +136,7 @@ def _sending(
     own_id: str,
 ) -> Generation:
     shared = own_id if port.style == "pull" else _shared_id(params, headers, generation.id)
-    key = _key(port.engine_id, shared)
+    key = _key(_meeting_place(port, port.engine_id), shared)
     wish = _transfer(key, port, sends=True)
     plans = [_moved(plan, wish) for plan in generation.sequences]
     if port.style == "pull" and _has_coordinates(params):
@@ -164,10 +168,10 @@ def _receiving(
             return generation
         key = _remote_key(params)
     else:
-        if params.get("remote_engine_id") is None:
+        if params.get("remote_engine_id") is None and port.connector != _BY_TRANSFER_ID:
             return generation
         shared = _shared_id(params, headers, generation.id)
-        key = _key(str(params["remote_engine_id"]), shared)
+        key = _key(_meeting_place(port, str(params.get("remote_engine_id"))), shared)
     wish = _transfer(key, port, sends=False, far=_is_far(params, port))
     if port.style != "pull" or not port.back_patience_ns:
         plans = [_moved(plan, wish) for plan in generation.sequences]
@@ -184,7 +188,14 @@ def _has_coordinates(params: dict[str, Json]) -> bool:
     return bool(params.get("remote_block_ids")) and all(key in params for key in _COORDINATES)
 
 
+def _meeting_place(port: KvPort, engine_id: str) -> str:
+    """Which engine a key belongs to; MoRIIO's proxies name none, as transfer ids are theirs."""
+    return _BY_TRANSFER_ID if port.connector == _BY_TRANSFER_ID else engine_id
+
+
 def _is_far(params: dict[str, Json], port: KvPort) -> bool:
+    if port.connector == _BY_TRANSFER_ID and params.get("remote_engine_id") is None:
+        return False
     return str(params.get("remote_engine_id")) not in port.peers
 
 

@@ -127,6 +127,70 @@ def test_every_request_ends_whatever_happens_to_workers(
         assert worker["free_blocks"] == worker["num_blocks"]
 
 
+FULL = """\
+name: full
+cluster:
+  workers:
+    - {{name: p, count: 2, engine: {engine}, model: {model}, role: prefill, port: 0}}
+    - {{name: d, engine: {engine}, model: {model}, role: decode, port: 0, engine_args: {args}}}
+  fabric: {{gpus_per_node: 1}}
+workload:
+  kind: closed_loop
+  concurrency: 16
+  num_requests: 48
+  input_tokens: {{uniform: [800, 1500]}}
+  output_tokens: {{uniform: [20, 60]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "args", "words", "legs"),
+    [
+        (
+            "vllm_router",
+            "vllm-0.33",
+            "{num-gpu-blocks-override: 300, max-model-len: 4096}",
+            ["nixl"],
+            1,
+        ),
+        ("sglang_router", "sglang-0.5.23", "{max-total-tokens: 5000}", [], 2),
+    ],
+)
+def test_a_full_decode_pool_loses_nobody(
+    name: str, engine: str, args: str, words: list[str], legs: int, tmp_path: Path
+) -> None:
+    need(name)
+    path = tmp_path / "full.yaml"
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    path.write_text(FULL.format(engine=engine, model=model, args=args))
+    scenario = load_scenario(str(path))
+    port, metrics = free_ports(2)
+    url, log, result = f"http://127.0.0.1:{port}", tmp_path / "router.log", tmp_path / "result.json"
+    with fleet(scenario, tmp_path) as served:
+        ready = json.loads((tmp_path / "ready.json").read_text())["workers"]
+        sources = [
+            f"{one['url']}={one['bootstrap_port']}" if "bootstrap_port" in one else one["url"]
+            for one in ready[:2]
+        ]
+        launch = [str(ADAPTERS / name / "launch-pd"), str(port), str(metrics)]
+        launch += [*words, *sources, "--", ready[2]["url"]]
+        with process(name, ["-c", EXEC, *launch], log) as router:
+            wait_until(lambda: answers(f"{url}/v1/models"), router, name, log)
+            replay = [sys.executable, "-m", "frontier_mock", "replay", str(path), "--url", url]
+            replay += ["--clock-url", served.clock_url, "--json", str(result), "--legs", str(legs)]
+            subprocess.run(replay, capture_output=True, text=True, timeout=90, check=False)
+            router.kill()
+        report = _get(f"{served.clock_url}/sim/report")
+        truth = _get(f"{served.clock_url}/sim/truth")
+    assert json.loads(result.read_text())["requests"]["completed"] == 48
+    parts = report["transfers"]["ttft_parts_ms"]
+    # vLLM computes first and waits for blocks then, SGLang the other way round.
+    waited = parts["decode_queue" if legs == 1 else "queue"]
+    assert waited["max"] > 100
+    for worker in truth["workers"]:
+        assert worker["free_blocks"] == worker["num_blocks"]
+
+
 def _get(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         told: dict[str, Any] = json.loads(answer.read())

@@ -88,8 +88,13 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def ask(url: str, path: str, **body: object) -> tuple[int, Any]:
-    async with aiohttp.ClientSession() as client, client.post(url + path, json=body) as answer:
+async def ask(
+    url: str, path: str, headers: dict[str, str] | None = None, /, **body: object
+) -> tuple[int, Any]:
+    async with (
+        aiohttp.ClientSession(headers=headers) as client,
+        client.post(url + path, json=body) as answer,
+    ):
         return answer.status, await answer.json(content_type=None)
 
 
@@ -291,6 +296,59 @@ async def test_legs_of_a_pushing_connector_meet_by_transfer_id() -> None:
         assert [status for status, _ in answers] == [200, 200]
         assert answers[0][1]["usage"]["completion_tokens"] == 4
         assert len(of(server, KvReceived)) == 1
+
+
+async def test_legs_of_moriio_meet_by_transfer_id_without_an_engines_name() -> None:
+    spec = vllm_spec("push")
+    served = [replace(one, kv=replace(one.kv, connector="MoRIIOConnector")) for one in spec.served]
+    async with live(replace(spec, served=served)) as server:
+        prefill, decode = server.urls
+        ids = "___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005"
+        ids += "___decode_addr_host:10.0.0.2,handshake:6301,notify:61005_" + "0f" * 16
+        both = {"transfer_id": "tx-1", "remote_dp_size": 1, "remote_tp_size": 1}
+        remote = {"remote_host": "10.0.0.1", "remote_handshake_port": 6301}
+        legs = (
+            (decode, 4, {"do_remote_prefill": True, "remote_engine_id": None, **both, **remote}),
+            (prefill, 1, {"do_remote_decode": True, **both}),
+        )
+        answers = await asyncio.gather(
+            *[
+                ask(
+                    url,
+                    "/v1/completions",
+                    {"X-Request-Id": ids},
+                    prompt=PROMPT,
+                    max_tokens=tokens,
+                    kv_transfer_params=params,
+                )
+                for url, tokens, params in legs
+            ]
+        )
+        assert [status for status, _ in answers] == [200, 200]
+        assert answers[0][1]["usage"]["completion_tokens"] == 4
+        (received,) = of(server, KvReceived)
+        assert received.num_bytes > 0
+
+
+async def test_mooncakes_bootstrap_service_names_its_engine() -> None:
+    spec = vllm_spec("push")
+    kv = spec.served[0].kv
+    assert kv is not None
+    kv = replace(kv, connector="MooncakeConnector", bootstrap_port=0, tp=2)
+    served = [replace(spec.served[0], kv=kv), spec.served[1]]
+    async with live(replace(spec, served=served)) as server:
+        first, second = server.bootstraps
+        assert first is not None
+        assert second is None
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{first.port}") as client:
+            async with client.get("/query") as answer:
+                told = await answer.json()
+            async with client.post("/register", json={"engine_id": "x"}) as answer:
+                assert await answer.json() == {"status": "ok"}
+            async with client.get("/else") as answer:
+                assert (answer.status, await answer.json()) == (404, {"detail": "Not Found"})
+        assert told["0"]["engine_id"] == "p-engine"
+        assert sorted(told["0"]["worker_addr"]) == ["0", "1"]
 
 
 def sglang_spec(patience_s: float = 300.0) -> ServeSpec:
