@@ -126,7 +126,8 @@ class Stretch:
     Of the request `rid`, `goal` tokens are computed with the prompt (they are its prompt and what
     it had before), `left` tokens are to come and `cap_left` would be allowed; its context may be
     `longest` tokens. `verified` of its draws are used up. `ahead`: a step is decided before the
-    output of the one before it is seen.
+    output of the one before it is seen. `padding` more tokens than the prompt's are computed in the
+    first step, for drafts that nobody made and nobody accepts.
     """
 
     rid: int
@@ -136,6 +137,7 @@ class Stretch:
     longest: int
     verified: int
     ahead: bool
+    padding: int = 0
 
 
 class _Made(NamedTuple):
@@ -211,6 +213,7 @@ def _straight(spec: SpeculationSpec, stretch: Stretch) -> Course:
     """The course of a sequence that nothing narrows."""
     goal = stretch.goal
     finish, last, before, made, proposed, accepted = _make(spec, stretch)
+    proposed[0] = stretch.padding
     widths = proposed + 1
     contexts = goal - 1 + before + widths
     slots = contexts
@@ -218,9 +221,9 @@ def _straight(spec: SpeculationSpec, stretch: Stretch) -> Course:
         seen = np.concatenate(([0], before[:-1]))
         slots = goal - 1 + seen + widths + np.concatenate(([0], widths[:-1]))
     slots = np.minimum(slots + spec.lookahead, stretch.longest)
-    slots[0] = min(goal + spec.lookahead, stretch.longest)
+    slots[0] = min(goal + stretch.padding + spec.lookahead, stretch.longest)
     slots = np.maximum.accumulate(slots)
-    known = np.minimum(goal + before + accepted, goal + made)
+    known = goal - 1 + made
     contexts[0] = widths[0] = 0
     return Course(finish, last, made, widths, contexts, slots, known, proposed, accepted)
 
@@ -229,9 +232,9 @@ def _walk(spec: SpeculationSpec, stretch: Stretch, caps: dict[int, int]) -> Cour
     """The same step by step, where the model's length or the budget narrows some of them."""
     goal, left, longest, ahead = stretch.goal, stretch.left, stretch.longest, stretch.ahead
     drawn = draws(spec, stretch.rid, stretch.verified + left)
-    made, widths, contexts, known = [1], [1], [0], [goal]
-    slots = [min(goal + spec.lookahead, longest)]
-    proposed, accepted = [0], [0]
+    made, widths, contexts, known = [1], [1 + stretch.padding], [0], [goal]
+    slots = [min(goal + stretch.padding + spec.lookahead, longest)]
+    proposed, accepted = [stretch.padding], [0]
     finish = 0 if left == 1 else -1
     row = stretch.verified
     while finish < 0 or (ahead and len(made) == finish + 1):
@@ -253,7 +256,7 @@ def _walk(spec: SpeculationSpec, stretch: Stretch, caps: dict[int, int]) -> Cour
         contexts.append(goal - 1 + made[-1] + width if width else 0)
         slots.append(min(max(slots[-1], computed + width + spec.lookahead), longest))
         total = min(made[-1] + (1 + taken if width else 0), left)
-        known.append(min(goal + made[-1] + taken, goal + total) if width else known[-1])
+        known.append(goal - 1 + total)
         made.append(total)
         widths.append(width)
         proposed.append(drafts)
@@ -271,10 +274,20 @@ class Progress:
     `bursts` are the tokens of each step of its spans. `accepted_steps[a]` verifications accepted
     `a` drafts, of `draft_tokens` verified in all; `verified` draws are used up. `course` is the
     present stretch, whose steps count from `origin`: 1 if its first token came with a step that is
-    no decode tick. `caps` are what the budget left it in steps of this stretch.
+    no decode tick. `caps` are what the budget left it in steps of this stretch, `padding` is that
+    of its first.
     """
 
-    __slots__ = ("accepted_steps", "bursts", "caps", "course", "draft_tokens", "origin", "verified")
+    __slots__ = (
+        "accepted_steps",
+        "bursts",
+        "caps",
+        "course",
+        "draft_tokens",
+        "origin",
+        "padding",
+        "verified",
+    )
 
     def __init__(self, spec: SpeculationSpec) -> None:
         self.bursts = bytearray()
@@ -284,6 +297,7 @@ class Progress:
         self.course: Course | None = None
         self.origin = 0
         self.caps: dict[int, int] = {}
+        self.padding = 0
 
     def made_by(self, steps: int) -> int:
         """Tokens of the first `steps` steps of the present stretch."""
@@ -315,7 +329,7 @@ class Progress:
         course = self.course
         if course is None:
             return self.accepted_steps, self.draft_tokens
-        ran = slice(1, self.origin + steps)
+        ran = slice(0, self.origin + steps)
         drafts = course.proposed[ran]
         times = np.bincount(course.accepted[ran][drafts > 0], minlength=len(self.accepted_steps))
         sums = zip(self.accepted_steps, times.tolist(), strict=True)

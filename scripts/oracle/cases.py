@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.serving.speculation import SpeculationSpec
 
 MODEL_LEN = 256
 EOS = 2
@@ -98,6 +99,28 @@ def with_limits(spec: SchedulerSpec, rng: random.Random) -> SchedulerSpec:
         if adaptive
         else spec.long_prefill_token_threshold,
     )
+
+
+def with_drafts(case: "Case", number: int) -> "Case":
+    """The same case with speculative decoding; look-up that finds nothing only without async."""
+    rng = random.Random(f"drafts {number}")
+    spec = case.spec
+    budget = min(spec.max_num_batched_tokens, spec.max_num_scheduled_tokens or MODEL_LEN)
+    # With less than a verification needs, vLLM waits for ever once a prompt has one token left;
+    # with a threshold below it, it trips over an assertion of its own.
+    most = min(budget, spec.long_prefill_token_threshold or MODEL_LEN) - 1
+    drafts = max(1, min(rng.randint(1, 5), most))
+    if budget == 1:
+        spec = replace(spec, max_num_batched_tokens=2, max_num_scheduled_tokens=0)
+    rates = sorted((rng.choice([0.0, 0.3, 0.7, 0.9, 1.0]) for _ in range(drafts)), reverse=True)
+    speculation = SpeculationSpec(
+        drafts,
+        tuple(rates),
+        seed=number,
+        proposed=1.0 if case.spec.async_scheduling else rng.choice([1.0, 0.5]),
+        lookahead=rng.choice([0, drafts]),
+    )
+    return Case(replace(spec, speculation=speculation), case.inputs)
 
 
 class Writer:

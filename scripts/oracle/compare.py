@@ -1,6 +1,6 @@
 """Run random cases through vLLM's scheduler and ours and name the first difference of each.
 
-python scripts/oracle/compare.py --cases 2000 [--first 0] [--model-dir DIR] [--show CASE]
+python scripts/oracle/compare.py --cases 2000 [--first 0] [--drafts] [--show]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from cases import draw_case
+from cases import draw_case, with_drafts
 from our_engine import play
 from record import Run
 from vllm_engine import VllmEngine, build_vllm_config, write_model
@@ -47,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--drafts", action="store_true", help="with speculative decoding")
     parser.add_argument("--show", action="store_true", help="print every differing case")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -55,6 +56,8 @@ def main() -> int:
         config = build_vllm_config(write_model(Path(folder)))
         for number in range(args.first, args.first + args.cases):
             case = draw_case(number)
+            if args.drafts:
+                case = with_drafts(case, number)
             theirs = VllmEngine(config, case).play()
             seen["cases with a block cached twice"] += theirs.duplicated_ns is not None
             seen["steps"] += len(theirs.steps)

@@ -1,12 +1,14 @@
 """frontier_mock's worker on the same case, stepping one step at a time."""
 
+import numpy as np
 from cases import STEP_NS, Arrival, Case
 from record import Chunk, Run, StepRecord, content_key
 
 from frontier_mock.core.commands import Submit
-from frontier_mock.core.events import EventLog, Finished, Preempted, Scheduled
+from frontier_mock.core.events import Drafted, EventLog, Finished, Preempted, Scheduled
 from frontier_mock.core.prompt import KEY_BYTES, KeyedPrompt
 from frontier_mock.cost.protocol import DecodeLine
+from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.kv_cache import KvCache
 from frontier_mock.serving.prefix_tree import Extent
 from frontier_mock.serving.sequence import Sequence
@@ -21,6 +23,12 @@ class FixedCost:
 
     def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: object) -> int:
         return STEP_NS
+
+    def drafted(self, batch: object) -> int:
+        return STEP_NS
+
+    def drafted_run(self, seqs, tokens, kv_tokens):
+        return np.where(tokens > 0, STEP_NS, 0)
 
 
 def submit_of(item: Arrival, block: int) -> Submit:
@@ -44,7 +52,9 @@ def play(case: Case, single_step: bool = True) -> Run:
     """Run the case to its end."""
     run = Run()
     log = EventLog()
-    worker = Worker(0, case.spec, FixedCost(), log, single_step)
+    drafts = case.spec.speculation is not None
+    kind = DraftedWorker if drafts else Worker
+    worker = kind(0, case.spec, FixedCost(), log, single_step)
     scheduler = worker.scheduler
     decide = scheduler.schedule
 
@@ -53,9 +63,12 @@ def play(case: Case, single_step: bool = True) -> Run:
         if decided is not None:
             chunks = tuple(Chunk(seq.rid, *chunk) for seq, chunk in scheduler._grants)
             assert [chunk[1:] for chunk in chunks] == [tuple(c) for c in decided.chunks]
-            run.steps.append(
-                StepRecord(t_ns, decided.num_decodes, decided.kv_tokens, chunks, worker.kv.num_free)
-            )
+            decodes, kv_tokens = decided.num_decodes, decided.kv_tokens
+            if drafts:
+                decodes, kv_tokens, _ = (int(row[0]) for row in scheduler.loads(step, step))
+            if decodes or chunks:
+                free = worker.kv.num_free
+                run.steps.append(StepRecord(t_ns, decodes, kv_tokens, chunks, free))
         return decided
 
     scheduler.schedule = recording
@@ -71,14 +84,18 @@ def play(case: Case, single_step: bool = True) -> Run:
         elif item.rid < len(sequences):
             worker.abort(sequences[item.rid], item.t_ns)
     advance(worker, None)
+    bursts: dict[int, bytes] = {}
     for event in log.events:
         if isinstance(event, Scheduled):
             run.admissions.append((event.t_ns, event.rid, event.cached_tokens, event.resumed))
         elif isinstance(event, Preempted):
             run.preemptions.append((event.t_ns, event.rid))
+        elif isinstance(event, Drafted):
+            bursts[event.rid] = event.bursts
         elif isinstance(event, Finished):
             run.finishes.append((event.t_ns, event.rid, event.reason))
-            times = worker.timeline.token_times_ns(event.spans).tolist()
+            burst = bursts.get(event.rid, b"")
+            times = worker.timeline.token_times_ns(event.spans, burst).tolist()
             if times:
                 run.token_times[event.rid] = times
     worker.kv.check()

@@ -20,7 +20,11 @@ class Chunk(NamedTuple):
 
 
 class StepRecord(NamedTuple):
-    """One scheduled step: when it was decided, what it computes, and the blocks left free."""
+    """One scheduled step: when it was decided, what it computes, and the blocks left free.
+
+    With speculative decoding `kv_tokens` are the tokens computed for its decodes: where they stand
+    vLLM does not know under async scheduling.
+    """
 
     decided_ns: int
     decodes: int

@@ -17,7 +17,14 @@ import torch
 import vllm.v1.core.kv_cache_utils as kv_cache_utils
 from cases import EOS, MODEL_LEN, STEP_NS, Arrival, Cancel, Case
 from record import Chunk, Run, StepRecord, content_key
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+    VllmConfig,
+)
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_utils import get_block_hash, get_request_block_hasher
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -28,9 +35,11 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
+
+from frontier_mock.serving.speculation import draws
 
 kv_cache_utils.NONE_HASH = b""
 
@@ -105,8 +114,9 @@ def build_scheduler(config: VllmConfig, case: Case) -> Scheduler:
     attention = FullAttentionSpec(
         block_size=spec.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
     )
+    config.speculative_config = speculative_config(config, case)
     kind = AsyncScheduler if spec.async_scheduling else Scheduler
-    return kind(
+    scheduler = kind(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=num_blocks,
@@ -116,6 +126,23 @@ def build_scheduler(config: VllmConfig, case: Case) -> Scheduler:
         structured_output_manager=StructuredOutputManager(config),
         block_size=spec.block_size,
         log_stats=True,
+    )
+    if spec.speculation is not None:
+        # That of a drafter with a cache of its own, which would need a checkpoint.
+        scheduler.num_lookahead_tokens = spec.speculation.lookahead
+    return scheduler
+
+
+def speculative_config(config: VllmConfig, case: Case) -> SpeculativeConfig | None:
+    """Drafts from look-up, the method that needs no drafter."""
+    drafts = case.spec.speculation
+    if drafts is None:
+        return None
+    return SpeculativeConfig(
+        method="ngram_gpu" if case.spec.async_scheduling else "ngram",
+        num_speculative_tokens=drafts.num_drafts,
+        target_model_config=config.model_config,
+        target_parallel_config=config.parallel_config,
     )
 
 
@@ -135,6 +162,8 @@ class VllmEngine:
         self.arrivals: list[Arrival] = []
         self.requests: dict[str, Request] = {}
         self.goals: dict[str, int] = {}
+        self.verified: dict[str, int] = {}
+        self.first_steps: dict[int, set[str]] = {}
         hasher = get_request_block_hasher(case.spec.block_size, path_hash)
         self.block_hasher = hasher if case.spec.enable_prefix_caching else None
         pool = self.scheduler.kv_cache_manager.block_pool
@@ -214,6 +243,8 @@ class VllmEngine:
             return
         ready, output, result = self.queue.pop()
         self.now = max(self.now, ready)
+        if self.case.spec.speculation is not None:
+            result = self.verify(output, result)
         # The aborts queue: cancellations that came in while the step ran, before its output.
         for item in self.inputs:
             if item.t_ns > self.now:
@@ -227,6 +258,40 @@ class VllmEngine:
                 if one.finish_reason is not None:
                     self.run.finishes.append((self.now, rid, str(one.finish_reason)))
                     self.follow_up(self.arrivals[rid].then)
+        if self.case.spec.speculation is not None and not self.case.spec.async_scheduling:
+            self.propose(output)
+
+    def verify(self, output: SchedulerOutput, result: ModelRunnerOutput) -> ModelRunnerOutput:
+        """What comes out of a step with drafts: as many tokens as our own draws accept."""
+        spec = self.case.spec.speculation
+        sampled = []
+        for rid, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
+            request = self.requests[rid]
+            drafts = len(output.scheduled_spec_decode_tokens.get(rid, ()))
+            if not tokens:
+                sampled.append([])
+                continue
+            accepted = 0
+            if rid not in self.first_steps.get(id(output), ()):
+                row = self.verified.setdefault(rid, 0)
+                accepted = min(int(draws(spec, int(rid), row + 1).accepted[row]), drafts)
+                self.verified[rid] = row + 1
+            start = request.num_output_tokens
+            planned = self.arrivals[int(rid)].output[start : start + 1 + accepted]
+            sampled.append(planned + [7] * (1 + accepted - len(planned)))
+        self.first_steps.pop(id(output), None)
+        return replace(result, sampled_token_ids=sampled)
+
+    def propose(self, output: SchedulerOutput) -> None:
+        """The drafts for the next step, which vLLM's loop fetches after it has taken the output."""
+        spec = self.case.spec.speculation
+        rids = [rid for rid in output.num_scheduled_tokens if not self.requests[rid].is_finished()]
+        drafts = []
+        for rid in rids:
+            row = self.verified.get(rid, 0)
+            count = int(draws(spec, int(rid), row + 1).proposed[row])
+            drafts.append([9] * count)
+        self.scheduler.update_draft_token_ids(DraftTokenIds(rids, drafts))
 
     def follow_up(self, item: Arrival | None) -> None:
         """Put the client's next request among the inputs."""
@@ -271,6 +336,7 @@ class VllmEngine:
         admitted |= set(cached.resumed_req_ids)
         decodes = kv_tokens = 0
         chunks = []
+        first: set[str] = set()
         for rid, new in output.num_scheduled_tokens.items():
             request = self.requests[rid]
             past = request.num_computed_tokens - new
@@ -279,10 +345,12 @@ class VllmEngine:
                 self.run.admissions.append((self.now, int(rid), past, request.num_preemptions > 0))
             if past < self.goals[rid]:
                 chunks.append(Chunk(int(rid), new, past))
+                first.add(rid)
             else:
                 decodes += 1
-                kv_tokens += past + 1
-                assert new == 1
+                kv_tokens += past + 1 if self.case.spec.speculation is None else new
+                assert new == 1 or self.case.spec.speculation is not None
+        self.first_steps[id(output)] = first
         self.run.steps.append(
             StepRecord(self.now, decodes, kv_tokens, tuple(chunks), self.free_blocks())
         )

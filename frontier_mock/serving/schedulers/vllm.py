@@ -76,7 +76,11 @@ class VllmScheduler:
             self._below = Below(spec.offload, spec.block_size, *parts)
             self.offload = self._below.tier
         self._decodes = _decodes(spec)
-        self._extra = 0 if spec.speculation is None else spec.speculation.extra_slots
+        drafts = spec.speculation
+        self._extra = 0 if drafts is None else drafts.extra_slots
+        # Whether a chunk's cap may be less than a verification needs, which it then narrows.
+        threshold = spec.long_prefill_token_threshold
+        self._narrows = drafts is not None and 0 < threshold <= drafts.num_drafts
         self.running: dict[int, Sequence] = {}
         self._streamed: dict[int, list[tuple[Sequence, int]]] = {}
         self._prefilling: list[Sequence] = []
@@ -89,6 +93,7 @@ class VllmScheduler:
         self.query_tokens = 0
         self.preemptions = 0
         self._admitted = 0
+        self._prompts_run = False
 
     # Waiting ---------------------------------------------------------------------------------
 
@@ -232,12 +237,30 @@ class VllmScheduler:
 
         Returns how many tokens of it are, at most `most`, in this step.
         """
-        seq = self._inbound.pop_ready()
+        seq = self._inbound.ready[0]
         new = min(seq.goal - seq.computed, most)
+        padding = self._padding(seq.goal, seq.computed, step)
+        if padding >= most:
+            return most + 1
+        self._inbound.pop_ready()
         resumed = seq.preemptions > 0
         self._join_running(seq, t_ns, seq.computed if resumed else seq.cached_tokens, resumed)
-        self._grant(seq, new, step)
-        return new
+        self._grant(seq, new, step, padding)
+        return new + padding
+
+    def _padding(self, goal: int, computed: int, step: int) -> int:
+        """Tokens that a prompt with but one left to compute gets more than that, from `step` on.
+
+        Beside decodes alone it would be the one sequence without drafts, and the step could not
+        replay a graph of equal ones: vLLM gives it drafts that nobody made.
+        """
+        drafts = 0 if self.spec.speculation is None else self.spec.speculation.num_drafts
+        if goal - computed != 1 or self._prompts_run or drafts >= self._token_budget:
+            return 0
+        if not computed and not self._decodes.tokens_of(step):
+            return 0
+        fits = computed + drafts + 2 <= self.spec.max_model_len
+        return drafts if fits and self._chunk_cap() > drafts else 0
 
     def lost(self, seq: Sequence, t_ns: SimTime) -> None:
         """The KV will not come: `seq` gives its blocks back and computes its prompt itself."""
@@ -266,12 +289,13 @@ class VllmScheduler:
         if pace.paced:
             pace.begin(step, len(self.running) > len(self._prefilling))
         resting = not self._prefilling or pace.deferring
-        if resting and need <= self.kv.num_free and budget >= 0:
+        if resting and need <= self.kv.num_free and budget >= 0 and not self._narrows:
             if need:
                 self.kv.take(need)
         else:
             budget, preempted = self._schedule_running(step, t_ns)
-        if self._grants:
+        self._prompts_run = bool(self._grants)
+        if self._prompts_run:
             pace.prefilled(step)
         cut_off = False
         if not preempted and (len(self._queue) or inbound.ready):
@@ -282,7 +306,7 @@ class VllmScheduler:
             self.offload.offer(step, [seq for seq, _ in grants])
         # Without grants, nothing can be admitted later either, until something ends or arrives.
         self.blocked = not (preempted or grants or self._prefilling or inbound.arrived)
-        if cut_off and self.spec.speculation is not None:
+        if self._narrows or (cut_off and self.spec.speculation is not None):
             # Decodes may leave more of the next step's budget.
             self.blocked = False
         if pace.paced:
@@ -343,7 +367,7 @@ class VllmScheduler:
         # or held: those with nothing left to compute but one token overtake them.
         held = self.spec.long_prefill_token_threshold > 0 or self._pace.paced
         starved = held and left <= extra
-        if need > self.kv.num_free or left < 0 or starved:
+        if need > self.kv.num_free or left < 0 or starved or self._narrows:
             return self._walk(step, t_ns)
         if decode_need:
             self.kv.take(decode_need)
@@ -414,19 +438,21 @@ class VllmScheduler:
             return max(order, key=lambda seq: (seq.priority, seq.rid))
         return order[-1]
 
-    def _grant(self, seq: Sequence, new: int, step: int) -> None:
-        """Give a running prefill its next `new` tokens in `step`."""
+    def _grant(self, seq: Sequence, new: int, step: int, padding: int = 0) -> None:
+        """Give a running prefill its next `new` tokens in `step`, and `padding` more."""
         past = seq.computed
         computed = seq.computed = past + new
+        if padding:
+            self._holdings.widen(seq, computed + padding)
         self._holdings.grow(seq, computed)
-        self._grants.append((seq, Chunk(new, past)))
+        self._grants.append((seq, Chunk(new + padding, past)))
         if seq.submit.media:
             self._images += self.encoder.take(seq, past, new)
         if seq.transfer is not None and seq.transfer.streams and self.exchange is not None:
             self._streamed.setdefault(step, []).append((seq, computed))
         if computed == seq.goal:
             self._prefilling.remove(seq)
-            self._decodes.start(seq, step)
+            self._decodes.start(seq, step, padding)
 
     def _admit(self, step: int, t_ns: SimTime, budget: int) -> bool:
         """Let waiting sequences run, in order, while `budget` tokens, blocks and slots last.
@@ -463,8 +489,11 @@ class VllmScheduler:
                 new = self.encoder.within(seq, hit, new, step)
                 if not new:
                     return True
+            padding = 0 if remote else self._padding(goal, hit, step)
+            if padding and padding >= budget - extra:
+                return True
             whole = -(-goal // block)
-            blocks = whole if remote else self._blocks_of(whole, hit + new)
+            blocks = whole if remote else self._blocks_of(whole, hit + new + padding)
             if not self._fits(match, blocks):
                 return new == budget - extra
             found = 0
@@ -505,8 +534,8 @@ class VllmScheduler:
             if found and below is not None:
                 hit = below.load(seq, hit, found, t_ns)
             self._join_running(seq, t_ns, hit, seq.preemptions > 0)
-            self._grant(seq, new, step)
-            budget -= new + extra
+            self._grant(seq, new, step, padding)
+            budget -= new + padding + extra
         return budget <= extra
 
     def _blocks_of(self, whole: int, tokens: int) -> int:

@@ -32,8 +32,11 @@ class Decodes(DecodeSet):
         """The last step that computes a token for `seq`, wanted or not."""
         return seq.finish_step + 1 if self._foresees and seq.stops_early else seq.finish_step
 
-    def start(self, seq: Sequence, step: int) -> None:
-        """The prefill of `seq` completes in `step`: its next token ends that step."""
+    def start(self, seq: Sequence, step: int, padding: int = 0) -> None:
+        """The prefill of `seq` completes in `step`: its next token ends that step.
+
+        `padding` are tokens computed beside it for drafts that nobody made.
+        """
         seq.state = DECODE
         seq.first_step = step
         seq.offset = seq.goal - step

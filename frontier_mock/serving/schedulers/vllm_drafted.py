@@ -39,13 +39,17 @@ class DraftedDecodes(Decodes):
         self._spec = spec
         self._sums = DraftedSet(spec.extra_slots)
 
-    def start(self, seq: Sequence, step: int) -> None:
-        """The prefill of `seq` completes in `step`: its next token ends that step."""
+    def start(self, seq: Sequence, step: int, padding: int = 0) -> None:
+        """The prefill of `seq` completes in `step`: its next token ends that step.
+
+        `padding` are tokens computed beside it for drafts that nobody made.
+        """
         seq.state = DECODE
         seq.first_step = step
         if seq.progress is None:
             seq.progress = Progress(self._spec)
         seq.progress.caps = {}
+        seq.progress.padding = padding
         self._plan(seq)
         if self.last_step(seq) > step:
             self.joining.append(seq)
@@ -61,6 +65,7 @@ class DraftedDecodes(Decodes):
             longest=self._longest,
             verified=progress.verified,
             ahead=self._foresees,
+            padding=progress.padding,
         )
         course = progress.course = vllm_course(self._spec, stretch, progress.caps)
         seq.finish_step = seq.first_step + course.finish

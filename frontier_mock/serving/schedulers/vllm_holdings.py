@@ -37,12 +37,16 @@ class Holdings:
 
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Give `seq` blocks for its first `tokens` tokens, which are computed and cached now."""
+        self.widen(seq, tokens)
+        if self._caching:
+            self.commit(seq, tokens)
+
+    def widen(self, seq: Sequence, tokens: int) -> None:
+        """Give `seq` blocks for its first `tokens` tokens."""
         held = self.blocks_for(tokens)
         if held > seq.held_blocks:
             self._kv.take(held - seq.held_blocks)
             seq.held_blocks = held
-        if self._caching:
-            self.commit(seq, tokens)
 
     def commit(self, seq: Sequence, tokens: int) -> None:
         """The first `tokens` tokens of `seq` are computed: cache their full blocks."""
