@@ -254,7 +254,7 @@ class SglangApp:
         return None
 
     def _crash(self, exchange: Exchange, error: CrashError) -> Answer | None:
-        logger.error("%s %s failed: %s", exchange.request.method, exchange.request.path, error)
+        logger.info("%s %s fails: %s", exchange.request.method, exchange.request.path, error)
         if not error.media_type:
             return Answer(500, b"Internal Server Error", _TEXT)
         exchange.begin(error.media_type)

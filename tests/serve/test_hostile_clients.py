@@ -4,11 +4,13 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from frontier_mock.drive.pace import ClockSpec
+from frontier_mock.serve.spec import ServeSpec
 from frontier_mock.serve.up import ClusterServer
 from tests.serve.live import FAST, WARP, live, serve_spec
 
@@ -81,13 +83,17 @@ class Peer:
 
 
 @asynccontextmanager
-async def besieged(caplog: pytest.LogCaptureFixture, warp: bool = False) -> AsyncIterator[Peer]:
+async def besieged(
+    caplog: pytest.LogCaptureFixture,
+    warp: bool = False,
+    make: Callable[[ClockSpec], ServeSpec] = serve_spec,
+) -> AsyncIterator[Peer]:
     """A server that must be as good as new at the end of the block."""
     failures: list[dict[str, object]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
     caplog.set_level(logging.INFO)
-    async with asyncio.timeout(LIMIT_S), live(serve_spec(WARP if warp else FAST)) as server:
+    async with asyncio.timeout(LIMIT_S), live(make(WARP if warp else FAST)) as server:
         peer = Peer(server)
         yield peer
         assert (await peer.answer(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
