@@ -146,6 +146,7 @@ def _served(
         trust_request_chat_template=args.trust_request_chat_template,
         enable_auto_tool_choice=args.enable_auto_tool_choice,
         tool_call_parser=args.tool_call_parser,
+        structured_backend=args.structured_outputs_backend,
         deployment=_deployment(worker),
         adapters=dict(_adapter(text) for text in args.lora_modules),
         media=None if vision is None else MediaPort(vision, args.max_images),

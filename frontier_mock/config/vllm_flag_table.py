@@ -252,7 +252,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --reasoning-config | json | - |
 --kernel-config | json | - |
 --additional-config | json | - | afd: attention/FFN disaggregation, as vllm-project/afd-plugin
---structured-outputs-config | json | - |
+--structured-outputs-config | json | - | backend: who refuses a shape (auto, xgrammar, guidance)
 --aux-output-config | json | - |
 --profiler-config | json | - |
 --watchdog-config | json | - |

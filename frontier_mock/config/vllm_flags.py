@@ -21,6 +21,8 @@ DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 CUDAGRAPH_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 """vLLM 0.33's values of compilation_config.cudagraph_mode."""
 
+_STRUCTURED_BACKENDS = ("auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer")
+
 FLOAT16_TYPES = ("auto", "half", "float16", "bfloat16")
 """--dtype values that mean two bytes per weight."""
 
@@ -132,6 +134,7 @@ class VllmArgs:
     enable_sleep_mode: bool = False
     enable_trace_replay: bool = False
     weight_transfer_backend: str = ""
+    structured_outputs_backend: str = "auto"
     fingerprint_mode: str = "full"
     fingerprint_value: str | None = None
     max_new_tokens: int | None = None
@@ -257,6 +260,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _generation(given.get("override_generation_config"))
     values |= _overrides(values.pop("hf_overrides", None))
     values |= _weight_transfer(given.get("weight_transfer_config"))
+    values |= _structured(given.get("structured_outputs_config"))
     values["max_images"] = max_images(
         given.get("limit_mm_per_prompt"), bool(given.get("language_model_only"))
     )
@@ -364,6 +368,17 @@ def _eplb(config: object, enabled: bool) -> dict[str, Any]:
             "or unset num_redundant_experts."
         )
     return {"num_redundant_experts": count}
+
+
+def _structured(config: object) -> dict[str, Any]:
+    """The backend of --structured-outputs-config, "auto" if it names none."""
+    backend = config.get("backend", "auto") if isinstance(config, dict) else "auto"
+    if backend not in _STRUCTURED_BACKENDS:
+        raise ConfigError(
+            f"argument --structured-outputs-config: backend: {shown(backend)}; allowed: "
+            f"{', '.join(_STRUCTURED_BACKENDS)}"
+        )
+    return {"structured_outputs_backend": backend}
 
 
 def _weight_transfer(config: object) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def _plan(
     check_prompt_ids(ids, served, encoded=True)
     priority = request_priority(fields, headers)
     resumable = flag_field(fields, "continue_final_message")
-    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served.ring)
+    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served)
     forced = None if "tool_choice" not in fields else _forced_function(fields)
     if forced is not None:
         frame = (

@@ -217,7 +217,7 @@ def _plan(
     rank = data_parallel_rank(headers, served)
     logprobs = extras.logprobs
     priority = request_priority(fields, headers)
-    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served.ring)
+    write = None if _SHAPED.isdisjoint(fields) else vllm_writer(fields, served)
     plans = []
     for i, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True)):
         max_tokens = 1 if prompt_only else effective_max_tokens(asked, len(ids), served)

@@ -141,7 +141,7 @@ def _read(
     check_sampling(fields, 1, cap, served)
     check_against_model(fields, plan.top, served)
     resumable = RESUMABLE_TOKENS if which == "token_ids" else 0
-    write = vllm_writer(fields, served.ring)
+    write = vllm_writer(fields, served)
     (sequence,) = plan_sequences(
         ids,
         0,

@@ -104,7 +104,7 @@ def _read(request: pb.GenerateRequest, served: ServedModel) -> VllmCall:
     if request.HasField("data_parallel_rank") and not 0 <= rank < served.data_parallel_size:
         raise data_parallel_rank_out_of_range(rank, served.data_parallel_size)
     resumable = RESUMABLE_TOKENS if which == "tokenized" else 0
-    write = vllm_writer(fields, served.ring)
+    write = vllm_writer(fields, served)
     plans = plan_sequences(
         ids,
         0,

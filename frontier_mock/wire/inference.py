@@ -253,7 +253,7 @@ def _plan(
             wishes[name] = fields[name]
     priority = int_field(fields, "priority", 0)
     n = int_field(wishes, "n", 1)
-    write = vllm_writer(wishes, served.ring) if wishes.get("structured_outputs") else None
+    write = vllm_writer(wishes, served) if wishes.get("structured_outputs") else None
     dictated = ints_field(wishes, "trace_decode_token_ids")
     if dictated:
         check_prompt_ids(np.array(dictated, np.uint32), served, encoded=False)

@@ -65,6 +65,7 @@ class ServedModel:
     trust_request_chat_template: bool = False
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
+    structured_backend: str = "auto"
     worker: int = AUTO_WORKER
     keeps_tokens: bool = False
     deployment: Deployment = field(default_factory=Deployment)

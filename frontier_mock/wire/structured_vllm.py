@@ -1,7 +1,8 @@
 """vLLM's structured outputs: checks in its order and words, and who writes what then comes.
 
-The checks are those of `SamplingParams._validate_structured_outputs` in vLLM 0.33 with the backend
-"auto": xgrammar first, and where that refuses llguidance, whose word is the last.
+The checks are those of `SamplingParams._validate_structured_outputs` in vLLM 0.33. The backend
+"auto" is xgrammar, and where that refuses llguidance, whose word is the last; "xgrammar" and
+"guidance" are one of them alone. Any other backend is taken for "auto".
 """
 
 import json
@@ -17,10 +18,15 @@ from frontier_mock.wire.grammar.regex import read_regex
 from frontier_mock.wire.grammar.schema_faults import SchemaFault, check_schema
 from frontier_mock.wire.grammar.tags import read_tags
 from frontier_mock.wire.grammar.tree import Grammar
+from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.structured import Write, choice_writer, grammar_writer, json_writer
 from frontier_mock.wire.text import TextRing
 from frontier_mock.wire.tokenizer import Json
 
+XGRAMMAR, GUIDANCE = "xgrammar", "guidance"
+"""Backends of --structured-outputs-config that are not "auto"."""
+
+_BAD_TAG = "Invalid structural tag specification."
 _MAX_NESTING = 64
 _TAG_NESTING = 16
 _LARK = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
@@ -29,14 +35,15 @@ _LARK = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")
 _ANY_OBJECT: Json = {"type": "object"}
 
 
-def vllm_writer(fields: Fields, ring: TextRing) -> Write | None:
+def vllm_writer(fields: Fields, served: ServedModel) -> Write | None:
     """How the output of a request with these fields is written; None if it is free text.
 
     Raises a late ApiError for a shape that vLLM refuses.
     """
+    ring, backend = served.ring, served.structured_backend
     own = fields.get("structured_outputs")
     if isinstance(own, dict):
-        return _constrained(own, ring)
+        return _constrained(own, ring, backend)
     wanted = fields.get("response_format")
     if not isinstance(wanted, dict):
         return None
@@ -46,13 +53,13 @@ def vllm_writer(fields: Fields, ring: TextRing) -> Write | None:
     if kind == "json_schema":
         described = wanted.get("json_schema")
         schema = described.get("schema") if isinstance(described, dict) else None
-        return _json(schema or _ANY_OBJECT, ring)
+        return _json(schema or _ANY_OBJECT, ring, backend)
     if kind == "structural_tag":
-        return grammar_writer(_tags(json.dumps(wanted)), ring)
+        return grammar_writer(_tags(json.dumps(wanted), backend), ring)
     return None
 
 
-def _constrained(own: dict[str, Json], ring: TextRing) -> Write | None:
+def _constrained(own: dict[str, Json], ring: TextRing, backend: str) -> Write | None:
     choices = own.get("choice")
     if isinstance(choices, list):
         if not choices:
@@ -70,15 +77,15 @@ def _constrained(own: dict[str, Json], ring: TextRing) -> Write | None:
     if own.get("json_object"):
         return json_writer(_ANY_OBJECT, ring)
     if own.get("json") is not None:
-        return _json(own["json"], ring)
+        return _json(own["json"], ring, backend)
     for name, read in _READERS.items():
         given = own.get(name)
         if isinstance(given, str):
-            return grammar_writer(read(given), ring)
+            return grammar_writer(read(given, backend), ring)
     return None
 
 
-def _json(schema: Json, ring: TextRing) -> Write:
+def _json(schema: Json, ring: TextRing, backend: str) -> Write:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -88,34 +95,44 @@ def _json(schema: Json, ring: TextRing) -> Write:
     try:
         check_schema(schema)
     except SchemaFault as fault:
+        if backend == XGRAMMAR:
+            raise _refused(f"Failed to transform json schema into a grammar: {fault}") from None
         raise _refused(f"Grammar error: {fault.guided}") from None
     return json_writer(schema, ring)
 
 
-def _regex(pattern: str) -> Grammar:
+def _regex(pattern: str, backend: str) -> Grammar:
     if "\0" in pattern:
         raise _refused("structured_outputs.regex must not contain a NUL character ('\\x00')")
-    return _either(pattern, read_regex)
+    return _compiled(
+        pattern, read_regex, backend, "Failed to transform regex into a grammar: {fault}"
+    )
 
 
-def _grammar(text: str) -> Grammar:
+def _grammar(text: str, backend: str) -> Grammar:
+    words = "Invalid grammar specification."
     if not is_lark(text):
-        return _either(text, read_ebnf)
+        return _compiled(text, read_ebnf, backend, words)
     try:
         return read_lark(text)
     except GrammarFault as fault:
+        if backend == XGRAMMAR:
+            raise _refused(words) from None
         if _LARK.search(text) is None:
             # llguidance takes it for EBNF then.
             return _guided(text, read_ebnf)
         raise _refused(f"Grammar error: {fault}") from None
 
 
-def _either(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
-    """What xgrammar reads, or else llguidance."""
-    try:
-        return read(spec, False)
-    except GrammarFault:
-        return _guided(spec, read)
+def _compiled(spec: str, read: Callable[[str, bool], Grammar], backend: str, words: str) -> Grammar:
+    """What the backend's compilers read; `words` are vLLM's where xgrammar alone refuses."""
+    if backend != GUIDANCE:
+        try:
+            return read(spec, False)
+        except GrammarFault as fault:
+            if backend == XGRAMMAR:
+                raise _refused(words.format(fault=fault)) from None
+    return _guided(spec, read)
 
 
 def _guided(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
@@ -127,15 +144,21 @@ def _guided(spec: str, read: Callable[[str, bool], Grammar]) -> Grammar:
         raise _refused(f"Grammar error: {fault}") from None
 
 
-def _tags(text: str) -> Grammar:
+def _tags(text: str, backend: str) -> Grammar:
     try:
         described: Json = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if backend == XGRAMMAR:
+            raise _refused(_BAD_TAG) from None
         raise _refused(f"Invalid grammar specification: {error}") from None
     _check_nesting(described, _MAX_NESTING + _TAG_NESTING)
+    if backend == GUIDANCE and not (isinstance(described, dict) and "structures" in described):
+        raise _refused(f"Invalid grammar specification: {_guided_word(described)}")
     try:
         return read_tags(described)
     except GrammarFault:
+        if backend == XGRAMMAR:
+            raise _refused(_BAD_TAG) from None
         raise _refused(f"Invalid grammar specification: {_guided_word(described)}") from None
 
 
@@ -157,7 +180,7 @@ def _guided_word(described: Json) -> str:
     return "No structural tags found in the grammar spec."
 
 
-_READERS: dict[str, Callable[[str], Grammar]] = {
+_READERS: dict[str, Callable[[str, str], Grammar]] = {
     "regex": _regex,
     "grammar": _grammar,
     "structural_tag": _tags,

@@ -45,3 +45,11 @@ def test_the_deployment_is_that_of_the_resolved_gpus() -> None:
 def test_a_weight_transfer_without_a_backend_is_refused(config: str) -> None:
     with pytest.raises(ConfigError, match="--weight-transfer-config"):
         served("--weight-transfer-config", config)
+
+
+def test_the_backend_of_structured_outputs() -> None:
+    assert served().structured_backend == "auto"
+    config = '{"backend": "xgrammar"}'
+    assert served("--structured-outputs-config", config).structured_backend == "xgrammar"
+    with pytest.raises(ConfigError, match="backend: 'yacc'; allowed: auto, xgrammar, guidance"):
+        served("--structured-outputs-config", '{"backend": "yacc"}')

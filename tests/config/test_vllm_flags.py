@@ -90,6 +90,7 @@ _FOLDED_INTO = {
     "max_new_tokens",
     "afd",
     "weight_transfer_backend",
+    "structured_outputs_backend",
     "num_redundant_experts",
     "kv_offload",
     "max_images",
@@ -103,7 +104,7 @@ def test_the_table_is_the_whole_of_vllm() -> None:
     acted = {flag.name for flag in vllm_flags() if flag.effect}
     fields = set(VllmArgs.__dataclass_fields__)
     folded = {"compilation_config", "override_generation_config", "additional_config"}
-    folded |= {"weight_transfer_config", "eplb_config"}
+    folded |= {"weight_transfer_config", "eplb_config", "structured_outputs_config"}
     folded |= {"spec_method", "spec_model", "spec_tokens"}
     folded |= {"kv_offloading_size", "kv_offloading_backend"}
     folded |= {"limit_mm_per_prompt", "language_model_only"}

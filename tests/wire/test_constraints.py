@@ -285,3 +285,33 @@ def test_sglang_without_a_grammar_backend_refuses_them_all(sglang: ServedModel) 
     front = replace(sglang.sglang, server_args={"grammar_backend": "none"})
     with pytest.raises(LateError, match="launched with --grammar-backend none"):
         generate(replace(sglang, sglang=front), regex="a")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            {"regex": "[a-z"},
+            "Failed to transform regex into a grammar: [00:00:00] <path>:83: Regex",
+        ),
+        ({"grammar": "root ::= x"}, "Invalid grammar specification."),
+        ({"grammar": 'start: "a" b'}, "Invalid grammar specification."),
+        ({"structural_tag": "{}"}, "Invalid structural tag specification."),
+        ({"json": {"type": "strin"}}, "Failed to transform json schema into a grammar: [00:00:00]"),
+    ],
+)
+def test_vllm_with_xgrammar_alone_refuses_in_its_words(
+    served: ServedModel, wanted: Any, message: str
+) -> None:
+    alone = replace(served, structured_backend="xgrammar")
+    with pytest.raises(ApiError) as caught:
+        complete(alone, structured_outputs=wanted)
+    assert caught.value.message.startswith(message)
+
+
+def test_vllm_with_guidance_alone(served: ServedModel) -> None:
+    alone = replace(served, structured_backend="guidance")
+    assert said(complete(alone, structured_outputs={"regex": "(?i)abc"})) == "abc"
+    tags = json.dumps({"type": "structural_tag", "format": TAGS})
+    with pytest.raises(ApiError, match="Invalid grammar specification: 'triggers'"):
+        complete(alone, structured_outputs={"structural_tag": tags})
