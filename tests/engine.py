@@ -9,7 +9,7 @@ from frontier_mock.cluster.build import build_cluster
 from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
 from frontier_mock.core.prompt import KeyedPrompt
-from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch
+from frontier_mock.cost.protocol import Chunk, DecodeLine, LockstepRun, RankBatch, StepCost
 from frontier_mock.cost.slowest_rank import slowest_rank
 from frontier_mock.cost.specs import (
     EnginePreset,
@@ -69,6 +69,43 @@ class DraftedLinearCost(LinearRankCost):
         return super().lockstep(batches) + sum(3000 * batch.drafts for batch in batches)
 
 
+class LinearStage(LinearCost):
+    """One stage of several: a share of it all, with knots of its own."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def decode(self, num_seqs: int, kv_tokens: int) -> DecodeLine:
+        line = super().decode(num_seqs, round(kv_tokens * self._share))
+        kv_max = max(round(line.kv_max / self._share), kv_tokens)
+        return DecodeLine(line.base_ns * self._share, line.slope_ns * self._share, kv_max)
+
+    def mixed(self, num_decodes: int, decode_kv_tokens: int, chunks: Sequence[Chunk]) -> int:
+        return round(super().mixed(num_decodes, decode_kv_tokens, chunks) * self._share)
+
+
+class LinearStages(LinearCost):
+    """Stages, the second a third longer; 50 us between them, and 0.2 ms of the engine's own."""
+
+    def __init__(self, stages: int, ahead: bool) -> None:
+        shares = [1.0 + (stage == 1) / 3 for stage in range(stages)]
+        self.stages = tuple(LinearStage(share / sum(shares)) for share in shares)
+        self.gap_ns = 30_000.0 * ahead
+
+    def cpu_ns(self, rows: int) -> float:
+        return 200_000.0 + 1000.0 * rows
+
+    def hop_ns(self, stage: int, tokens: int) -> float:
+        return 50_000.0 + 10.0 * tokens + stage
+
+
+def toy_cost(scheduler: AnySchedulerSpec) -> StepCost:
+    """What an engine with this scheduler is priced by."""
+    if scheduler.pipeline_stages > 1:
+        return LinearStages(scheduler.pipeline_stages, scheduler.async_scheduling)
+    return LinearCost() if scheduler.speculation is None else DraftedLinearCost()
+
+
 def _attention(batch: RankBatch) -> DecodeLine:
     knot = (batch.kv_tokens // 997 + 1) * 997
     return DecodeLine(knot / 7, 0.3, knot - 1)
@@ -97,9 +134,8 @@ def toy_cluster(
         WorkerSpec(f"w{i}", 8000 + i, "colocated", "toy", step_spec(frontend_s), scheduler)
         for i in range(workers)
     )
-    cost = LinearCost if scheduler.speculation is None else DraftedLinearCost
     return build_cluster(
-        ClusterSpec(specs, policy, 0, single_step), [cost() for _ in range(workers)]
+        ClusterSpec(specs, policy, 0, single_step), [toy_cost(scheduler) for _ in range(workers)]
     )
 
 

@@ -1,5 +1,6 @@
 """`frontier-mock sglang serve MODEL ...`: one mock SGLang, by SGLang's own command line."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(help_text())
         return 0
-    args = parse_sglang_serve(argv)
+    args = parse_sglang_serve(argv, os.environ)
     sim = args.simulator
     sglang = args.sglang if args.sglang.host else replace(args.sglang, host=DEFAULT_HOST)
     if sglang.afd is not None and sglang.afd.role == "ffn":

@@ -42,9 +42,11 @@ def _queued_tokens(ranks: Sequence[Worker], live: Iterable[EngineSequence], now_
 
     Neither hits nor chunks already computed are subtracted: vLLM's front end knows of neither.
     """
-    ended = {rank.index: rank.step_ended_by(now_ns) for rank in ranks}
+    last_of = {rank.index: rank.steps_by(now_ns) for rank in ranks}
     return sum(
         seq.prompt_tokens
         for seq in live
-        if seq.state != DONE and seq.worker in ended and not seq.produced_by(ended[seq.worker])
+        if seq.state != DONE
+        and seq.worker in last_of
+        and not seq.produced_by(last_of[seq.worker](seq))
     )

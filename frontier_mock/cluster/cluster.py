@@ -18,7 +18,7 @@ from frontier_mock.cluster.encoding import Encoder
 from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
-from frontier_mock.cluster.specs import ClusterSpec, WorkerSpec
+from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.cluster.tiers import Tiers
 from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
@@ -36,7 +36,7 @@ from frontier_mock.core.commands import (
 from frontier_mock.core.events import Controlled, EventLog, Rejected, Submitted, prefill_leg
 from frontier_mock.core.words import Over, Ready, Sent
 from frontier_mock.cost.protocol import EncodingCost, LockstepCost, StepCost
-from frontier_mock.serving.drafted_worker import DraftedWorker
+from frontier_mock.serving.build import build_worker
 from frontier_mock.serving.lockstep import Lockstep
 from frontier_mock.serving.sequence import DONE, FRONTEND, Sequence
 from frontier_mock.serving.worker import Worker
@@ -51,7 +51,7 @@ class Cluster:
         self.log = EventLog()
         self.now_ns: SimTime = 0
         self.workers = [
-            _worker_class(worker)(i, worker.scheduler, cost, self.log, spec.single_step)
+            build_worker(i, worker.scheduler, cost, self.log, spec.single_step)
             for i, (worker, cost) in enumerate(zip(spec.workers, costs, strict=True))
         ]
         self._calendar = Calendar(len(self.workers))
@@ -231,7 +231,7 @@ class Cluster:
     def tokens(self, rid: int) -> int:
         """Output tokens that sequence `rid` has produced by now. Raises KeyError once it ended."""
         seq = self._live[rid]
-        return seq.produced_by(self.workers[seq.worker].step_ended_by(self.now_ns))
+        return seq.produced_by(self.workers[seq.worker].steps_by(self.now_ns)(seq))
 
     def token_counter(self, worker: int) -> Callable[[int], int]:
         """`tokens` for sequences of one worker, whose last step is looked up but once.
@@ -239,8 +239,13 @@ class Cluster:
         Valid until the engine moves.
         """
         live = self._live
-        step = self.workers[worker].step_ended_by(self.now_ns)
-        return lambda rid: live[rid].produced_by(step)
+        last_of = self.workers[worker].steps_by(self.now_ns)
+
+        def tokens(rid: int) -> int:
+            seq = live[rid]
+            return seq.produced_by(last_of(seq))
+
+        return tokens
 
     def token_times_ns(self, rid: int) -> NDArray[np.int64]:
         """When each token produced so far ended its step. Raises KeyError once it ended."""
@@ -249,7 +254,7 @@ class Cluster:
         spans = list(seq.spans)
         progress = seq.progress
         bursts = b"" if progress is None else bytes(progress.bursts)
-        step = min(worker.step_ended_by(self.now_ns), seq.finish_step)
+        step = min(worker.steps_by(self.now_ns)(seq), seq.finish_step)
         if 0 < seq.first_step <= step:
             steps = step - seq.first_step + 1
             spans.append((seq.first_step, steps))
@@ -269,7 +274,7 @@ class Cluster:
                 first_ns = self.workers[seq.worker].timeline.boundary_ns(first)
                 needed_ns[seq.worker] = min(needed_ns[seq.worker], first_ns)
         for worker, since_ns in zip(self.workers, needed_ns, strict=True):
-            worker.timeline.drop_before(worker.timeline.last_step_ended_by(since_ns - 1))
+            worker.timeline.drop_ended_by(since_ns - 1)
 
     def _submit(self, command: Submit) -> int:
         rid = self._next_rid
@@ -472,7 +477,3 @@ def _joint(cost: StepCost) -> LockstepCost:
     if not isinstance(cost, LockstepCost):
         raise ValueError("these ranks step together, and their cost model prices single ranks only")
     return cost
-
-
-def _worker_class(spec: WorkerSpec) -> type[Worker]:
-    return Worker if spec.scheduler.speculation is None else DraftedWorker

@@ -147,6 +147,11 @@ def offload_spec(
     """The tier of an engine whose blocks hold `block_size` tokens. Raises ConfigError."""
     if args is None:
         return None
+    if step.parallel.pp > 1:
+        raise ConfigError(
+            f"a tier under the KV cache of {step.parallel.pp} pipeline stages is not simulated; "
+            "allowed: one of the two"
+        )
     cpu = tiers(step.hardware)[0]
     ranks = step.parallel.gpus // step.parallel.dp
     load = LaneSpec(cpu.read_bytes_per_s, cpu.latency_s)

@@ -16,6 +16,7 @@ from frontier_mock.config.grpc_ports import ports_of
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_offload import offload_spec
 from frontier_mock.config.kv_transfer import role_of
+from frontier_mock.config.pipelines import checked_stages
 from frontier_mock.config.profiles import load_engine, load_hardware, load_kernels, load_model
 from frontier_mock.config.resolve_sglang import resolve_sglang_worker
 from frontier_mock.config.scenario import ScenarioSpec, WorkerGroup
@@ -221,7 +222,7 @@ def resolve_worker(
     utilization = args.gpu_memory_utilization
     if utilization is None:
         utilization = engine.gpu_memory_utilization
-    parallel = _parallel(args, model)
+    parallel = checked_stages(model, _parallel(args, model))
     routing, lora = _routing(args, model, parallel), _lora(args)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, precision.weights)
     draft = None
@@ -262,7 +263,7 @@ def resolve_worker(
         raise ConfigError(f"{model.name} on {hardware.name}, tp {parallel.tp}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{model.name}: {error}") from None
-    use_async = engine.async_scheduling if args.async_scheduling is None else args.async_scheduling
+    use_async = _schedules_ahead(args, engine)
     if drafts is not None and drafts.method == "ngram":
         # Its look-up needs the tokens of the step before (specs/vllm.md section 8.4).
         use_async = False
@@ -295,6 +296,7 @@ def resolve_worker(
         else speculation_of(drafts, ahead=use_async, lookahead=True),
         encoder_budget_tokens=images,
         encoder_cache_tokens=images,
+        pipeline_stages=parallel.pp,
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
     step = replace(step, draft=draft)
@@ -482,22 +484,39 @@ def _parallel(args: VllmArgs, model: ModelSpec) -> ParallelSpec:
     There, data-parallel ranks are engines that know nothing of each other. With FFN GPUs apart it
     is the attention GPUs that are divided.
     """
-    tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    tp, dp, pp = args.tensor_parallel_size, args.data_parallel_size, args.pipeline_parallel_size
     dcp = args.decode_context_parallel_size
     if args.afd is not None:
         if dcp > 1:
             raise ConfigError(f"decode-context-parallel-size: {dcp}; only 1 with FFN GPUs apart")
+        if pp > 1:
+            raise ConfigError(f"pipeline-parallel-size: {pp}; only 1 with FFN GPUs apart")
         return ParallelSpec(tp=tp, dp=args.afd.ranks(tp))
     if model.experts is None:
-        return ParallelSpec(tp=tp, dcp=dcp)
+        return ParallelSpec(tp=tp, dcp=dcp, pp=pp, stage_layers=args.pp_layer_partition)
     return ParallelSpec(
         tp=tp,
         dcp=dcp,
+        pp=pp,
+        stage_layers=args.pp_layer_partition,
         dp=dp,
         ep=tp * dp if args.enable_expert_parallel else 1,
         dispatch=DISPATCH_BACKENDS[args.all2all_backend] if dp > 1 else "allgather",
         overlap=args.enable_dbo and dp > 1,
     )
+
+
+def _schedules_ahead(args: VllmArgs, engine: EnginePreset) -> bool:
+    """Whether steps are scheduled before the output of the one before them is back."""
+    staged = args.pipeline_parallel_size > 1 and not engine.async_pipeline
+    if args.async_scheduling is None:
+        return engine.async_scheduling and not staged
+    if args.async_scheduling and staged:
+        raise ConfigError(
+            "async-scheduling: Async scheduling is not supported by the V1 model runner with "
+            f"pipeline parallelism ({engine.name})"
+        )
+    return args.async_scheduling
 
 
 def _routing(args: VllmArgs, model: ModelSpec, parallel: ParallelSpec) -> RoutingSpec:

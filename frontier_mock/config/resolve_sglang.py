@@ -11,6 +11,7 @@ from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
+from frontier_mock.config.pipelines import checked_stages
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.config.sglang_flags import FP8_KV_TYPES, SglangArgs
 from frontier_mock.config.sglang_speculative import MAX_RUNNING_REQUESTS, reserve_tokens
@@ -28,6 +29,7 @@ from frontier_mock.cost.sglang_memory import (
     prefill_graph_sizes,
 )
 from frontier_mock.cost.specs import EnginePreset, ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
+from frontier_mock.cost.stages import sglang_split
 from frontier_mock.serving.specs import SglangSchedulerSpec
 
 RULES_SINCE = (0, 5, 23)
@@ -54,12 +56,14 @@ def resolve_sglang_worker(
     weights = weight_format(model.checkpoint_weights, args.quantization, SGLANG_WEIGHTS)
     precision = PrecisionSpec(weights, "fp8" if args.kv_cache_dtype in FP8_KV_TYPES else "bf16")
     ranks, parallel = _parallel(args, model)
+    checked_stages(model, parallel)
     afd = None if args.afd is None else afd_spec(args.afd, hardware, weights)
     classic = _version(engine) < RULES_SINCE
     default_chunk, largest = gpu_defaults(hardware, args.tp_size)
     chunk = _chunk(args, parallel, default_chunk)
     graphs = _graphs(args, largest, classic)
-    overlap = not args.disable_overlap_schedule
+    # With pipeline stages SGLang turns it off by itself.
+    overlap = not args.disable_overlap_schedule and parallel.pp == 1
     prompt_graphs = () if classic or args.disable_cuda_graph else prefill_graph_sizes(chunk)
     step = StepSpec(
         hardware,
@@ -225,6 +229,9 @@ def _scheduler(
         enable_kv_cache_events=caching and _publishes(args),
         speculation=speculation,
         encoder_cache_tokens=_cached_image_tokens(step.model),
+        pipeline_stages=step.parallel.pp,
+        pp_max_micro_batch_size=args.pp_max_micro_batch_size or 0,
+        pp_async_batch_depth=args.pp_async_batch_depth if step.parallel.pp > 1 else 0,
     )
 
 
@@ -282,8 +289,22 @@ def _parallel(args: SglangArgs, model: ModelSpec) -> tuple[int, ParallelSpec]:
         ep=tp if spread else 1,
         dispatch=dispatch,
         overlap=args.enable_two_batch_overlap and ranks > 1,
+        pp=args.pp_size,
+        stage_layers=_stage_layers(args, model),
     )
     return max(ranks, replicas), parallel
+
+
+def _stage_layers(args: SglangArgs, model: ModelSpec) -> tuple[int, ...]:
+    """Layers of each pipeline stage. Raises ConfigError for what stages are not combined with."""
+    stages = args.pp_size
+    if stages == 1:
+        return ()
+    if args.disaggregation_mode != "null":
+        raise ConfigError(f"pp-size: {stages} is not simulated with --disaggregation-mode")
+    if args.afd is not None:
+        raise ConfigError(f"pp-size: {stages}; only 1 with FFN GPUs apart")
+    return args.pp_layer_partition or sglang_split(model.num_layers, stages)
 
 
 def _version(engine: EnginePreset) -> tuple[int, ...]:

@@ -189,7 +189,7 @@ EXPERT_SEED = Key("seed", integer(0, 2**63 - 1), 0, "decides which experts are p
 EXPERT_KEYS: tuple[Key[Any], ...] = (POPULARITY, EXPONENT, DRIFT, EXPERT_SEED)
 
 TP = Key("tp", integer(1, 64), 1, "tensor parallel ranks")
-PP = Key("pp", integer(1, 64), 1, "pipeline stages; only 1 is simulated so far")
+PP = Key("pp", integer(1, 64), 1, "pipeline stages")
 DP = Key(
     "dp",
     integer(1, 1024),
@@ -206,6 +206,8 @@ ELSEWHERE = {
     "tp-size": "parallel.tp",
     "tp": "parallel.tp",
     "pipeline-parallel-size": "parallel.pp",
+    "pp-size": "parallel.pp",
+    "pp": "parallel.pp",
     "data-parallel-size": "parallel.dp",
     "dp-size": "parallel.dp",
     "dp": "parallel.dp",
@@ -379,12 +381,10 @@ def _read_parallel(section: Section) -> ParallelSpec:
     if value is None:
         return ParallelSpec()
     axes = open_section(value, PARALLEL_KEYS)
-    if axes.get(PP) != 1:
-        raise axes.at(PP.name).error(f"{axes.get(PP)} is not simulated yet; allowed: 1")
-    for key in (DP, EP):
+    for key in (PP, DP, EP):
         if axes.get(key) != 1 and section.get(AFD) is not None:
             raise axes.at(key.name).error("the worker's key afd says how many ranks it has")
-    return ParallelSpec(tp=axes.get(TP), dp=axes.get(DP), ep=axes.get(EP))
+    return ParallelSpec(tp=axes.get(TP), pp=axes.get(PP), dp=axes.get(DP), ep=axes.get(EP))
 
 
 def _read_engine_args(section: Section, parallel: ParallelSpec) -> tuple[VllmArgs, tuple[str, ...]]:
@@ -440,6 +440,8 @@ def _with_afd(section: Section, args: ArgsT, instance: AfdArgs | None) -> ArgsT:
 
 def _common_argv(section: Section, parallel: ParallelSpec, weights: Mapping[str, str]) -> list[str]:
     argv = ["--model", section.get(MODEL), "--tensor-parallel-size", str(parallel.tp)]
+    if parallel.pp != 1:
+        argv += ["--pipeline-parallel-size", str(parallel.pp)]
     if parallel.dp != 1:
         argv += ["--data-parallel-size", str(parallel.dp)]
     try:

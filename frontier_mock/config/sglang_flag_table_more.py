@@ -93,9 +93,9 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --node-rank | int | 0 |
 --tp-size --tp --tensor-parallel-size | int | 1 | GPUs per worker
 --dcp-size --decode-context-parallel-size | int | 1 |
---pp-size --pp --pipeline-parallel-size | int | 1 | only 1 is simulated; anything else is refused
---pp-max-micro-batch-size | int | - |
---pp-async-batch-depth | int | 0 |
+--pp-size --pp --pipeline-parallel-size | int | 1 | pipeline stages
+--pp-max-micro-batch-size | int | - | running requests of one micro-batch
+--pp-async-batch-depth | int | 0 | micro-batches beyond one a stage
 --dp-size --dp --data-parallel-size | int | 1 | replicas behind this port
 --attn-dp-size --attention-data-parallel-size | int | 1 | ranks of attention, in lock-step
 --load-balance-method | choice:auto,round_robin,follow_bootstrap_room,total_requests,\

@@ -7,6 +7,7 @@ from typing import Any
 from frontier_mock.config.afd import AfdArgs, afd_of_sglang, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
+from frontier_mock.config.pipelines import read_partition
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
 from frontier_mock.config.sglang_speculative import read_speculative
@@ -41,6 +42,10 @@ class SglangArgs:
     random_seed: int = 0
     context_length: int | None = None
     tp_size: int = 1
+    pp_size: int = 1
+    pp_max_micro_batch_size: int | None = None
+    pp_async_batch_depth: int = 0
+    pp_layer_partition: tuple[int, ...] = ()
     dp_size: int = 1
     attn_dp_size: int = 1
     enable_dp_attention: bool = False
@@ -113,8 +118,11 @@ class SglangServeArgs:
     without_effect: tuple[str, ...]
 
 
-def parse_sglang_serve(argv: Sequence[str]) -> SglangServeArgs:
-    """Read what follows `sglang serve`; the model may be named without its flag.
+def parse_sglang_serve(
+    argv: Sequence[str], environment: Mapping[str, str] | None = None
+) -> SglangServeArgs:
+    """Read what follows `sglang serve`; the model may be named without its flag, and
+    SGLANG_PP_LAYER_PARTITION of `environment` is honoured as SGLang does.
 
     Raises ConfigError on an unknown flag, a bad value, or one that is not simulated.
     """
@@ -132,6 +140,9 @@ def parse_sglang_serve(argv: Sequence[str]) -> SglangServeArgs:
         )
     idle = tuple(f.options[0] for f in sglang_flags() if not f.effect and f.name in given)
     args = to_sglang_args(given)
+    if args.pp_size > 1:
+        partition = read_partition("SGLANG_PP_LAYER_PARTITION", environment or {})
+        args = replace(args, pp_layer_partition=partition)
     args = replace(args, afd=on_hardware(args.afd, simulator.ffn_hardware))
     if args.afd is None and simulator.ffn_hardware is not None:
         idle += ("--sim-ffn-hardware",)
@@ -203,7 +214,6 @@ SECRETS = ("api_key", "admin_api_key")
 
 _NOT_SIMULATED: Mapping[str, tuple[object, ...]] = {
     "prefill_decode_interval": (None, 0),
-    "pp_size": (1,),
 }
 """Flags that change the behaviour in ways not simulated, and the values they may have."""
 
@@ -231,6 +241,9 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("context_length", 1, _LARGE),
     ("tp_size", 1, 1024),
+    ("pp_size", 1, 64),
+    ("pp_max_micro_batch_size", 1, 1 << 20),
+    ("pp_async_batch_depth", 0, 64),
     ("dp_size", 1, 1024),
     ("attn_dp_size", 1, 1024),
     ("mem_fraction_static", 0.01, 1.0),

@@ -74,7 +74,7 @@ ENGINE_FLAGS = """
 --reasoning-parser | text | - |
 --reasoning-parser-plugin | text | - |
 --distributed-executor-backend | text | - |
---pipeline-parallel-size -pp | int>=1 | 1 | only 1 is simulated; anything else is refused
+--pipeline-parallel-size -pp | int>=1 | 1 | pipeline stages
 --master-addr | text | 127.0.0.1 |
 --master-port | int | 29501 |
 --nnodes -n | int>=1 | 1 |

@@ -10,6 +10,7 @@ from frontier_mock.config.flags import Flag, expand_config_file, parse, read_tab
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_offload import OffloadArgs, read_offload, transfer_section
 from frontier_mock.config.kv_transfer import KvTransferArgs, read_kv_transfer
+from frontier_mock.config.pipelines import read_partition
 from frontier_mock.config.speculative import IDLE, DraftArgs, read_speculative
 from frontier_mock.config.vision_config import max_images
 from frontier_mock.config.vllm_flag_table import ENGINE_FLAGS, FRONTEND_FLAGS, SIMULATOR_FLAGS
@@ -72,6 +73,7 @@ class VllmArgs:
     max_logprobs: int = 20
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    pp_layer_partition: tuple[int, ...] = ()
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     all2all_backend: str = "allgather_reducescatter"
@@ -209,7 +211,8 @@ def simulator_flags() -> tuple[Flag, ...]:
 
 
 def parse_serve(argv: Sequence[str], environment: Mapping[str, str]) -> ServeArgs:
-    """Read what follows `vllm serve`. VLLM_API_KEY of `environment` is honoured as vLLM does.
+    """Read what follows `vllm serve`. VLLM_API_KEY and VLLM_PP_LAYER_PARTITION of `environment` are
+    honoured as vLLM does.
 
     Raises ConfigError on an unknown flag or a bad value, worded as argparse words it.
     """
@@ -223,6 +226,9 @@ def parse_serve(argv: Sequence[str], environment: Mapping[str, str]) -> ServeArg
         given["api_key"] = [environment["VLLM_API_KEY"]]
     simulator = SimulatorArgs(**{name.removeprefix("sim_"): value for name, value in own.items()})
     args = to_vllm_args(given)
+    if args.pipeline_parallel_size > 1:
+        partition = read_partition("VLLM_PP_LAYER_PARTITION", environment)
+        args = replace(args, pp_layer_partition=partition)
     args = replace(args, afd=on_hardware(args.afd, simulator.ffn_hardware))
     idle = without_effect(given)
     if args.afd is None and simulator.ffn_hardware is not None:
@@ -413,9 +419,6 @@ def _check(values: Mapping[str, Any]) -> None:
     _allow(values, "quantization", VLLM_WEIGHTS)
     _allow(values, "kv_cache_dtype", (*BF16_KV_TYPES, *FP8_KV_TYPES))
     _allow(values, "all2all_backend", DISPATCH_BACKENDS)
-    if values.get("pipeline_parallel_size", 1) != 1:
-        size = values["pipeline_parallel_size"]
-        raise ConfigError(f"argument --pipeline-parallel-size: {size} is not simulated; only 1 is")
     for name, low, high in _RANGES:
         value = values.get(name)
         if value is not None and not low <= value <= high:
@@ -455,6 +458,7 @@ _RANGES: tuple[tuple[str, int, int], ...] = (
     ("grpc_port", 0, 65535),
     ("max_model_len", -1, _LARGE),
     ("data_parallel_size", 1, 1024),
+    ("pipeline_parallel_size", 1, 64),
     ("max_num_batched_tokens", 1, _LARGE),
     ("max_num_seqs", 1, 1_000_000),
     ("max_num_queued_reqs", 1, _LARGE),

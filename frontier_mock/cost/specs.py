@@ -223,9 +223,10 @@ class EnginePreset:
     `frontend_s + frontend_token_s * prompt_tokens`. `counts_cudagraph_memory` says whether the
     memory profile makes room for CUDA graphs (vLLM since 0.21). `fp8_decode_as_bf16`: decoding over
     an fp8 cache took as long as over a bf16 one (FlashAttention 3 in vLLM before 0.12).
-    `expert_kernels` names the collection whose kernels run the experts, `block_expert_kernels`
-    that of block-fp8 ones if it is another ("deepgemm": the contiguous grouped GEMM, whatever the
-    batch), `mxfp4_expert_kernels` that of mxfp4 ones.
+    `async_pipeline`: with pipeline stages, too, steps are scheduled ahead (vLLM's second model
+    runner). `expert_kernels` names the collection whose kernels run the experts,
+    `block_expert_kernels` that of block-fp8 ones if it is another ("deepgemm": the contiguous
+    grouped GEMM, whatever the batch), `mxfp4_expert_kernels` that of mxfp4 ones.
     """
 
     name: str
@@ -243,6 +244,7 @@ class EnginePreset:
     source: str
     counts_cudagraph_memory: bool = True
     fp8_decode_as_bf16: bool = False
+    async_pipeline: bool = False
     expert_kernels: str = "vllm-0.24"
     block_expert_kernels: str = ""
     mxfp4_expert_kernels: str = ""

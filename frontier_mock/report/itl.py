@@ -2,8 +2,8 @@
 
 Within a span a sequence gets one token per step, so the gap after step s is the same for every
 sequence that has tokens at both s and s + 1: how many there are follows from the ends of the spans
-alone, and the gaps themselves from the worker's timeline in one vectorised call. Gaps from one span
-to the next (a preemption) belong to one sequence each.
+alone, and the gaps themselves from the worker's timeline in one vectorised call; lanes of steps are
+counted one by one. Gaps from one span to the next (a preemption) belong to one sequence each.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 
 from frontier_mock.core.events import Finished
 from frontier_mock.report.latency import Ints, Sample
+from frontier_mock.serving.steps import lane_of
 from frontier_mock.serving.timeline import Timeline
 
 _CHUNK_STEPS = 1 << 20
@@ -20,8 +21,8 @@ _CHUNK_STEPS = 1 << 20
 
 def inter_token_gaps(finished: Iterable[Finished | None], timelines: Sequence[Timeline]) -> Sample:
     """Gaps between consecutive tokens of the given sequences; timelines by worker index."""
-    starts: list[list[int]] = [[] for _ in timelines]
-    ends: list[list[int]] = [[] for _ in timelines]
+    starts: dict[tuple[int, int], list[int]] = {}
+    ends: dict[tuple[int, int], list[int]] = {}
     jumps: list[list[tuple[int, int]]] = [[] for _ in timelines]
     for done in finished:
         if done is None:
@@ -32,14 +33,16 @@ def inter_token_gaps(finished: Iterable[Finished | None], timelines: Sequence[Ti
                 jumps[done.worker].append((last, step))
             last = step + count - 1
             if count > 1:
-                starts[done.worker].append(step)
-                ends[done.worker].append(last)
+                line = (done.worker, lane_of(step))
+                starts.setdefault(line, []).append(step)
+                ends.setdefault(line, []).append(last)
     gaps: list[Ints] = []
     weights: list[Ints] = []
-    for worker, timeline in enumerate(timelines):
-        for values, counts in _within(starts[worker], ends[worker], timeline):
+    for line in sorted(starts):
+        for values, counts in _within(starts[line], ends[line], timelines[line[0]]):
             gaps.append(values)
             weights.append(counts)
+    for worker, timeline in enumerate(timelines):
         if jumps[worker]:
             steps = timeline.boundaries_ns(np.array(jumps[worker], np.int64).ravel())
             gaps.append(steps[1::2] - steps[::2])
@@ -51,8 +54,6 @@ def inter_token_gaps(finished: Iterable[Finished | None], timelines: Sequence[Ti
 
 def _within(starts: list[int], ends: list[int], timeline: Timeline) -> Iterable[tuple[Ints, Ints]]:
     """(gap after step s, sequences that see it) for all s, in chunks of steps."""
-    if not starts:
-        return
     first, last = min(starts), max(ends)
     size = last - first + 1
     begun = np.bincount(np.array(starts) - first, minlength=size)

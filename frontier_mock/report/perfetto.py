@@ -1,8 +1,8 @@
 """A run as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-One process per server with a track of steps per rank, a counter of running sequences, and its
-requests as nested asynchronous slices: queue, prefill, decode, and beside them the transfers of KV
-that a decode server received. Where attention and FFN are apart a
+One process per server with a track of steps per rank, or per pipeline stage, a counter of running
+sequences, and its requests as nested asynchronous slices: queue, prefill, decode, and beside them
+the transfers of KV that a decode server received. Where attention and FFN are apart a
 process more per server shows sampled steps from the inside, layer by layer, with the ping-pong of
 micro-batches between the two sides. Times are virtual microseconds.
 """
@@ -25,6 +25,7 @@ from frontier_mock.cost.afd.pipeline import ATTENTION, FFN, STATIONS, Span, simu
 from frontier_mock.cost.afd.step import AfdStepCost
 from frontier_mock.cost.protocol import RankBatch, StepCost
 from frontier_mock.report.step_runs import JointRun, joint_runs
+from frontier_mock.serving.pipelined import PipelinedWorker
 from frontier_mock.simtime import SimTime
 
 TraceEvent = dict[str, Any]
@@ -36,6 +37,9 @@ REQUESTS_DRAWN: Final = 20_000
 
 _INSIDE: Final = 1000
 """Added to a server's process number for the inside of its steps."""
+
+_STAGE: Final = 1000
+"""Added to a rank's track number for its pipeline stages."""
 
 _STATION_NAMES: Final = {"attention": "attention", "a2f": "A to F", "ffn": "FFN", "f2a": "F to A"}
 
@@ -58,12 +62,28 @@ def _servers(cluster: Cluster, costs: Sequence[StepCost], sampled: int) -> Itera
         for run in runs:
             yield _counter(number, run)
             yield from _steps(cluster, server, number, run, one_by_one)
+        for index in server:
+            worker = cluster.workers[index]
+            if isinstance(worker, PipelinedWorker):
+                yield from _stages(worker, number, _STAGE * (index - server.start + 1))
         if isinstance(cost, AfdStepCost):
             assert spec.afd is not None
             title = f"{spec.server}: inside sampled steps, {spec.afd.name}"
             yield _name("process", number + _INSIDE, 0, title)
             for run in _spread(runs, sampled):
                 yield from _inside(cost, run, number + _INSIDE)
+
+
+def _stages(worker: PipelinedWorker, number: int, first_track: int) -> Iterator[TraceEvent]:
+    """A track per pipeline stage, with the steps it computes."""
+    for stage in range(worker.pipeline.stages):
+        yield _name("thread", number, first_track + stage, f"stage {stage}")
+    for step in worker.stage_log:
+        batch = step.batch
+        args = {"args": _step_args(batch, step.number, 1)}
+        for stage, begin in enumerate(step.starts_ns):
+            name, end = _step_name(batch, 1), step.ends_ns[stage]
+            yield _slice(name, number, first_track + stage, begin, end) | args
 
 
 def _spread(runs: Sequence[JointRun], count: int) -> list[JointRun]:

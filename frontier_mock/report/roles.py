@@ -1,10 +1,12 @@
 """What each role's GPUs did and cost: utilisation, bubbles, tokens per dollar.
 
 A role's utilisation is the share of the simulated time in which its GPUs work. Engines that do
-everything themselves work while they execute steps. Where attention and FFN are apart, each side
-works for as long as its station of the pipeline is occupied, averaged over ranks, and the rest of
-the steps' time is its bubble: filling and draining, waiting for the other side, for transfers or
-for the slowest rank. A server counts for the whole run, in the role it begins with.
+everything themselves work while they execute steps; pipeline stages, each for as long as it
+computes, and what is left of the time in which anything is in flight is the bubble. Where attention
+and FFN are apart, each side works for as long as its station of the pipeline is occupied, averaged
+over ranks, and the rest of the steps' time is its bubble: filling and draining, waiting for the
+other side, for transfers or for the slowest rank. A server counts for the whole run, in the role it
+begins with.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,9 @@ from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.cost.afd.step import AfdStepCost, Occupied
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.report.step_runs import JointRun, joint_runs, keep_step_logs, take_runs
+from frontier_mock.serving.pipelined import PipelinedWorker
+from frontier_mock.serving.worker import Worker
+from frontier_mock.simtime import SimTime
 
 _RUNS_LOOKED_AT = 4096
 """Of more runs, every second, third, ... is looked at."""
@@ -168,7 +173,12 @@ def _server_rows(cluster: Cluster, server: range, work: Work | None) -> list[Rol
         )
 
     if spec.afd is None:
-        return [row(spec.role, hardware.name, gpus, hardware.usd_per_hour)]
+        one = row(spec.role, hardware.name, gpus, hardware.usd_per_hour)
+        shares = [stage_shares(worker, now_ns) for worker in workers]
+        if all(shares) and share:
+            one["utilization"] = sum(map(sum, shares)) / sum(map(len, shares))
+            one["bubble"] = max(0.0, 1.0 - one["utilization"] / share)
+        return [one]
     other = spec.afd.ffn_hardware
     of = "prefill " if spec.role == "prefill" else ""
     rows = [
@@ -182,6 +192,13 @@ def _server_rows(cluster: Cluster, server: range, work: Work | None) -> list[Rol
         one["utilization"] = working_ns / now_ns
         one["bubble"] = 1.0 - working_ns / work.in_steps_ns if work.in_steps_ns else 0.0
     return rows
+
+
+def stage_shares(worker: Worker, now_ns: SimTime) -> list[float]:
+    """The share of the time in which each pipeline stage works; empty without stages."""
+    if not isinstance(worker, PipelinedWorker) or not now_ns:
+        return []
+    return [busy / now_ns for busy in worker.stages_busy_ns(now_ns)]
 
 
 def _work(cost: AfdStepCost, runs: Sequence[JointRun]) -> Work:

@@ -32,7 +32,14 @@ from frontier_mock.report.records import (
     fold_events,
     keep_measured,
 )
-from frontier_mock.report.roles import CostStats, RoleStats, StationBook, cost_stats, role_stats
+from frontier_mock.report.roles import (
+    CostStats,
+    RoleStats,
+    StationBook,
+    cost_stats,
+    role_stats,
+    stage_shares,
+)
 from frontier_mock.report.specs import SloSpec
 from frontier_mock.report.speculation import SpeculationStats, speculation_stats
 from frontier_mock.report.tiers import TierReport, tier_stats
@@ -75,6 +82,10 @@ class WorkerStats(TypedDict):
     requests: int
     hit_tokens: int
     query_tokens: int
+    stages: NotRequired[list[float]]
+    """With pipeline stages: the share of the time in which each of them works."""
+    bubble_fraction: NotRequired[float]
+    """The share that is left, of the time in which the worker is busy, averaged over stages."""
 
 
 class ClientStats(TypedDict):
@@ -224,18 +235,23 @@ def worker_stats(cluster: Cluster, folded: EngineRecords) -> list[WorkerStats]:
     stats = []
     for spec, worker, count in zip(cluster.spec.workers, cluster.workers, requests, strict=True):
         gauges = worker.gauges(now_ns)
-        stats.append(
-            WorkerStats(
-                name=spec.name,
-                kv_capacity_tokens=spec.scheduler.num_blocks * spec.scheduler.block_size,
-                busy_fraction=gauges.busy_ns / now_ns if now_ns else 0.0,
-                steps=gauges.steps,
-                preemptions=gauges.preemptions,
-                requests=count,
-                hit_tokens=gauges.hit_tokens,
-                query_tokens=gauges.query_tokens,
-            )
+        one = WorkerStats(
+            name=spec.name,
+            kv_capacity_tokens=spec.scheduler.num_blocks * spec.scheduler.block_size,
+            busy_fraction=gauges.busy_ns / now_ns if now_ns else 0.0,
+            steps=gauges.steps,
+            preemptions=gauges.preemptions,
+            requests=count,
+            hit_tokens=gauges.hit_tokens,
+            query_tokens=gauges.query_tokens,
         )
+        shares = stage_shares(worker, now_ns)
+        if shares:
+            one["stages"] = shares
+            working = sum(shares) / len(shares)
+            busy = one["busy_fraction"]
+            one["bubble_fraction"] = max(0.0, 1.0 - working / busy) if busy else 0.0
+        stats.append(one)
     return stats
 
 

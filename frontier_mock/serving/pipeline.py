@@ -6,13 +6,13 @@ order and no other. Nothing here is drawn: bubbles are what the recurrence leave
 Rule 1. A step is decided when the step `depth` before it has ended (or when somebody says so: an
         engine wakes up). The engine core then works `cpu` on it, on one step at a time.
 Rule 2. A stage computes one step at a time, and waits `gap` between two. A step with decodes in it
-        needs, on the first stage, the tokens of the step `stages` before it.
+        needs, on the first stage, the tokens of the step `lanes` before it.
 Rule 3. The way from stage to stage takes `hop`. With a `rendezvous` both sides are busy with it: it
         begins when the sender has computed and the receiver is free, and the sender goes on after
         it (vLLM receives into the stream in which it computes). Else what was sent waits.
 Rule 4. A step without work takes no time, and is over when the step before it is.
 Rule 5. All times are whole units of 2**-SHIFT ns, so that sums do not depend on their order. While
-        every lane (steps of equal number modulo `stages`) repeats itself, with times that grow by
+        every lane (steps of equal number modulo `lanes`) repeats itself, with times that grow by
         a constant from round to round, the ends are quadratic in the round: `foresee` takes what
         the last three rounds suggest, and answers for how many rounds it can prove, by comparing
         coefficients, that the recurrence would give the same.
@@ -60,6 +60,7 @@ class Pipeline(NamedTuple):
     """The rules that hold for one engine: see the theory of operation at the top of this module."""
 
     stages: int
+    lanes: int
     depth: int
     gap: int
     rendezvous: bool
@@ -77,7 +78,7 @@ class Pipeline(NamedTuple):
         last = self.stages - 1
         starts: list[int] = []
         computed: list[int] = []
-        arrives = max(cpu, state.ends[-self.stages] + self.gap) if work.waits else cpu
+        arrives = max(cpu, state.ends[-self.lanes] + self.gap) if work.waits else cpu
         for stage, takes in enumerate(work.stages):
             free = state.computed[stage] + self.gap
             if self.rendezvous and stage < last:

@@ -48,7 +48,7 @@ class Run:
         self._fill(before)
 
     def _fill(self, state: State) -> None:
-        pipeline, works, size = self._pipeline, self._works, self._pipeline.stages
+        pipeline, works, size = self._pipeline, self._works, self._pipeline.lanes
         slot, states = self.first, list[State]()
         begun = slot
         tries = 3
@@ -86,18 +86,18 @@ class Run:
         piece = self._piece(slot)
         if not piece.lanes:
             return piece.states[slot - piece.first].ends[-1]
-        size = self._pipeline.stages
+        size = self._pipeline.lanes
         m, place = divmod(slot - piece.first, size)
         while (lane := piece.lanes[place % size]) is None:
             place -= 1
-        return lane.computed(size - 1).at(m + 1 + place // size)
+        return lane.computed(self._pipeline.stages - 1).at(m + 1 + place // size)
 
     def state(self, slot: int) -> State:
         """The state after the step in `slot`."""
         piece = self._piece(slot)
         if not piece.lanes:
             return piece.states[slot - piece.first]
-        size, depth = self._pipeline.stages, self._pipeline.depth
+        size, depth = self._pipeline.lanes, self._pipeline.depth
         m, place = divmod(slot - piece.first, size)
         while (lane := piece.lanes[place % size]) is None:
             place -= 1

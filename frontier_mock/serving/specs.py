@@ -42,6 +42,8 @@ class SchedulerSpec:
     speculation: SpeculationSpec | None = None
     offload: OffloadSpec | None = None
     """A tier under the GPU, if there is one."""
+    pipeline_stages: int = 1
+    """vLLM's pipeline_parallel_size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,12 @@ class SglangSchedulerSpec:
     encoder_cache_tokens: int = 0
     """Tokens of encoded images that are kept; 0 for a model that takes text only."""
     speculation: SpeculationSpec | None = None
+    pipeline_stages: int = 1
+    """SGLang's pp_size."""
+    pp_max_micro_batch_size: int = 0
+    """Running requests of one micro-batch; 0 means an equal share of all."""
+    pp_async_batch_depth: int = 0
+    """Micro-batches beyond one for each stage."""
 
     @property
     def block_size(self) -> int:

@@ -18,3 +18,13 @@ class StepRun(NamedTuple):
     t_ns: SimTime
     batch: RankBatch
     pause_end_ns: SimTime = 0
+
+
+class StageStep(NamedTuple):
+    """One step of an engine with pipeline stages: `number` of its lane, and when each stage began
+    and ended it, in nanoseconds."""
+
+    number: int
+    batch: RankBatch
+    starts_ns: tuple[SimTime, ...]
+    ends_ns: tuple[SimTime, ...]

@@ -172,6 +172,10 @@ class Timeline:
         )
         return np.repeat(times, np.frombuffer(bursts, dtype=np.uint8)) if bursts else times
 
+    def drop_ended_by(self, t_ns: SimTime) -> None:
+        """Forget whole segments that ended by `t_ns`."""
+        self.drop_before(self.last_step_ended_by(t_ns))
+
     def drop_before(self, step: int) -> None:
         """Forget whole segments that end before `step`, for servers that run for days."""
         keep = bisect_right(self._first, step) - 1

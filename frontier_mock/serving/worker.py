@@ -23,11 +23,11 @@ Rule 8. Of a prompt that is computed on one engine and decoded on another, the w
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from frontier_mock.core.events import Controlled, EventLog, Finished, Queued
 from frontier_mock.cost.protocol import EncodingCost, RankBatch, StepCost
 from frontier_mock.cost.slowed import slowed
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.serving.hold import Hold
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.build import build_scheduler
@@ -36,26 +36,9 @@ from frontier_mock.serving.sequence import DONE, FRONTEND, SENDING, Sequence
 from frontier_mock.serving.specs import AnySchedulerSpec
 from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.step_log import StepRun
-from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.serving.timeline import Timeline
 from frontier_mock.serving.wakers import Group, Waker
 from frontier_mock.simtime import SimTime
-
-
-class Gauges(NamedTuple):
-    """A worker's state at one instant, as its /metrics would show it."""
-
-    running: int
-    waiting: int
-    kv_usage: float
-    num_blocks: int
-    free_blocks: int
-    query_tokens: int
-    hit_tokens: int
-    preemptions: int
-    steps: int
-    busy_ns: SimTime
-    tiers: tuple[TierStats, ...] = ()
 
 
 class Worker:
@@ -268,6 +251,11 @@ class Worker:
         if self._executing is None or t_ns >= (self.wake_ns or 0):
             return self._step if self._executing is None else self._run_end
         return max(self._step, self.timeline.last_step_ended_by(t_ns))
+
+    def steps_by(self, t_ns: SimTime) -> Callable[[Sequence], int]:
+        """What a sequence would call the last step that ended at or before `t_ns`."""
+        step = self.step_ended_by(t_ns)
+        return lambda seq: step
 
     def next_boundary(self, t_ns: SimTime) -> SimTime | None:
         """End of the step executing at `t_ns`, strictly later than it; None when idle."""

@@ -24,7 +24,7 @@ from frontier_mock.core.events import (
     Scheduled,
     Submitted,
 )
-from frontier_mock.serving.worker import Gauges
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.simtime import NS_PER_S, SimTime
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, Labels
 

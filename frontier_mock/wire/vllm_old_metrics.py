@@ -4,7 +4,7 @@
 production-stack of 2026-08-05 reads nothing newer (specs/sglang_and_routers.md section 7c).
 """
 
-from frontier_mock.serving.worker import Gauges
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.wire.prometheus import Counter, Gauge, Labels
 
 

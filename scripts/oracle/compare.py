@@ -1,13 +1,15 @@
 """Run random cases through vLLM's scheduler and ours and name the first difference of each.
 
-python scripts/oracle/compare.py --cases 2000 [--first 0] [--drafts] [--show]
+python scripts/oracle/compare.py --cases 2000 [--first 0] [--drafts] [--stages 1] [--show]
 """
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from cases import draw_case, with_drafts
@@ -48,9 +50,12 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--drafts", action="store_true", help="with speculative decoding")
+    parser.add_argument("--stages", type=int, default=1, help="pipeline stages")
     parser.add_argument("--show", action="store_true", help="print every differing case")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
+    # Only this one schedules ahead with pipeline stages; the scheduler is the same with both.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if args.stages > 1 else "0"
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         config = build_vllm_config(write_model(Path(folder)))
@@ -58,6 +63,7 @@ def main() -> int:
             case = draw_case(number)
             if args.drafts:
                 case = with_drafts(case, number)
+            case.spec = replace(case.spec, pipeline_stages=args.stages)
             theirs = VllmEngine(config, case).play()
             seen["cases with a block cached twice"] += theirs.duplicated_ns is not None
             seen["steps"] += len(theirs.steps)

@@ -8,7 +8,7 @@ from frontier_mock.core.commands import Submit
 from frontier_mock.core.events import Drafted, EventLog, Finished, Preempted, Scheduled
 from frontier_mock.core.prompt import KEY_BYTES, KeyedPrompt
 from frontier_mock.cost.protocol import DecodeLine
-from frontier_mock.serving.drafted_worker import DraftedWorker
+from frontier_mock.serving.build import build_worker
 from frontier_mock.serving.kv_cache import KvCache
 from frontier_mock.serving.prefix_tree import Extent
 from frontier_mock.serving.sequence import Sequence
@@ -29,6 +29,20 @@ class FixedCost:
 
     def drafted_run(self, seqs, tokens, kv_tokens):
         return np.where(tokens > 0, STEP_NS, 0)
+
+
+class FixedStages(FixedCost):
+    """Every stage takes STEP_NS, the ways between them nothing."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = (FixedCost(),) * stages
+        self.gap_ns = 0.0
+
+    def cpu_ns(self, rows: int) -> float:
+        return 0.0
+
+    def hop_ns(self, stage: int, tokens: int) -> float:
+        return 0.0
 
 
 def submit_of(item: Arrival, block: int) -> Submit:
@@ -53,8 +67,9 @@ def play(case: Case, single_step: bool = True) -> Run:
     run = Run()
     log = EventLog()
     drafts = case.spec.speculation is not None
-    kind = DraftedWorker if drafts else Worker
-    worker = kind(0, case.spec, FixedCost(), log, single_step)
+    stages = case.spec.pipeline_stages
+    cost = FixedCost() if stages == 1 else FixedStages(stages)
+    worker = build_worker(0, case.spec, cost, log, single_step)
     scheduler = worker.scheduler
     decide = scheduler.schedule
 

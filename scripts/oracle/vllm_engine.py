@@ -1,8 +1,9 @@
 """The real vLLM 0.33 scheduler and KV cache manager behind a GPU that takes one step's time.
 
 Nothing of vLLM is changed. The loop is `EngineCore.step` (sync) and `step_with_batch_queue` with a
-queue of two (async), with a virtual clock in place of the GPU: a step lasts STEP_NS from the moment
-it is scheduled or the step before it ends, whichever is later; an empty one takes no time.
+queue of two (async), or with pipeline stages of as many as there are (sync) or one more (async),
+with a virtual clock in place of the GPU: a step lasts STEP_NS on each stage from the moment it is
+scheduled or the step before it leaves the stage, whichever is later; an empty one takes no time.
 """
 
 import json
@@ -106,6 +107,7 @@ def build_scheduler(config: VllmConfig, case: Case) -> Scheduler:
         long_prefill_token_threshold_adaptive=spec.long_prefill_token_threshold_adaptive,
         prefill_schedule_interval=spec.prefill_schedule_interval,
     )
+    config.parallel_config.pipeline_parallel_size = spec.pipeline_stages
     config.model_config.max_model_len = spec.max_model_len
     cache = config.cache_config
     cache.block_size = spec.block_size
@@ -154,11 +156,12 @@ class VllmEngine:
         self.scheduler = build_scheduler(config, case)
         self.run = Run()
         self.now = 0
-        self.gpu_free = 0
+        self.stages_free = [0] * case.spec.pipeline_stages
+        self.ends = [0] * case.spec.pipeline_stages
         self.inputs = deque(case.inputs)
         self.aborted_until = 0
         self.queue: deque[tuple[int, SchedulerOutput, ModelRunnerOutput]] = deque()
-        self.depth = 2 if case.spec.async_scheduling else 1
+        self.depth = case.spec.pipeline_stages + case.spec.async_scheduling
         self.arrivals: list[Arrival] = []
         self.requests: dict[str, Request] = {}
         self.goals: dict[str, int] = {}
@@ -304,9 +307,9 @@ class VllmEngine:
         """Schedule a step and say when and with which tokens it will be ready."""
         output = self.scheduler.schedule()
         total = output.total_num_scheduled_tokens
-        ready = max(self.now, self.gpu_free) + (STEP_NS if total else 0)
+        ready = self.through_stages(output) if total else max(self.now, self.ends[-1])
+        self.ends.append(ready)
         if total:
-            self.gpu_free = ready
             self.record(output)
         sampled = []
         for rid in output.num_scheduled_tokens:
@@ -328,6 +331,18 @@ class VllmEngine:
                 sampled_token_ids=sampled,
             ),
         )
+
+    def through_stages(self, output: SchedulerOutput) -> int:
+        """When the last stage is through. Decodes need the tokens of as many steps ago on the first
+        one as there are stages."""
+        start = self.now
+        for rid, new in output.num_scheduled_tokens.items():
+            past = self.requests[rid].num_computed_tokens - new
+            if new == 1 and past >= self.goals.get(rid, past + 1):
+                start = max(start, self.ends[-len(self.stages_free)])
+        for stage, free in enumerate(self.stages_free):
+            start = self.stages_free[stage] = max(start, free) + STEP_NS
+        return start
 
     def record(self, output: SchedulerOutput) -> None:
         """Write the step down: its decodes as a count and a context sum, its chunks one by one."""

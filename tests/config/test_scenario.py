@@ -180,8 +180,12 @@ BAD = [
         "cluster.workers[0].parallel.dp: the worker's key afd says how many ranks",
     ),
     (
-        "name: x\ncluster: {workers: [{model: m, parallel: {pp: 2}}]}",
-        "cluster.workers[0].parallel.pp: 2 is not simulated yet; allowed: 1",
+        "name: x\ncluster: {workers: [{model: m, parallel: {pp: 2}, afd: {}}]}",
+        "cluster.workers[0].parallel.pp: the worker's key afd says how many ranks",
+    ),
+    (
+        "name: x\ncluster: {workers: [{model: m, engine_args: {pipeline-parallel-size: 2}}]}",
+        "pipeline-parallel-size is set by the worker's key parallel.pp",
     ),
     (
         "name: x\ncluster: {workers: [{model: m, role: prefill}]}",

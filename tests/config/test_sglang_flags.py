@@ -77,8 +77,9 @@ def test_flags_without_effect_are_named() -> None:
             ["--schedule-policy", "hrrn"],
             "--schedule-policy: 'hrrn' is not simulated; allowed: fcfs",
         ),
-        (["--pp-size", "2"], "--pp-size: 2 is not simulated; allowed: 1"),
         (["--speculative-algorithm", "DFLASH"], "'DFLASH' is not simulated; allowed: EAGLE"),
+        (["--pp-size", "65"], "--pp-size: 65 is not in 1..64"),
+        (["--pp-max-micro-batch-size", "0"], "--pp-max-micro-batch-size: 0 is not in 1.."),
         (
             ["--quantization", "bitsandbytes"],
             "--quantization: 'bitsandbytes' is not simulated; allowed: fp8",

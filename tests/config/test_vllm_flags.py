@@ -87,6 +87,7 @@ def test_every_flag_is_accepted_in_every_spelling(flag: Flag) -> None:
 
 
 _FOLDED_INTO = {
+    "pp_layer_partition",
     "max_new_tokens",
     "afd",
     "weight_transfer_backend",
@@ -182,7 +183,7 @@ def test_a_config_file_yields_to_the_command_line(tmp_path: Path) -> None:
             "argument --quantization: 'bitblas' is not simulated; allowed: fp8",
         ),
         (["m", "--kv-cache-dtype", "nvfp4"], "argument --kv-cache-dtype: 'nvfp4' is not simulated"),
-        (["m", "-pp", "2"], "argument --pipeline-parallel-size: 2 is not simulated; only 1 is"),
+        (["m", "-pp", "65"], "argument --pipeline-parallel-size: 65 is not in 1..64"),
         (["m", "--max-model-len", "8.5K"], "did you mean 8.5k?"),
         (["m", "--watermark", "1"], "1 is not allowed; must be < 1"),
         (["m", "--watermark", "nan"], "nan is not allowed"),

@@ -16,7 +16,7 @@ def play(
     """The states after each slot, one by one."""
     states, state = [], before
     for slot in range(first, last + 1):
-        rounds, place = divmod(slot - first, pipeline.stages)
+        rounds, place = divmod(slot - first, pipeline.lanes)
         work = works[place]
         now = None if work is None else work.later(rounds)
         state = pipeline.after(state, now, state.ends[0])
@@ -34,7 +34,7 @@ def test_the_classical_bubble() -> None:
     for stages in (2, 3, 4, 8):
         for count in (1, 4, 17):
             for rendezvous in (False, True):
-                pipeline = Pipeline(stages, count + 1, 0, rendezvous)
+                pipeline = Pipeline(stages, stages, count + stages, 0, rendezvous)
                 state = pipeline.idle(0)
                 for _ in range(count):
                     state = pipeline.after(state, even(stages), 0)
@@ -45,14 +45,14 @@ def test_the_classical_bubble() -> None:
 
 
 def test_a_full_pipeline_decodes_once_every_round_of_its_slowest_stage() -> None:
-    pipeline = Pipeline(4, 5, 0, rendezvous=False)
+    pipeline = Pipeline(4, 4, 5, 0, rendezvous=False)
     work = Work(0, (1000, 1300, 1000, 900), (10, 10, 10), True, (0, 0, 0, 0))
     run = Run(pipeline, pipeline.idle(0), [work] * 4, 4, 4003)
     assert run.end(4003) - run.end(3999) == 4 * 1300
 
 
 def test_one_lane_alone_waits_for_its_own_token() -> None:
-    pipeline = Pipeline(4, 5, 70, rendezvous=True)
+    pipeline = Pipeline(4, 4, 5, 70, rendezvous=True)
     work = Work(0, (1000, 1300, 1000, 900), (10, 10, 10), True, (0, 0, 0, 0))
     run = Run(pipeline, pipeline.idle(0), [work, None, None, None], 4, 4003)
     assert run.end(4000) - run.end(3996) == 4200 + 30 + 70
@@ -61,7 +61,7 @@ def test_one_lane_alone_waits_for_its_own_token() -> None:
 def test_a_receiver_that_is_busy_holds_up_the_sender_at_a_rendezvous() -> None:
     slow_second = Work(0, (100, 1000), (10,), False)
     for rendezvous, third_starts in ((True, 1120), (False, 200)):
-        pipeline = Pipeline(2, 9, 0, rendezvous)
+        pipeline = Pipeline(2, 2, 9, 0, rendezvous)
         state = pipeline.idle(0)
         for _ in range(3):
             state = pipeline.after(state, slow_second, 0)
@@ -69,7 +69,7 @@ def test_a_receiver_that_is_busy_holds_up_the_sender_at_a_rendezvous() -> None:
 
 
 def test_the_engine_core_works_on_one_step_at_a_time() -> None:
-    pipeline = Pipeline(2, 3, 0, rendezvous=False)
+    pipeline = Pipeline(2, 2, 3, 0, rendezvous=False)
     work = Work(5000, (1000, 1000), (0,), True, (0, 0))
     run = Run(pipeline, pipeline.idle(0), [work, work], 2, 401)
     assert run.end(401) - run.end(399) == 10_000
@@ -78,15 +78,17 @@ def test_the_engine_core_works_on_one_step_at_a_time() -> None:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Pipeline, State, list[Work | None], int, int]:
     stages = draw(st.integers(2, 5))
+    lanes = stages + draw(st.integers(0, 2))
     pipeline = Pipeline(
         stages,
-        stages + draw(st.integers(0, 1)),
+        lanes,
+        lanes + draw(st.integers(0, 1)),
         draw(st.sampled_from([0, 1000, 20_000])),
         draw(st.booleans()),
     )
     times = st.integers(10**5, 10**6)
     works: list[Work | None] = []
-    for _ in range(stages):
+    for _ in range(lanes):
         if draw(st.integers(0, 3)) == 0:
             works.append(None)
             continue
@@ -101,7 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[Pipeline, State, list[Work | None], int, int
             )
         )
     if all(work is None for work in works):
-        works[draw(st.integers(0, stages - 1))] = even(stages, True)
+        works[draw(st.integers(0, lanes - 1))] = even(stages, True)
     state = pipeline.idle(draw(st.integers(0, 10**9)))
     for work in works:
         for _ in range(draw(st.integers(0, 2))):
@@ -124,7 +126,7 @@ def test_the_closed_form_is_the_recurrence(
 
 
 def test_a_long_run_costs_no_more_than_a_short_one() -> None:
-    pipeline = Pipeline(4, 5, 1000, rendezvous=True)
+    pipeline = Pipeline(4, 4, 5, 1000, rendezvous=True)
     work = Work(5000, (10**6, 10**6, 10**6, 11 * 10**5), (700,) * 3, True, (3, 3, 3, 4))
     exact = []
     for rounds in (200, 200_000):

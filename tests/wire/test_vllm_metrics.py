@@ -15,7 +15,7 @@ from frontier_mock.core.events import (
     Scheduled,
     Submitted,
 )
-from frontier_mock.serving.worker import Gauges
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, format_value
 from frontier_mock.wire.vllm_metrics import VllmMetrics, token_buckets
 

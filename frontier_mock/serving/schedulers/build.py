@@ -6,7 +6,9 @@ from frontier_mock.serving.kv_recording import RecordingKvCache, RecordingRadixC
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.schedulers.protocol import Cache, Scheduler
 from frontier_mock.serving.schedulers.sglang import SglangScheduler
+from frontier_mock.serving.schedulers.sglang_lanes import LanedSglangScheduler
 from frontier_mock.serving.schedulers.vllm import VllmScheduler
+from frontier_mock.serving.schedulers.vllm_lanes import LanedVllmScheduler
 from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
 
 
@@ -28,7 +30,8 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
                 f"num_pages={spec.num_pages} of {spec.page_size} tokens cannot hold one sequence "
                 f"of context_length={longest} and four pages"
             )
-        return SglangScheduler(spec, radix, log, worker), radix
+        one = SglangScheduler if spec.pipeline_stages == 1 else LanedSglangScheduler
+        return one(spec, radix, log, worker), radix
     if spec.num_blocks * spec.block_size < longest:
         raise ValueError(
             f"num_blocks={spec.num_blocks} of {spec.block_size} tokens cannot hold "
@@ -41,4 +44,5 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
         )
     kv_class = RecordingKvCache if spec.enable_kv_cache_events else KvCache
     kv = kv_class(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
-    return VllmScheduler(spec, kv, log, worker), kv
+    kind = VllmScheduler if spec.pipeline_stages == 1 else LanedVllmScheduler
+    return kind(spec, kv, log, worker), kv

@@ -120,7 +120,6 @@ class Scheduler(Protocol):
     """
 
     exchange: Exchange | None
-    running: dict[int, Sequence]
     seen_step: int
     blocked: bool
     hit_tokens: int
@@ -130,6 +129,11 @@ class Scheduler(Protocol):
     @property
     def offload(self) -> Tier | None:
         """What lies under this engine's GPU, if anything does."""
+        ...
+
+    @property
+    def running(self) -> dict[int, Sequence]:
+        """All that run, by rid."""
         ...
 
     @property

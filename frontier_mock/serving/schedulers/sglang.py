@@ -89,7 +89,6 @@ class SglangScheduler:
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
         self.offload: Tier | None = None
-        self.running = self._batch.members
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
         self._had_chunk = False
@@ -106,6 +105,11 @@ class SglangScheduler:
     # Waiting ---------------------------------------------------------------------------------
 
     @property
+    def running(self) -> dict[int, Sequence]:
+        """All that run."""
+        return self._batch.members
+
+    @property
     def num_waiting(self) -> int:
         """Sequences that wait for admission, retracted ones included."""
         return len(self._waiting) + len(self._inbound)
@@ -115,7 +119,7 @@ class SglangScheduler:
         """Waiting and running sequences, and those whose prompt is being computed."""
         computing = sum(seq.state == DECODE for seq in self._batch.joining)
         computing += self._chunked is not None
-        return self.num_waiting + len(self.running) + computing
+        return self.num_waiting + len(self._batch.members) + computing
 
     def enqueue(self, seq: Sequence) -> None:
         """Put a new arrival at the end of the waiting queue.
@@ -200,14 +204,14 @@ class SglangScheduler:
         seq.base += 1
         if seq.progress is not None:
             seq.progress.first_token()
-        if seq.rid in self.running:
+        if seq.rid in self._batch.members:
             self._batch.produced_first(seq)
 
     def _end(self, seq: Sequence) -> None:
         """A sequence is over: its prompt and output go to the tree, the rest is freed."""
         context = self._batch.context(seq, self._batch.decided)
         known = self._batch.known(seq, context)
-        if seq.rid in self.running:
+        if seq.rid in self._batch.members:
             self._batch.part(seq)
         seq.close_span(seq.finish_step)
         self._holdings.checkpoint(seq, min(known, seq.prompt_tokens + seq.base))
@@ -302,7 +306,7 @@ class SglangScheduler:
                 self._holdings.checkpoint(self._chunked, self._chunked.computed)
         if self._batch.roll(step):
             self._full = False
-        if self._preempts or not self.running:
+        if self._preempts or not self._batch.members:
             self._full = False
         decided = None
         if len(self._inbound):
@@ -322,7 +326,7 @@ class SglangScheduler:
     def _take_in(self, step: int, t_ns: SimTime) -> Step | None:
         """Give pages to prompts computed elsewhere; a step with those whose KV has come."""
         inbound = self._inbound
-        running = len(self.running)
+        running = len(self._batch.members)
         for seq in inbound.allocate(running):
             if self.exchange is not None:
                 self.exchange.allocated(seq, 0, t_ns)
@@ -350,12 +354,12 @@ class SglangScheduler:
         spec = self.spec
         waiting = self._waiting
         chunked = self._chunked
-        slots = spec.max_running_requests
-        if len(self.running) >= slots and chunked is None and not self._preempts:
+        slots = self._seats()
+        if len(self._batch.members) >= slots and chunked is None and not self._preempts:
             self._full = True
             return None
         self._order.arrange(waiting)
-        mixed = len(self.running) if self._mixed else 0
+        mixed = len(self._batch.members) if self._mixed else 0
         batch = Admission(self.kv, spec, self._batch.promised(done, self._ratio.current), mixed)
         if chunked is not None:
             if not batch.resume(chunked):
@@ -367,7 +371,7 @@ class SglangScheduler:
         for seq in waiting:
             if batch.verdict() is Verdict.OTHER:
                 break
-            if len(batch.grants) >= slots - len(self.running):
+            if len(batch.grants) >= slots - len(self._batch.members):
                 self._full = True
             if self._full and not (
                 self._preempts and self._preempt_for(seq, batch, preempted, t_ns, done)
@@ -378,12 +382,20 @@ class SglangScheduler:
             taken += len(batch.grants) - granted
             if verdict is not Verdict.CONTINUE:
                 if verdict is Verdict.NO_TOKEN:
-                    self._full = bool(batch.grants) or bool(self.running)
+                    self._full = bool(batch.grants) or bool(self._batch.members)
                 break
         del waiting[:taken]
         for seq in preempted:
             self._requeue(seq, t_ns)
         return self._form(batch, step, t_ns) if batch.grants else None
+
+    def _seats(self) -> int:
+        """How many requests may run together."""
+        return self.spec.max_running_requests
+
+    def _others_hold(self) -> bool:
+        """Whether pages are held by requests that run, but not in this batch."""
+        return False
 
     def _offer(self, seq: Sequence, batch: Admission, done: int) -> Verdict:
         """Look `seq` up in the tree and ask for its admission."""
@@ -391,7 +403,9 @@ class SglangScheduler:
         if not kv.enabled:
             seq.node, seq.computed = kv.root, 0
             if seq.fixed_length:
-                running = ((other, other.produced_by(done)) for other in self.running.values())
+                running = (
+                    (other, other.produced_by(done)) for other in self._batch.members.values()
+                )
                 return batch.add_of_fixed_length(seq, running, self._ratio.current)
             return batch.add(seq, kv.root, 0)
         limit = (seq.goal - 1) // self._page
@@ -427,7 +441,7 @@ class SglangScheduler:
         kv.take(pages)
         decodes = 0
         if self._mixed and self._batch.num_decodes:
-            if len(self.running) > self._batch.num_decodes:
+            if len(self._batch.members) > self._batch.num_decodes:
                 self._full = False
             decodes = self._take_tick(step)
         number = step if decodes else PREFILL_STEP + self._prefill_steps
@@ -459,7 +473,7 @@ class SglangScheduler:
 
     def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Tick `step` of the running batch, or None if it is empty or has to wait."""
-        ending = len(self.running) - self._batch.num_decodes
+        ending = len(self._batch.members) - self._batch.num_decodes
         if ending:
             self._full = False
         if not self._batch.num_decodes:
@@ -490,11 +504,11 @@ class SglangScheduler:
 
     def _retract(self, step: int, t_ns: SimTime, done: int) -> None:
         """Take requests out of the batch until tick `step` has the pages it needs."""
-        kept = keep_order(self.running.values(), self.spec, done)
+        kept = keep_order(self._batch.members.values(), self.spec, done)
         retracted: list[Sequence] = []
         # A chunked request that found no page is waiting for everybody.
         # So does one whose pages are held by requests on their way in or out.
-        held = self._num_pinned or len(self._inbound)
+        held = self._num_pinned or len(self._inbound) or self._others_hold()
         least = 0 if self._chunked is not None or held else 1
         while len(kept) > least:
             if retracted:
@@ -532,7 +546,7 @@ class SglangScheduler:
         """
         done = self.seen_step
         self._batch.roll(done + 1)
-        retracted = sorted(self.running.values(), key=lambda seq: seq.place)
+        retracted = sorted(self._batch.members.values(), key=lambda seq: seq.place)
         for seq in retracted:
             self._evict_running(seq, t_ns, done)
         if self._chunked is not None:
@@ -562,13 +576,13 @@ class SglangScheduler:
     ) -> bool:
         """Make place for `seq` by retracting running requests of much lower priority."""
         ratio = self._ratio.current
-        victims = preemptible(seq, self.running.values(), self.spec, batch, ratio, done)
+        victims = preemptible(seq, self._batch.members.values(), self.spec, batch, ratio, done)
         if not victims:
             return False
         batch.total_offset -= sum(owed for _, owed in victims)
         for other, _ in sorted(victims, key=lambda pair: pair[0].place):
             self._evict_running(other, t_ns, done)
-            left_running = len(self.running)
+            left_running = len(self._batch.members)
             self.kv.make_room(-(-RETRACT_DECODE_STEPS * left_running // self._page))
             preempted.append(other)
         return True

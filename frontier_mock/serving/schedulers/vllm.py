@@ -162,15 +162,15 @@ class VllmScheduler:
     def _release(self, seq: Sequence, finished: bool = False) -> None:
         """Forget a sequence for good and free what it holds."""
         if seq.counted:
-            self._decodes.uncount(seq)
+            self._lane_of(seq).uncount(seq)
         if seq.state == PREFILL:
             self._prefilling.remove(seq)
         if seq.state in (DECODE, PREFILL):
             del self.running[seq.rid]
             if finished and seq.transfer is not None and sends(seq):
-                known = max(self._decodes.known_at_end(seq), seq.goal)
-                slots = self._decodes.slots(seq, self._decodes.decided)
-                self._holdings.pin(seq, slots, known)
+                decodes = self._lane_of(seq)
+                known = max(decodes.known_at_end(seq), seq.goal)
+                self._holdings.pin(seq, decodes.slots(seq, decodes.decided), known)
             else:
                 self._free(seq, finished)
         if seq.submit.media:
@@ -186,7 +186,7 @@ class VllmScheduler:
             if self.offload is None or not self.offload.forget(seq):
                 self._queue.remove(seq)
             # If it was preempted, its last token may still be in flight.
-            seq.drop_tokens_after(step)
+            self._forget_unseen(seq, step)
         if seq.state == RECEIVING:
             self._inbound.part(seq)
         decoding = seq.state in (DECODE, DRAINING)
@@ -197,14 +197,22 @@ class VllmScheduler:
         seq.state = DONE
         return True
 
+    def _forget_unseen(self, seq: Sequence, step: int) -> None:
+        """Nobody will see what a sequence that waits produced after `step`."""
+        seq.drop_tokens_after(step)
+
     # Blocks ----------------------------------------------------------------------------------
+
+    def _lane_of(self, seq: Sequence) -> Decodes:
+        """The decodes among which `seq` is, or was when it ended: there is but one such set."""
+        return self._decodes
 
     def _free(self, seq: Sequence, finished: bool = False, had_turn: bool = False) -> None:
         """Free the blocks of a running sequence; `had_turn` as for `Decodes.known`."""
         if seq.state == PREFILL:
             self._holdings.free(seq, seq.computed, seq.computed)
             return
-        decodes = self._decodes
+        decodes = self._lane_of(seq)
         slots = decodes.slots(seq, decodes.decided + had_turn)
         known = decodes.known_at_end(seq) if finished else decodes.known(seq, had_turn)
         self._holdings.free(seq, slots, max(known, seq.goal))
@@ -278,8 +286,7 @@ class VllmScheduler:
         decodes.roll(step)
         inbound = self._inbound
         if inbound.arrived:
-            idle = not decodes.num_decodes and not self._prefilling and not decodes.joining
-            inbound.notice(step, t_ns, idle)
+            inbound.notice(self._turn_of(step), t_ns, self._is_idle())
         self._grants = []
         self._images = ()
         budget = self._token_budget - decodes.tokens_of(step)
@@ -287,7 +294,7 @@ class VllmScheduler:
         preempted = False
         pace = self._pace
         if pace.paced:
-            pace.begin(step, len(self.running) > len(self._prefilling))
+            pace.begin(self._count_to(step), len(self.running) > len(self._prefilling))
         resting = not self._prefilling or pace.deferring
         if resting and need <= self.kv.num_free and budget >= 0 and not self._narrows:
             if need:
@@ -296,7 +303,7 @@ class VllmScheduler:
             budget, preempted = self._schedule_running(step, t_ns)
         self._prompts_run = bool(self._grants)
         if self._prompts_run:
-            pace.prefilled(step)
+            pace.prefilled(self._count_to(step))
         cut_off = False
         if not preempted and (len(self._queue) or inbound.ready):
             cut_off = self._admit(step, t_ns, budget)
@@ -313,7 +320,7 @@ class VllmScheduler:
             if pace.deferring:
                 self.blocked = self.blocked and not self.num_waiting
             elif not preempted:
-                pace.end(self.num_waiting)
+                pace.end(self._num_pressing())
         num_decodes = decodes.num_decodes
         if not grants:
             return Step(step, num_decodes, decodes.kv_offset, (), ()) if num_decodes else None
@@ -326,6 +333,24 @@ class VllmScheduler:
             load=None if self._below is None else self._below.take_load(),
             images=self._images,
         )
+
+    def _count_to(self, step: int) -> int:
+        """How many steps have something in them when `step`, being scheduled, has: differences
+        count."""
+        return step
+
+    def _turn_of(self, step: int) -> int:
+        """How many steps have been scheduled with `step`, empty ones among them."""
+        return step
+
+    def _num_pressing(self) -> int:
+        """How many wait that could be admitted if there were room."""
+        return self.num_waiting
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to compute, and nobody about to decode."""
+        decodes = self._decodes
+        return not decodes.num_decodes and not self._prefilling and not decodes.joining
 
     def _chunk_cap(self) -> int:
         spec = self.spec
@@ -389,7 +414,7 @@ class VllmScheduler:
             seq = order[i]
             tokens, blocks = self._wants(seq, step, cap, budget)
             if tokens <= 0:
-                if self._decodes.wants(seq, step)[0]:
+                if self._decode_wants(seq, step)[0]:
                     starved.append(seq)
                 i += 1
                 continue
@@ -414,7 +439,7 @@ class VllmScheduler:
             i += 1
         for seq in starved:
             if seq.state == DECODE:
-                self._decodes.hold_back(seq, step)
+                self._hold_back(seq, step)
         return budget, preempted
 
     def _wants(self, seq: Sequence, step: int, cap: int, budget: int) -> tuple[int, int]:
@@ -426,12 +451,20 @@ class VllmScheduler:
             if seq.submit.media and tokens > 0:
                 tokens = self.encoder.within(seq, seq.computed, tokens, step)
             return tokens, self._holdings.blocks_for(seq.computed + tokens) - seq.held_blocks
-        tokens, blocks = self._decodes.wants(seq, step)
+        tokens, blocks = self._decode_wants(seq, step)
         affordable = min(cap, budget - self._extra)
         if 0 < affordable < tokens:
             self._decodes.narrow(seq, step, affordable)
             return self._decodes.wants(seq, step)
         return min(tokens, affordable), blocks
+
+    def _decode_wants(self, seq: Sequence, step: int) -> tuple[int, int]:
+        """(tokens, new blocks) that a decode needs in `step`."""
+        return self._decodes.wants(seq, step)
+
+    def _hold_back(self, seq: Sequence, step: int) -> None:
+        """`seq` gets nothing in `step`, for want of budget."""
+        self._decodes.hold_back(seq, step)
 
     def _victim(self, order: list[Sequence]) -> Sequence:
         if self._priority:
@@ -466,7 +499,7 @@ class VllmScheduler:
             if self._inbound.ready:
                 budget -= self._resume(step, t_ns, min(cap, budget - extra)) + extra
                 continue
-            seq = self._queue.head()
+            seq = self._next_waiting()
             if seq is None:
                 return False
             match = self._match(seq)
@@ -528,7 +561,7 @@ class VllmScheduler:
                 self._inbound.add(seq, hit, t_ns)
                 continue
             if is_prefill:
-                self._pace.prefilled(step)
+                self._pace.prefilled(self._count_to(step))
             self._holdings.open(seq, match, match.num_blocks)
             seq.computed = hit
             if found and below is not None:
@@ -550,6 +583,10 @@ class VllmScheduler:
             # vLLM counts its null block among all blocks.
             required += int(self.spec.watermark * (self.kv.num_blocks + 1))
         return required <= self.kv.num_free
+
+    def _next_waiting(self) -> Sequence | None:
+        """Whose turn it is to be admitted, if anybody's."""
+        return self._queue.head()
 
     def _match(self, seq: Sequence) -> Match:
         """What of the head of the queue is cached; its last token is never taken from there."""
@@ -593,19 +630,21 @@ class VllmScheduler:
         last token may be in flight, and then it has nothing left to recompute.
         """
         del self.running[victim.rid]
-        self._decodes.drop(victim)
+        lane = self._lane_of(victim)
+        lane.drop(victim)
         self._grants = [grant for grant in self._grants if grant[0] is not victim]
-        done = victim.state == DECODE and victim.finish_step < step
+        last = step - 1 if lane is self._decodes else lane.decided
+        done = victim.state == DECODE and victim.finish_step <= last
         if victim.state == PREFILL:
             self._prefilling.remove(victim)
         self._free(victim, had_turn=had_turn)
         if victim.submit.media:
             self.encoder.drop(victim)
         if victim.state == DECODE and not done:
-            victim.close_span(step - 1)
+            victim.close_span(last)
         victim.preemptions += 1
         self.preemptions += 1
-        output = victim.produced_by(step - 1)
+        output = victim.produced_by(last)
         self._log.append(Preempted(t_ns, self._worker, victim.rid, output))
         if done:
             victim.state = DRAINING

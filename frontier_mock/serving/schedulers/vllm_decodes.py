@@ -93,6 +93,13 @@ class Decodes(DecodeSet):
         self._set_finish(seq, finish)
         self.joining.append(seq)
 
+    def take_over(self, seq: Sequence, step: int) -> None:
+        """`seq`, which had no turn among others, decodes here from `step` on, the next one."""
+        seq.first_step = step
+        seq.offset = seq.prompt_tokens + seq.base - step
+        self._set_finish(seq, step + seq.output_tokens - seq.base - 1)
+        self.joining.append(seq)
+
     def drop(self, seq: Sequence) -> None:
         """`seq`, if it is among them, decodes no more."""
         if seq.counted:

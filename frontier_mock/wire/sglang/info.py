@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from frontier_mock.serving.worker import Gauges
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.errors import http_error, unknown_model

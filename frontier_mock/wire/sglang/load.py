@@ -17,7 +17,7 @@ from frontier_mock.core.events import (
     Scheduled,
     Submitted,
 )
-from frontier_mock.serving.worker import Gauges
+from frontier_mock.serving.gauges import Gauges
 from frontier_mock.simtime import NS_PER_S, NS_PER_US, SimTime
 from frontier_mock.wire.sglang.info import RankLoad
 
