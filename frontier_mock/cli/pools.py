@@ -94,8 +94,9 @@ def played(scenario: ScenarioSpec, pools: Pools, requests: int | None = None) ->
     if len(scenario.groups) != 2:
         raise ConfigError(f"{scenario.source}: pools: one group of workers for each role")
     changed = replace(scenario, groups=kept, timeline=())
-    source, _ = scenario_source(changed, requests, None)
-    return simulate(changed, resolve_scenario(changed), source, None)
+    resolved = resolve_scenario(changed)
+    source, _ = scenario_source(changed, requests, None, cluster=resolved)
+    return simulate(changed, resolved, source, None)
 
 
 def itl_chart(rows: Sequence[tuple[Pools, RunReport]]) -> str:

@@ -22,14 +22,17 @@ from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.config.traces import load_trace
 from frontier_mock.config.workloads import shorten
 from frontier_mock.core.journal import Journal
+from frontier_mock.cost.vision import image_shape
 from frontier_mock.drive.offline import run as run_offline
 from frontier_mock.report.perfetto import trace_json
 from frontier_mock.report.roles import StationBook
 from frontier_mock.report.step_runs import keep_step_logs
 from frontier_mock.report.summary import RunReport, report_cluster
 from frontier_mock.workload.build import build_source
+from frontier_mock.workload.pictures import NoRoomError, Pictured
 from frontier_mock.workload.rows import TraceRows
 from frontier_mock.workload.source import Source
+from frontier_mock.workload.specs import PromptSpec, TraceSpec
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     warn_without_effect([flag for worker in cluster.workers for flag in worker.without_effect])
     blocks = {worker.spec.scheduler.block_size for worker in cluster.workers}
     source, rows = scenario_source(
-        scenario, options.requests, options.duration, block_tokens=max(blocks)
+        scenario, options.requests, options.duration, block_tokens=max(blocks), cluster=cluster
     )
     if source.feeds_back and len(blocks) > 1:
         sizes = ", ".join(map(str, sorted(blocks)))
@@ -85,11 +88,12 @@ def scenario_source(
     duration_s: float | None,
     *,
     block_tokens: int = 16,
+    cluster: ResolvedCluster | None = None,
 ) -> tuple[Source, TraceRows | None]:
     """The scenario's workload, perhaps shortened, ready to play once, and its trace if it has one.
 
-    `block_tokens` is the block size of the engines that will play it, if they are ours.
-    Raises ConfigError.
+    `block_tokens` is the block size of the engines that will play it, if they are ours, and
+    `cluster` what they are. Raises ConfigError.
     """
     if scenario.workload is None:
         raise ConfigError(f"{scenario.source}: key workload is missing; there is nothing to play")
@@ -99,9 +103,28 @@ def scenario_source(
     rows = load_trace(workload, scenario.seed)
     try:
         source = build_source(workload, seed=scenario.seed, rows=rows, block_tokens=block_tokens)
+        if not isinstance(workload, TraceSpec) and workload.prompts.images is not None:
+            source = pictured(source, workload.prompts, cluster)
         return source, rows
     except ValueError as error:
         raise ConfigError(f"{scenario.source}: workload: {error}") from None
+
+
+def pictured(source: Source, prompts: PromptSpec, cluster: ResolvedCluster | None) -> Source:
+    """The source with its images. Raises ValueError where nobody takes them."""
+    images = prompts.images
+    assert images is not None
+    if cluster is None:
+        raise ValueError(
+            "images: only `simulate`, `sweep` and `pools` play them; nothing sends them"
+        )
+    models = {worker.spec.step.model.name: worker.spec.step.model for worker in cluster.workers}
+    for model in models.values():
+        if model.vision is None:
+            raise ValueError(f"images: {model.name} takes none")
+    vision = next(iter(models.values())).vision
+    assert vision is not None
+    return Pictured(source, prompts, image_shape(vision, images.width, images.height))
 
 
 def simulate(
@@ -122,7 +145,10 @@ def simulate(
     if trace is not None:
         keep_step_logs(cluster)
     started_s = time.perf_counter()
-    done = run_offline(cluster, source, journal)
+    try:
+        done = run_offline(cluster, source, journal)
+    except NoRoomError as error:
+        raise ConfigError(f"{scenario.source}: workload: {error}") from None
     wall_s = time.perf_counter() - started_s
     if trace is not None:
         write_text(trace, trace_json(cluster, resolved.costs))

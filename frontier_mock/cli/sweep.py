@@ -131,7 +131,7 @@ def play_cell(sweep: SweepSpec, cell: Sequence[Choice]) -> Cell:
 def _result(scenario: ScenarioSpec, requests: int | None) -> Result:
     resolved = resolve_scenario(scenario)
     blocks = max(worker.spec.scheduler.block_size for worker in resolved.workers)
-    source, _ = scenario_source(scenario, requests, None, block_tokens=blocks)
+    source, _ = scenario_source(scenario, requests, None, block_tokens=blocks, cluster=resolved)
     return simulate(scenario, resolved, source, None).result
 
 

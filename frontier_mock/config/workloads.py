@@ -30,6 +30,7 @@ from frontier_mock.workload.specs import (
     FixedDelay,
     FixedTokens,
     HistogramTokens,
+    ImagesSpec,
     LognormalTokens,
     OpenLoopSpec,
     PromptSpec,
@@ -207,7 +208,28 @@ DISTINCT_PROMPTS = Key(
     None,
     "prompts cycle through this many distinct ones; null: all distinct",
 )
-PROMPT_KEYS = (INPUT_TOKENS, OUTPUT_TOKENS, SHARED_PREFIX, DISTINCT_PROMPTS)
+IMAGE_KEYS: tuple[Key[Any], ...] = (
+    Key("count", integer(1, 999), 1, "images of a prompt"),
+    Key("width", integer(1, 1 << 16), 1024, "pixels"),
+    Key("height", integer(1, 1 << 16), 1024, "pixels"),
+    Key("distinct", optional(integer(1, MAX_COUNT)), None, "different ones; null: all differ"),
+)
+
+
+def _images() -> Kind[ImagesSpec | None]:
+    def read(value: Value) -> ImagesSpec | None:
+        if value.data is None:
+            return None
+        section = open_section(value, IMAGE_KEYS)
+        return ImagesSpec(*(section.get(key) for key in IMAGE_KEYS))
+
+    return Kind("a mapping of count, width, height and distinct, or null", read)
+
+
+IMAGES = Key(
+    "images", _images(), None, "at the beginning of each prompt, part of input_tokens (simulate)"
+)
+PROMPT_KEYS = (INPUT_TOKENS, OUTPUT_TOKENS, SHARED_PREFIX, DISTINCT_PROMPTS, IMAGES)
 
 KINDS = ("trace", "closed_loop", "poisson", "constant", "burst", "sessions")
 KIND = Key("kind", one_of(*KINDS), REQUIRED, "what drives the requests")

@@ -107,18 +107,33 @@ Delay = FixedDelay | ExponentialDelay
 
 
 @dataclass(frozen=True, slots=True)
+class ImagesSpec:
+    """`count` images of `width` x `height` pixels at the beginning of each prompt.
+
+    There are `distinct` of them, None for as many as there are places.
+    """
+
+    count: int = 1
+    width: int = 1024
+    height: int = 1024
+    distinct: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PromptSpec:
     """The prompts and output lengths of every synthetic kind.
 
     `shared_prefix_tokens` come before, and in addition to, `input_tokens`, as with vLLM's
     `--random-prefix-len`. With `distinct_prompts` = k, request i sends the prompt of request
-    i mod k again, length and all; output lengths are drawn for every request.
+    i mod k again, length and all; output lengths are drawn for every request. `images` are part of
+    `input_tokens`.
     """
 
     input_tokens: TokenCount
     output_tokens: TokenCount
     shared_prefix_tokens: int = 0
     distinct_prompts: int | None = None
+    images: ImagesSpec | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -242,6 +257,7 @@ class SessionsSpec:
         _require(
             self.prompts.distinct_prompts is None, "distinct_prompts: not available for sessions"
         )
+        _require(self.prompts.images is None, "images: not available for sessions")
 
 
 @dataclass(frozen=True, slots=True)
