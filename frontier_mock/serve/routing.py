@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
+from urllib.parse import quote
 
 from frontier_mock.serve.answers import Answer
 from frontier_mock.serve.connection import Exchange
+from frontier_mock.serve.http1 import Request
 
 Handler = Callable[[Exchange], Answer | None]
 """Returns the answer, or None if it comes later through the exchange."""
@@ -51,6 +53,20 @@ class RouteTable:
             allow = f"allow: {', '.join(by_method)}\r\n"
             return Answer(405, b'{"detail":"Method Not Allowed"}', extra=allow)
         return handler
+
+    def redirection(self, request: Request, path: str) -> Answer | None:
+        """Where `path` is, of which there is one with a slash more, or none, at its end.
+
+        Starlette sends clients there (`Router.redirect_slashes`); None if there is no such route.
+        """
+        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        if path == "/" or not other or other not in self:
+            return None
+        query = f"?{request.query_string}" if request.query_string else ""
+        asked = request.path
+        there = asked.rstrip("/") if asked.endswith("/") else f"{asked}/"
+        where = f"http://{request.headers.get('host', '')}{quote(there)}{query}"
+        return Answer(307, b"", "", f"location: {where}\r\n")
 
     def _methods(self, path: str) -> dict[str, Handler] | None:
         found = self._by_path.get(path)

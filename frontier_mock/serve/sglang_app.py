@@ -161,7 +161,11 @@ class SglangApp:
                 exchange.began_ns = self._driver.now_ns()
                 self._http.began(request)
                 found = self._routes.find(request.path, request.method)
-                answer = found if isinstance(found, Answer) else found(exchange)
+                if isinstance(found, Answer):
+                    moved = self._routes.redirection(request, request.path)
+                    answer = moved if moved is not None and found.status == 404 else found
+                else:
+                    answer = found(exchange)
         except SglangError as error:
             answer = Answer(error.status, error.body())
         except Exception as error:

@@ -32,7 +32,7 @@ from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang import control
 from frontier_mock.wire.sglang.control import WeightUpdate, outcome, with_version
-from frontier_mock.wire.sglang.errors import SglangError, native_error
+from frontier_mock.wire.sglang.errors import SglangError, bad_query, native_error
 from frontier_mock.wire.sglang.plan import front_of
 from frontier_mock.wire.tokenizer import Json
 
@@ -112,7 +112,7 @@ class ControlRoutes:
             (both, "/start_profile", _says("Start profiling.\n")),
             (both, "/stop_profile", _says("Stop profiling. This will take some time.\n")),
             (both, "/freeze_gc", _says("Garbage collection frozen.\n")),
-            (both, "/set_trace_level", _says("success")),
+            (both, "/set_trace_level", _set_trace_level),
             (both, "/configure_logging", _says("")),
         ]
         table |= {(method, path): handler for methods, path, handler in plain for method in methods}
@@ -383,6 +383,13 @@ class ControlRoutes:
 def _says(text: str) -> Handler:
     """Nothing happens, and this is what is said about it."""
     return lambda exchange: Answer(200, text.encode(), "")
+
+
+def _set_trace_level(exchange: Exchange) -> Answer:
+    level = exchange.request.query("level")
+    if level is None or not level.isdecimal():
+        raise bad_query("level", level)
+    return Answer(200, b"success", "")
 
 
 def _told(success: bool, body: dict[str, Json]) -> Answer:

@@ -14,7 +14,7 @@ from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.sglang_state import ServerState
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang import edges
-from frontier_mock.wire.sglang.errors import CrashError, native_error
+from frontier_mock.wire.sglang.errors import CrashError, bad_query, native_error
 from frontier_mock.wire.sglang.ollama import show_body, tags_body
 from frontier_mock.wire.sglang.parsing import parse_calls, separate_reasoning
 from frontier_mock.wire.sglang.plan import front_of
@@ -119,6 +119,8 @@ def _decide(exchange: Exchange) -> Answer:
 
 def _transfer_engine(exchange: Exchange) -> Answer:
     rank = exchange.request.query("rank")
-    if rank is None or not rank.isdecimal():
+    if rank is not None and not rank.removeprefix("-").isdecimal():
+        raise bad_query("rank", rank)
+    if rank is None or rank.startswith("-"):
         raise native_error("Missing or invalid rank parameter")
     raise native_error(f"Failed to get transfer engine info for rank {int(rank)}")

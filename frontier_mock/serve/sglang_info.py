@@ -20,7 +20,7 @@ from frontier_mock.wire.compat import REMOVED_ROUTES
 from frontier_mock.wire.prometheus import merged
 from frontier_mock.wire.render import dumps
 from frontier_mock.wire.served import ServedModel
-from frontier_mock.wire.sglang.errors import http_error
+from frontier_mock.wire.sglang.errors import bad_query
 from frontier_mock.wire.sglang.info import (
     loads_body,
     loads_prometheus,
@@ -191,7 +191,7 @@ class InfoRoutes:
             try:
                 wanted = int(dp_rank)
             except ValueError:
-                raise http_error(f"dp_rank: {dp_rank!r} is not a valid integer", 400) from None
+                raise bad_query("dp_rank", dp_rank) from None
             ranks = [(rank, fold) for rank, fold in ranks if rank == wanted]
         self._settle()
         now_s = time.time()

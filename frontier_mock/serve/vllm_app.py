@@ -166,8 +166,13 @@ class VllmApp:
             answer = self._before(request)
             if answer is None:
                 exchange.began_ns = self._driver.now_ns()
-                found = self._routes.find(self._path(request), request.method)
-                answer = found if isinstance(found, Answer) else self._ask(found, exchange)
+                path = self._path(request)
+                found = self._routes.find(path, request.method)
+                if isinstance(found, Answer):
+                    moved = self._routes.redirection(request, path)
+                    answer = moved if moved is not None and found.status == 404 else found
+                else:
+                    answer = self._ask(found, exchange)
         except Exception as error:
             logger.error("%s %s failed: %r", request.method, request.path, error)
             logger.debug("cause", exc_info=error)

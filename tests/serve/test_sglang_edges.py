@@ -9,7 +9,7 @@ import pytest
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.sglang_front import _route_names
 from frontier_mock.wire.sglang.served import RouteNames
-from tests.serve.live import WARP
+from tests.serve.live import WARP, serve_spec
 from tests.serve.sglang_live import sglang_spec
 from tests.serve.test_sglang_app import frames, opened
 
@@ -140,6 +140,10 @@ async def test_texts_are_taken_apart() -> None:
         ("GET", "/list_external_corpora", None, 400, '"corpus_token_counts":{}'),
         ("GET", "/remote_instance_transfer_engine_info", None, 400, "invalid rank"),
         ("GET", "/remote_instance_transfer_engine_info?rank=0", None, 400, "for rank 0"),
+        ("GET", "/remote_instance_transfer_engine_info?rank=x", None, 400, "valid integer"),
+        ("GET", "/v1/loads?dp_rank=x", None, 400, '"type":"Bad Request"'),
+        ("GET", "/set_trace_level", None, 400, "Field required"),
+        ("POST", "/set_trace_level?level=-1", None, 400, "query.level"),
         ("POST", "/send_weights_to_remote_instance", {"ports": "1"}, 400, "master_address"),
         ("POST", "/v1/audio/transcriptions", {}, 400, "text only"),
         ("POST", "/v1/decisions", {}, 501, '"type":"NotImplementedError"'),
@@ -155,3 +159,18 @@ async def test_features_that_are_off_say_so(
         text = await answer.text()
         assert (answer.status, said in text) == (status, True), text
         json.loads(text)
+
+
+@pytest.mark.parametrize("make", [sglang_spec, serve_spec])
+async def test_a_slash_too_many_sends_clients_on(make: Any) -> None:
+    async with opened(make(WARP)) as (server, client):
+        answer = await client.get("/v1/models/?a=b", allow_redirects=False)
+        if make is serve_spec:
+            assert answer.status == 307
+            assert answer.headers["location"] == f"{server.urls[0]}/v1/models?a=b"
+        moved = await client.post("/tokenize//", json={"prompt": "ab"}, allow_redirects=False)
+        assert moved.status == 307
+        followed = await client.post("/tokenize/", json={"prompt": "ab"})
+        assert (await followed.json())["count"] == 2
+        assert (await client.get("/nowhere/")).status == 404
+        assert (await client.get("/tokenize")).status == 405

@@ -118,6 +118,21 @@ def detail_error(detail: Json, status: int) -> SglangError:
     return SglangError(status, str(detail), {"detail": detail})
 
 
+def bad_query(name: str, value: str | None) -> SglangError:
+    """400 for a query parameter that is not the whole number it should be, or is not there."""
+    problem = (
+        {"type": "missing", "loc": f"query.{name}", "msg": "Field required", "input": "None"}
+        if value is None
+        else {
+            "type": "int_parsing",
+            "loc": f"query.{name}",
+            "msg": "Input should be a valid integer, unable to parse string as an integer",
+            "input": value,
+        }
+    )
+    return openai_error(f"1 validation error:\n  {problem}", "Bad Request", 400)
+
+
 def unsupported_media_type() -> SglangError:
     """400 for anything but application/json on an OpenAI route."""
     problem: Json = {
