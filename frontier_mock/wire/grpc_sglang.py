@@ -267,6 +267,7 @@ class SglangSpeech:
         self, position: int, first: int, ids: list[int], ended: Ended
     ) -> pb.GenerateResponse:
         sequence = self._request.sequences[position]
+        _, correct_drafts, proposed_drafts = ended.drafts
         complete = pb.GenerateComplete(
             output_ids=ids,
             finish_reason=ended.reason,
@@ -274,6 +275,8 @@ class SglangSpeech:
             completion_tokens=first + len(ids),
             cached_tokens=ended.cached_tokens,
             index=position,
+            spec_accepted_tokens=correct_drafts,
+            spec_draft_tokens=proposed_drafts,
         )
         matched = finish_reason(sequence, ended).get("matched")
         if isinstance(matched, int):

@@ -10,7 +10,7 @@ from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.served import SglangFront
 from frontier_mock.wire.text import TextRing
-from tests.engine import LinearCost, step_spec
+from tests.engine import DraftedLinearCost, LinearCost, step_spec
 from tests.serve.live import FAST, TOKENIZER
 
 RING = TextRing(TOKENIZER, 1)
@@ -46,7 +46,9 @@ def sglang_spec(
     )
     return ServeSpec(
         cluster=ClusterSpec(specs, "round_robin", 0),
-        costs=[LinearCost() for _ in specs],
+        costs=[
+            LinearCost() if scheduler.speculation is None else DraftedLinearCost() for _ in specs
+        ],
         served=[sglang_model(changed) for _ in specs],
         clock=clock,
         host="127.0.0.1",

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,9 +21,10 @@ from frontier_mock.client.clock import ClockClient
 from frontier_mock.client.http1 import HttpClient
 from frontier_mock.serve.grpc_settings import SGLANG_SCHEDULER
 from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.serving.speculation import SpeculationSpec
 from tests.serve.grpc_live import LEASE, answers, refused, target, with_grpc
 from tests.serve.live import WARP, live
-from tests.serve.sglang_live import sglang_spec
+from tests.serve.sglang_live import SCHEDULER, sglang_spec
 
 
 def spec(**changes: Any) -> ServeSpec:
@@ -310,3 +312,19 @@ async def test_resubmitted_output_goes_on_and_chance_does_not(scheduler: Any) ->
     # A few tokens are what any text may end with: over HTTP, too, it would be a new prompt.
     (other,) = await answers(scheduler.Generate(request(prompt + ids[:3])))
     assert list(other.complete.output_ids) != ids[3:8]
+
+
+async def test_a_stream_carries_what_each_verification_accepted() -> None:
+    drafting = SpeculationSpec(3, (1.0, 1.0, 0.0), reserve=8, width=4)
+    scheduler = replace(SCHEDULER, speculation=drafting)
+    async with (
+        live(spec(scheduler=scheduler, verified_tokens=4)) as running,
+        grpc.aio.insecure_channel(target(running)) as channel,
+    ):
+        stub = pb_grpc.SglangSchedulerStub(channel)
+        told = await answers(stub.Generate(request(sampling={"max_new_tokens": 9}, stream=True)))
+    counts = [len(one.chunk.token_ids) for one in told if one.HasField("chunk")]
+    # The prompt's step brings one token, each verification three, and the last one is cut at 9.
+    assert counts == [1, 3, 3, 2]
+    complete = told[-1].complete
+    assert (complete.spec_accepted_tokens, complete.spec_draft_tokens) == (6, 9)

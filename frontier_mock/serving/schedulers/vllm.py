@@ -190,6 +190,7 @@ class VllmScheduler:
         if seq.state == RECEIVING:
             self._inbound.part(seq)
         decoding = seq.state in (DECODE, DRAINING)
+        seq.aborted = True
         if seq.state != FRONTEND:
             self._release(seq)
         if decoding:
@@ -214,7 +215,10 @@ class VllmScheduler:
             return
         decodes = self._lane_of(seq)
         slots = decodes.slots(seq, decodes.decided + had_turn)
-        known = decodes.known_at_end(seq) if finished else decodes.known(seq, had_turn)
+        if seq.aborted:
+            known = decodes.known_at_abort(seq)
+        else:
+            known = decodes.known_at_end(seq) if finished else decodes.known(seq, had_turn)
         self._holdings.free(seq, slots, max(known, seq.goal))
 
     def unpin(self, seq: Sequence) -> None:

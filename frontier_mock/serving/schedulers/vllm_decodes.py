@@ -57,6 +57,10 @@ class Decodes(DecodeSet):
         """
         return self.slots(seq, self.decided + had_turn) - self._foresees
 
+    def known_at_abort(self, seq: Sequence) -> int:
+        """The same when `seq` is aborted, before the output of the step that has just ended."""
+        return self.known(seq, had_turn=False)
+
     def known_at_end(self, seq: Sequence) -> int:
         """The same when `seq` has produced its last token."""
         return seq.offset + seq.finish_step

@@ -132,6 +132,15 @@ class DraftedDecodes(Decodes):
             return seq.goal
         return int(course.known[min(i, course.finish)]) + had_turn
 
+    def known_at_abort(self, seq: Sequence) -> int:
+        """The same when `seq` is aborted, before the output of the step that has just ended.
+
+        When the next step was decided, the newest token known had its place in that step.
+        """
+        course = _course(seq)
+        i = self.decided - seq.first_step - 1 - self._foresees
+        return seq.goal if i < 0 else int(course.known[min(i, course.finish)]) + 1
+
     def known_at_end(self, seq: Sequence) -> int:
         """The same when `seq` has produced its last token."""
         course = _course(seq)

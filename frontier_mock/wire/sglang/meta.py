@@ -178,15 +178,12 @@ def _draft_fields(ended: Ended, completion: int) -> str:
 
     The length is of all its tokens, the first one included, over its verifications.
     """
-    drafted = ended.drafted
-    calls = 0 if drafted is None else sum(drafted.accepted_steps)
-    if drafted is None or not calls:
+    calls, correct, proposed = ended.drafts
+    if ended.drafted is None or not calls:
         return ""
-    steps = list(drafted.accepted_steps)
+    steps = list(ended.drafted.accepted_steps)
     while not steps[-1]:
         steps.pop()
-    correct = sum(accepted * times for accepted, times in enumerate(steps))
-    proposed = calls * (ended.verified_tokens - 1)
     return (
         f'"spec_accept_rate":{correct / proposed!r},'
         f'"spec_accept_length":{completion / calls!r},'

@@ -185,6 +185,16 @@ class Ended:
     verified_tokens: int = 0
 
     @property
+    def drafts(self) -> tuple[int, int, int]:
+        """Its verifications, the drafts they accepted, and those they were offered."""
+        if self.drafted is None:
+            return 0, 0, 0
+        steps = self.drafted.accepted_steps
+        calls = sum(steps)
+        correct = sum(accepted * times for accepted, times in enumerate(steps))
+        return calls, correct, calls * (self.verified_tokens - 1)
+
+    @property
     def outcome(self) -> Outcome:
         """What every engine would say of it, for the figures under `frontier`."""
         return Outcome(
