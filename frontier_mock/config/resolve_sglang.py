@@ -64,7 +64,7 @@ def resolve_sglang_worker(
     graphs = _graphs(args, largest, classic)
     # With pipeline stages SGLang turns it off by itself.
     overlap = not args.disable_overlap_schedule and parallel.pp == 1
-    prompt_graphs = () if classic or args.disable_cuda_graph else prefill_graph_sizes(chunk)
+    prompt_graphs = () if classic else _prompt_graphs(args, chunk)
     step = StepSpec(
         hardware,
         model,
@@ -144,6 +144,15 @@ def _graphs(args: SglangArgs, default_largest: int, classic: bool) -> tuple[int,
     )
 
 
+def _prompt_graphs(args: SglangArgs, chunk: int) -> tuple[int, ...]:
+    """Numbers of tokens of the prefill graphs."""
+    if args.disable_prefill_cuda_graph:
+        return ()
+    if args.cuda_graph_bs_prefill is not None:
+        return tuple(sorted(set(args.cuda_graph_bs_prefill)))
+    return prefill_graph_sizes(args.cuda_graph_max_bs_prefill or chunk)
+
+
 def _plan_memory(
     args: SglangArgs, step: StepSpec, chunk: int, classic: bool, *, apart: bool
 ) -> MemoryPlan:
@@ -151,7 +160,7 @@ def _plan_memory(
     hardware, model, parallel, precision = step.hardware, step.model, step.parallel, step.precision
     fraction = args.mem_fraction_static
     if fraction is None:
-        captured = 0 if classic or args.disable_cuda_graph else len(prefill_graph_sizes(chunk))
+        captured = 0 if classic else len(_prompt_graphs(args, chunk))
         fraction = default_mem_fraction_static(
             hardware,
             parallel,

@@ -116,13 +116,13 @@ flashinfer_sparse_mla,fa3,tilelang,triton,aiter,trtllm,intel_xpu | - |
 --cuda-graph-backend-decode | choice:full,breakable,disabled'] | - |
 --cuda-graph-backend-prefill | choice:full,breakable,disabled'] | - |
 --cuda-graph-max-bs-decode --cuda-graph-max-bs | int | - | largest captured batch
---cuda-graph-max-bs-prefill | int | - |
+--cuda-graph-max-bs-prefill | int | - | largest captured number of prompt tokens (0.5.23 on)
 --cuda-graph-max-seq-len-prefill | int | - |
 --cuda-graph-bs-decode --cuda-graph-bs | ints | - | captured batch sizes
---cuda-graph-bs-prefill | ints | - |
+--cuda-graph-bs-prefill | ints | - | captured numbers of prompt tokens (0.5.23 on)
 --cuda-graph-prefill-max-context | int | - |
---disable-prefill-cuda-graph | flag | False |
---disable-decode-cuda-graph | flag | False | no CUDA graphs
+--disable-prefill-cuda-graph | flag | False | prompts are launched by the host, as before 0.5.23
+--disable-decode-cuda-graph | flag | False | no CUDA graphs of decodes
 --disable-cuda-graph-padding | flag | False | capture every size up to the largest
 --enable-profile-cuda-graph | flag | False |
 --enable-cudagraph-gc | flag | False |

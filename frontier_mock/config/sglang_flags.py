@@ -75,6 +75,9 @@ class SglangArgs:
     retraction_policy: str = "length"
     cuda_graph_max_bs_decode: int | None = None
     cuda_graph_bs_decode: tuple[int, ...] | None = None
+    cuda_graph_max_bs_prefill: int | None = None
+    cuda_graph_bs_prefill: tuple[int, ...] | None = None
+    disable_prefill_cuda_graph: bool = False
     disable_cuda_graph: bool = False
     disable_cuda_graph_padding: bool = False
     host: str | None = None
@@ -160,6 +163,8 @@ def to_sglang_args(given: Mapping[str, Any]) -> SglangArgs:
     }
     if given.get("grpc_mode"):
         values["smg_grpc_mode"] = True
+    if given.get("disable_cuda_graph"):
+        values["disable_prefill_cuda_graph"] = True
     if given.get("disable_decode_cuda_graph"):
         values["disable_cuda_graph"] = True
     if not values.get("model_path"):
@@ -256,6 +261,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("schedule_conservativeness", 0.0, 1000.0),
     ("page_size", 1, 1024),
     ("cuda_graph_max_bs_decode", 1, 1 << 16),
+    ("cuda_graph_max_bs_prefill", 1, 1 << 20),
     ("random_seed", 0, 2**63 - 1),
     ("port", 0, 65535),
     ("smg_http_sidecar_port", 0, 65535),
@@ -275,6 +281,8 @@ def _check(values: Mapping[str, Any]) -> None:
         if value is not None and not low <= value <= high:
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"argument {option}: {shown(value)} is not in {low:g}..{high:g}")
-    sizes = values.get("cuda_graph_bs_decode")
-    if sizes is not None and (not sizes or min(sizes) < 1):
-        raise ConfigError("argument --cuda-graph-bs-decode: sizes must be 1 or more")
+    for name in ("cuda_graph_bs_decode", "cuda_graph_bs_prefill"):
+        sizes = values.get(name)
+        if sizes is not None and (not sizes or min(sizes) < 1):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"argument {option}: sizes must be 1 or more")

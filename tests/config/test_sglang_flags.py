@@ -124,6 +124,23 @@ def test_graphs_go_to_256_with_one_gpu_and_512_with_four() -> None:
     assert graphs("--disable-cuda-graph") == ()
 
 
+def test_prompts_have_graphs_of_their_own_since_0_5_23() -> None:
+    def graphs(*argv: str, engine: str = "sglang-0.5.23") -> tuple[int, ...]:
+        args, _ = parse_sglang_args(["--model", MODEL, *argv])
+        (worker,) = resolve_single_sglang(args, "h100", engine, 0).spec.workers
+        assert worker.step.prompt_graph_sizes is not None
+        return worker.step.prompt_graph_sizes
+
+    assert graphs()[:3] == (4, 8, 12)
+    assert graphs()[-1] == 8192
+    assert graphs("--chunked-prefill-size", "2048")[-1] == 2048
+    assert graphs("--cuda-graph-max-bs-prefill", "300")[-2:] == (256, 288)
+    assert graphs("--cuda-graph-bs-prefill", "512", "64") == (64, 512)
+    assert graphs("--disable-decode-cuda-graph")[-1] == 8192
+    assert graphs("--disable-prefill-cuda-graph") == graphs("--disable-cuda-graph") == ()
+    assert graphs(engine="sglang-0.5.9") == ()
+
+
 def test_the_longest_sequence_leaves_room_in_the_pool() -> None:
     spec = scheduler_of("--max-total-tokens", "1000")
     assert (spec.num_pages, spec.context_length, spec.max_running_requests) == (1000, 996, 500)
