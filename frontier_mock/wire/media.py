@@ -18,7 +18,8 @@ from frontier_mock.cost.vision import image_shape
 from frontier_mock.wire.images import Image, read_image
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
-_MARK: Final = "\ue0f1"
+MARK: Final = "\ue0f1"
+"""What an image is while its prompt is text: a character of private use."""
 _ID_BITS: Final = (1 << 31) - 1
 
 
@@ -54,7 +55,7 @@ class Album:
             most = 0 if self.port is None else self.port.max_images
             raise TooManyError(f"At most {most} image(s) may be provided in one prompt.")
         self.images.append(read_image(_url_of(part, kind), self.port.assumed))
-        return _MARK
+        return MARK
 
 
 def _url_of(part: Json, kind: str) -> str:
@@ -75,7 +76,7 @@ def encode_with(
     port = album.port
     if port is None or not album.images:
         return encode(text), ()
-    pieces = text.split(_MARK)
+    pieces = text.split(MARK)
     if len(pieces) != len(album.images) + 1:
         at = min(len(album.images), len(pieces)) - 1
         raise ValueError(f"Failed to apply prompt replacement for mm_items['image'][{at}]")

@@ -17,6 +17,8 @@ from frontier_mock.wire.media import MediaPort
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.chat import parse_chat as parse_sglang
 from frontier_mock.wire.sglang.errors import SglangError
+from frontier_mock.wire.sglang.generate import parse_generate
+from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.tokenize import tokenize_body
 from tests.serve.sglang_live import sglang_model
 
@@ -163,3 +165,43 @@ def test_sglang_takes_the_same_images() -> None:
     assert request.sequences[0].prompt_tokens > 100
     with pytest.raises(SglangError, match="Failed to load image"):
         parse_sglang(body_of("data:image/png;base64,AAAA", model="mock"), {}, served)
+
+
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def generate(served: ServedModel, **fields: object) -> list[Submit]:
+    body = json.dumps({"sampling_params": {"max_new_tokens": 4}, **fields}).encode()
+    return [one.plan.submit for one in parse_generate(body, {}, served).sequences]
+
+
+def test_sglangs_generate_takes_images_with_text_and_with_ids() -> None:
+    served = replace(sglang_model(), media=PORT)
+    image, bare = url_of(png(280, 280)), base64.b64encode(png(280, 560)).decode()
+    (submit,) = generate(served, text=f"Look: {PLACE}{PLACE} well?", image_data=[image, bare])
+    assert [item.tokens for item in submit.media] == [100, 200]
+    assert submit.media[0].start == len("Look: ") + 1
+    assert VISION is not None
+    ids = [5, 6, VISION.token_id, 7]
+    (submit,) = generate(replace(served, vocab_size=152064), input_ids=ids, image_data=image)
+    assert submit.prompt.num_tokens == 3 + 100
+    assert [(item.start, item.tokens) for item in submit.media] == [(2, 100)]
+    several = generate(served, text=[f"{PLACE}a", "b"], image_data=[[image], None])
+    assert [len(submit.media) for submit in several] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text": "no place", "image_data": "x"}, "0 image placeholders, but 1 images"),
+        ({"input_ids": [1, 2], "image_data": ["x", "y"]}, "0 image placeholders, but 2 images"),
+        ({"text": PLACE, "image_data": "not base64!"}, "must be either a HTTP, data or file URL"),
+        ({"text": PLACE, "image_data": "AAAA"}, "Failed to load image"),
+        ({"text": PLACE, "image_data": [3]}, "Invalid image: 3"),
+        ({"text": "a", "video_data": "x"}, "video_data is given, but the model"),
+    ],
+)
+def test_what_sglangs_generate_cannot_see_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises((LateError, SglangError, ValueError)) as caught:
+        generate(replace(sglang_model(), media=PORT), **fields)
+    assert words in str(getattr(caught.value, "message", caught.value))

@@ -39,7 +39,8 @@ from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import http_error, validation_error
 from frontier_mock.wire.sglang.late import LateError
-from frontier_mock.wire.sglang.plan import check_length, encode, front_of, plan_prompt
+from frontier_mock.wire.sglang.media import images_of, prompt_with
+from frontier_mock.wire.sglang.plan import check_length, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import (
     GENERATE,
     Bootstrap,
@@ -320,10 +321,12 @@ def _plan(
     sequences: list[SglangSequence] = []
     kept: list[PromptText] = []
     for i in range(len(prompts)):
-        ids = prompts.ids[i] if prompts.ids else encode(prompts.texts[i], served)
+        urls = images_of(fields.get("image_data"), i, prompts.single)
+        ids, media = prompt_with(prompts.ids[i] if prompts.ids else prompts.texts[i], urls, served)
         if len(ids) == 0:
             raise ValueError("texts cannot be empty and tokenizer must be initialized")
         ids = check_length(ids, served)
+        media = tuple([item for item in media if item.start + item.tokens <= len(ids)])
         plans, cap = plan_prompt(
             ids,
             i,
@@ -334,6 +337,7 @@ def _plan(
             priority=priority,
             rank=rank,
             resumable=bool(prompts.ids),
+            media=media,
         )
         wish = _logprob_wish(fields, i, len(ids), prompts.single, vocab)
         kept.append(PromptText(len(ids), ids if keep or (wish and wish.start >= 0) else None, None))
@@ -429,7 +433,7 @@ def _check_support(fields: Fields, served: ServedModel) -> None:
             "`--enable-custom-logit-processor` to enable this feature."
         )
     for name in ("image_data", "video_data", "audio_data"):
-        if fields.get(name):
+        if fields.get(name) and (name != "image_data" or served.media is None):
             raise ValueError(f"{name} is given, but the model served here takes text only.")
 
 
