@@ -41,6 +41,5 @@ class Tiers:
                 # It may have been aborted since.
                 if seq.state == RECEIVING:
                     worker.received(seq, t_ns)
-            if again:
-                worker.ask_again(again, t_ns)
+            worker.ask_again(again, t_ns)
             self.touched.append(index)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.hicache import host_tier
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.pipelines import checked_stages
@@ -31,6 +32,7 @@ from frontier_mock.cost.sglang_memory import (
 from frontier_mock.cost.specs import EnginePreset, ModelSpec, ParallelSpec, PrecisionSpec, StepSpec
 from frontier_mock.cost.stages import sglang_split
 from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec
 
 RULES_SINCE = (0, 5, 23)
 """Earliest version known to follow the newer scheduling rules; 0.5.9 is known not to."""
@@ -241,6 +243,7 @@ def _scheduler(
         pipeline_stages=step.parallel.pp,
         pp_max_micro_batch_size=args.pp_max_micro_batch_size or 0,
         pp_async_batch_depth=args.pp_async_batch_depth if step.parallel.pp > 1 else 0,
+        host_tier=_host_tier(args, step, memory) if caching else None,
     )
 
 
@@ -251,6 +254,17 @@ _VISION_CACHE_BYTES = 4096 << 20
 def _cached_image_tokens(model: ModelSpec) -> int:
     """Tokens of encoded images that SGLang keeps, in bf16."""
     return 0 if model.vision is None else _VISION_CACHE_BYTES // (2 * model.vision.out_size)
+
+
+def _host_tier(args: SglangArgs, step: StepSpec, memory: MemoryPlan) -> HostTierSpec | None:
+    if not args.enable_hierarchical_cache:
+        return None
+    if step.parallel.pp > 1:
+        raise ConfigError("enable-hierarchical-cache: not simulated together with pp-size above 1")
+    if _publishes(args):
+        raise ConfigError("enable-hierarchical-cache: not simulated together with kv-events-config")
+    policy = args.hicache_write_policy
+    return host_tier(args.hicache_ratio, args.hicache_size, policy, step, memory)
 
 
 def _publishes(args: SglangArgs) -> bool:

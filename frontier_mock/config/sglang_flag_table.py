@@ -223,12 +223,13 @@ deepep_v2,pplx,ascend_tp,flashinfer_megamoe | none | how tokens reach experts\
 --enable-unified-memory | flag | False |
 --enable-session-radix-cache | flag | False |
 --radix-cache-backend | text | - |
---enable-hierarchical-cache --enable-hicache | flag | False |
+--enable-hierarchical-cache --enable-hicache | flag | False | a host tier (docs/kv-tiers.md)
 --hicache-host-memory-mode | choice:cache,buffer_only | cache |
---hicache-ratio | float | - |
---hicache-size | int | 0 |
+--hicache-ratio | float | - | its size as a multiple of the GPU's pool; 2
+--hicache-size | int | 0 | or in GB of each rank
 --hicache-host-memory-fraction | float | 0.8 |
---hicache-write-policy | choice:write_back,write_through,write_through_selective | write_through |
+--hicache-write-policy | choice:write_back,write_through,write_through_selective | write_through | \
+what goes there: all, or what is used twice; write_back is refused
 --hicache-io-backend | choice:direct,kernel,kernel_ascend | kernel |
 --hicache-mem-layout | choice:layer_first,page_first,page_first_direct,page_first_kv_split,\
 page_head | page_first |

@@ -7,6 +7,7 @@ from typing import Any
 from frontier_mock.config.afd import AfdArgs, afd_of_sglang, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
+from frontier_mock.config.hicache import WRITE_POLICIES
 from frontier_mock.config.pipelines import read_partition
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
@@ -93,6 +94,10 @@ class SglangArgs:
     disaggregation_decode_enable_radix_cache: bool = False
     num_reserved_decode_tokens: int = 512
     drafts: DraftArgs | None = None
+    enable_hierarchical_cache: bool = False
+    hicache_ratio: float | None = None
+    hicache_size: int = 0
+    hicache_write_policy: str = "write_through"
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
@@ -241,6 +246,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "kv_cache_dtype": ("auto", "bf16", "bfloat16", *FP8_KV_TYPES),
     "schedule_policy": POLICIES,
     "radix_eviction_policy": EVICTION_POLICIES,
+    "hicache_write_policy": WRITE_POLICIES,
 }
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -260,6 +266,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("prefill_max_requests", 1, _LARGE),
     ("schedule_conservativeness", 0.0, 1000.0),
     ("page_size", 1, 1024),
+    ("hicache_ratio", 0.0, 1e6),
+    ("hicache_size", 0, 1 << 20),
     ("cuda_graph_max_bs_decode", 1, 1 << 16),
     ("cuda_graph_max_bs_prefill", 1, 1 << 20),
     ("random_seed", 0, 2**63 - 1),

@@ -13,6 +13,7 @@ from frontier_mock.core.events import (
     Controlled,
     Drafted,
     Event,
+    Fetched,
     Finished,
     FirstToken,
     KvReceived,
@@ -152,6 +153,10 @@ class Delivery:
                     if not event.resumed:
                         flight.cached_tokens = max(flight.cached_tokens, event.cached_tokens)
                         flight.scheduled_ns = event.t_ns
+            elif isinstance(event, Fetched):
+                flight = flights.get(event.rid)
+                if flight is not None and not flight.preemptions:
+                    flight.fetched_tokens = event.tokens
             elif isinstance(event, Preempted):
                 flight = flights.get(event.rid)
                 if flight is not None:

@@ -93,11 +93,15 @@ class Subscriber(Protocol):
 
 
 class Flight:
-    """One sequence on its way through the engine. `queued`: it waits, as it did at first."""
+    """One sequence on its way through the engine. `queued`: it waits, as it did at first.
+
+    `fetched_tokens` of its `cached_tokens` come from a tier under the GPU.
+    """
 
     __slots__ = (
         "cached_tokens",
         "drafted",
+        "fetched_tokens",
         "finish_ns",
         "first_token_ns",
         "output_tokens",
@@ -118,6 +122,7 @@ class Flight:
         self.ticket = ticket
         self.sent = 0
         self.cached_tokens = 0
+        self.fetched_tokens = 0
         self.output_tokens = 0
         self.preemptions = 0
         self.drafted: Drafted | None = None

@@ -23,6 +23,7 @@ def ended(
         output_tokens=flight.output_tokens,
         reason=reason,
         cached_tokens=flight.cached_tokens,
+        host_tokens=flight.fetched_tokens,
         retractions=flight.preemptions,
         queued=flight.queued,
         arrival_ns=entry.arrived_ns(ticket),
@@ -207,6 +208,7 @@ class Stream:
             self._state.weight_version,
             time.time(),
             self._state.rank_of(flight),
+            flight.fetched_tokens,
         )
         data = self._renderer.delta(position, first, last, live)
         if data:

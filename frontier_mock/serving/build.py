@@ -20,8 +20,8 @@ def build_worker(
     if stages != spec.pipeline_stages:
         raise ValueError(f"{spec.pipeline_stages} stages to schedule for, {stages} to pay for")
     if isinstance(cost, StagedCost):
-        tier = isinstance(spec, SchedulerSpec) and spec.offload is not None
-        if spec.speculation is not None or tier:
+        tier = spec.offload if isinstance(spec, SchedulerSpec) else spec.host_tier
+        if spec.speculation is not None or tier is not None:
             raise ValueError("neither drafts nor tiers are simulated with pipeline stages")
         return PipelinedWorker(index, spec, cost, log, single_step)
     if spec.speculation is not None:

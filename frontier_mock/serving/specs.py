@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from frontier_mock.serving.speculation import SpeculationSpec
-from frontier_mock.serving.tiers.specs import OffloadSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec, OffloadSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ class SglangSchedulerSpec:
     classic: bool = False
     num_reserved_decode_tokens: int = 512
     """Kept free per running request when a prompt from elsewhere gets its pages."""
+    host_tier: HostTierSpec | None = None
+    """A tier under the GPU, if there is one."""
     enable_kv_cache_events: bool = False
     """Whether the cache records its changes (`serving.kv_recording`)."""
     encoder_cache_tokens: int = 0

@@ -162,13 +162,13 @@ class Worker:
         self._cut(step)
 
     def ask_again(self, seqs: list[Sequence], t_ns: SimTime) -> None:
-        """What waiting sequences stood aside for has ended."""
+        """What waiting sequences stood aside for, by name or not, has ended."""
         executing = self._executing is not None
         step = self._reach(t_ns) if executing else 0
-        self.scheduler.ask_again(seqs)
+        self.scheduler.ask_again(seqs, t_ns)
         if executing:
             self._cut(step)
-        elif not self.hold.frozen:
+        elif self.scheduler.num_live and not self.hold.frozen:
             self.wake_idle(t_ns)
 
     def release(self, seq: Sequence, t_ns: SimTime, failed: bool = False) -> None:

@@ -10,8 +10,8 @@ import pytest
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.drive.offline import run
-from frontier_mock.serving.specs import SchedulerSpec
-from frontier_mock.serving.tiers.specs import LaneSpec, OffloadSpec
+from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpec
 from frontier_mock.workload.build import build_source
 from frontier_mock.workload.readers import TraceRows, read_trace
 from frontier_mock.workload.source import Source
@@ -138,3 +138,19 @@ def test_a_tier_without_bounds_reaches_the_bound_of_an_unbounded_gpu() -> None:
     assert tier > 7 * small
     # Seven prompts that end with a block are there already: a GPU would compute that block again.
     assert small + tier == 54_097_440 + 7 * 16
+
+
+def test_sglangs_host_tier_reaches_the_bound_as_well() -> None:
+    spec = SglangSchedulerSpec(
+        max_running_requests=256,
+        context_length=131_072,
+        num_pages=20_000,
+        page_size=16,
+        host_tier=HostTierSpec(10**8, 1000, FAST, FAST, layers=32),
+    )
+    rows = rows_of(12_031)
+    cluster = toy_cluster(spec)
+    run(cluster, source_of(rows))
+    gauges = cluster.workers[0].gauges(cluster.now_ns)
+    assert gauges.hit_tokens == 54_097_440
+    assert gauges.tiers[0].hit_tokens > 40_000_000

@@ -10,10 +10,12 @@ from frontier_mock.core.commands import Submit
 from frontier_mock.core.events import Fetched, Finished, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
+from frontier_mock.serving.tiers.host_radix import HostRadixCache
 from frontier_mock.serving.tiers.offload import Offload
-from frontier_mock.serving.tiers.specs import LaneSpec, OffloadSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpec
 from tests.engine import toy_cluster
 from tests.laws import test_macro_steps as vllm
+from tests.laws import test_sglang_macro_steps as sglang
 
 
 @st.composite
@@ -65,3 +67,45 @@ def test_tiers_keep_every_law(data: st.DataObject) -> None:
     assert replay(again, from_lines(lines)) == macro.log.digest()
     fetched = sum(e.tokens for e in macro.log.events if isinstance(e, Fetched))
     assert tier.hit_tokens <= fetched
+
+
+@st.composite
+def host_tiers(draw: st.DrawFn) -> HostTierSpec:
+    return HostTierSpec(
+        num_pages=draw(st.sampled_from([0, 8, 60, 1000])),
+        page_bytes=1000,
+        load=LaneSpec(draw(st.sampled_from([1e5, 1e7, 1e9])), 1e-5),
+        store=LaneSpec(draw(st.sampled_from([1e4, 1e5, 1e7, 1e9])), 1e-5),
+        layers=draw(st.sampled_from([1, 30])),
+        threshold=draw(st.sampled_from([1, 1, 2])),
+    )
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_host_tiers_keep_every_law(data: st.DataObject) -> None:
+    plain = data.draw(sglang.schedulers())
+    spec = replace(plain, enable_radix_cache=True, host_tier=data.draw(host_tiers()))
+    controls = data.draw(st.booleans())
+    timed = data.draw(vllm.commands(spec.page_size, controls=controls))
+    frontend_s = data.draw(st.sampled_from([0.0, 0.0004]))
+    macro = toy_cluster(spec, frontend_s=frontend_s)
+    single = toy_cluster(spec, frontend_s=frontend_s, single_step=True)
+    vllm.play(macro, timed)
+    vllm.play(single, timed, check=True)
+    assert macro.log.events == single.log.events
+    ended = [e.rid for e in macro.log.events if isinstance(e, Finished | Rejected)]
+    assert sorted(ended) == list(range(sum(isinstance(c, Submit) for _, c in timed)))
+    for cluster in (macro, single):
+        kv = cluster.workers[0].kv
+        assert isinstance(kv, HostRadixCache)
+        kv.check()
+        assert kv.num_free == kv.num_blocks
+        assert not kv.copying
+    assert macro.workers[0].scheduler.offload is not None
+    assert (
+        macro.workers[0].gauges(macro.now_ns).tiers == single.workers[0].gauges(macro.now_ns).tiers
+    )
+    again = toy_cluster(spec, frontend_s=frontend_s)
+    lines = [to_line(t_ns, command, spec.page_size) for t_ns, command in timed]
+    assert replay(again, from_lines(lines)) == macro.log.digest()

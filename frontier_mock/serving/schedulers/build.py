@@ -10,6 +10,7 @@ from frontier_mock.serving.schedulers.sglang_lanes import LanedSglangScheduler
 from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.schedulers.vllm_lanes import LanedVllmScheduler
 from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
+from frontier_mock.serving.tiers.host_radix import HostRadixCache
 
 
 def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple[Scheduler, Cache]:
@@ -19,10 +20,7 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
     """
     longest = spec.max_model_len
     if isinstance(spec, SglangSchedulerSpec):
-        radix_class = RecordingRadixCache if spec.enable_kv_cache_events else RadixCache
-        radix = radix_class(
-            spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
-        )
+        radix = _radix(spec)
         # Admission wants room beyond the sequence itself, see SglangScheduler.enqueue.
         reserve = 0 if spec.speculation is None else spec.speculation.reserve
         if (spec.num_pages - 4) * spec.page_size - reserve < longest:
@@ -46,3 +44,16 @@ def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple
     kv = kv_class(spec.num_blocks, spec.block_size, spec.enable_prefix_caching)
     kind = VllmScheduler if spec.pipeline_stages == 1 else LanedVllmScheduler
     return kind(spec, kv, log, worker), kv
+
+
+def _radix(spec: SglangSchedulerSpec) -> RadixCache:
+    """The tree of an SGLang engine."""
+    if spec.host_tier is not None:
+        if spec.enable_kv_cache_events or not spec.enable_radix_cache:
+            raise ValueError("a host tier needs a radix cache, one without KV events")
+        policy = spec.radix_eviction_policy
+        return HostRadixCache(spec.num_pages, spec.page_size, policy, spec.host_tier)
+    radix_class = RecordingRadixCache if spec.enable_kv_cache_events else RadixCache
+    return radix_class(
+        spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy
+    )

@@ -166,7 +166,7 @@ class Scheduler(Protocol):
         """The KV of `seq` has come, while `step` was executing."""
         ...
 
-    def ask_again(self, seqs: list[Sequence]) -> None:
+    def ask_again(self, seqs: list[Sequence], t_ns: SimTime) -> None:
         """What these stood aside for, on the way to or from a tier, has ended."""
         ...
 

@@ -26,13 +26,13 @@ Source: SGLang 0.5.23, managers/scheduler.py and schedule_batch.py; specs/sglang
 section 8. `classic` rules from 0.5.5 and 0.5.9.
 """
 
-from frontier_mock.core.events import EventLog, Finished, FirstToken, Preempted, Scheduled
+from frontier_mock.core.events import EventLog, Fetched, Finished, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.encoder_cache import EncoderCache
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
-from frontier_mock.serving.schedulers.protocol import Step, Tier
+from frontier_mock.serving.schedulers.protocol import Load, Step, Tier
 from frontier_mock.serving.schedulers.sglang_admission import (
     Admission,
     Verdict,
@@ -57,6 +57,7 @@ from frontier_mock.serving.sequence import (
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.steps import PREFILL_STEP
+from frontier_mock.serving.tiers.host_radix import HostRadixCache
 from frontier_mock.simtime import SimTime
 
 
@@ -88,7 +89,8 @@ class SglangScheduler:
         self.encoder = EncoderCache(room, room)
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
-        self.offload: Tier | None = None
+        self._host = kv if isinstance(kv, HostRadixCache) else None
+        self.offload: Tier | None = self._host
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
         self._had_chunk = False
@@ -241,8 +243,10 @@ class SglangScheduler:
         self._inbound.received(seq)
         self.blocked = False
 
-    def ask_again(self, seqs: list[Sequence]) -> None:
-        """They are waiting as it is; the next decision sees what has changed."""
+    def ask_again(self, seqs: list[Sequence], t_ns: SimTime) -> None:
+        """What has been copied to the host by `t_ns` may go; the next decision sees that."""
+        if self._host is not None:
+            self._host.end_copies(t_ns)
         self.blocked = False
 
     def lost(self, seq: Sequence, t_ns: SimTime) -> None:
@@ -304,6 +308,8 @@ class SglangScheduler:
             self._full = self._had_chunk = False
             if self._chunked is not None:
                 self._holdings.checkpoint(self._chunked, self._chunked.computed)
+        if self._host is not None:
+            self._host.begin_copies(t_ns)
         if self._batch.roll(step):
             self._full = False
         if self._preempts or not self._batch.members:
@@ -409,6 +415,11 @@ class SglangScheduler:
                 return batch.add_of_fixed_length(seq, running, self._ratio.current)
             return batch.add(seq, kv.root, 0)
         limit = (seq.goal - 1) // self._page
+        if self._host is not None:
+            keys = self._holdings.content_keys(seq, limit)
+            node, pages, below = self._host.match_all(keys, limit)
+            seq.node, seq.computed = node, pages * self._page
+            return batch.add(seq, node, seq.computed, below if below.pages else None)
         node, pages = kv.match(self._holdings.content_keys(seq, limit), limit)
         seq.node, seq.computed = node, pages * self._page
         return batch.add(seq, node, seq.computed)
@@ -424,7 +435,7 @@ class SglangScheduler:
         images: tuple[int, ...] = ()
         for seq, new in batch.grants:
             if seq.state == WAITING:
-                self._admit(seq, t_ns)
+                self._admit(seq, t_ns, batch.fetched.get(seq.rid, 0))
             chunks.append(Chunk(new, seq.computed))
             if seq.submit.media:
                 images += self.encoder.take(seq, seq.computed, new)
@@ -453,12 +464,22 @@ class SglangScheduler:
         for seq in firsts:
             self._batch.start(seq, step, number)
         offset = self._batch.kv_offset if decodes else 0
+        load = None
+        if batch.fetched and self._host is not None:
+            load = Load(self._host.carry(sum(batch.fetched.values())), self._host.layers)
         ticks = int(decodes > 0)
-        return Step(number, decodes, offset, tuple(chunks), tuple(firsts), ticks, images=images)
+        return Step(
+            number, decodes, offset, tuple(chunks), tuple(firsts), ticks, load, images=images
+        )
 
-    def _admit(self, seq: Sequence, t_ns: SimTime) -> None:
-        """First chunk of a request that waited: its cached prefix is locked already."""
+    def _admit(self, seq: Sequence, t_ns: SimTime, fetched: int) -> None:
+        """First chunk of a request that waited: its cached prefix is locked already.
+
+        `fetched` pages of that come from the host.
+        """
         hit = seq.computed
+        if self._host is not None:
+            self._tell_fetched(self._host, seq, fetched, t_ns)
         seq.held_blocks = seq.protected = hit // self._page
         seq.inserted = 0
         seq.state = PREFILL
@@ -470,6 +491,15 @@ class SglangScheduler:
         if sends(seq) and self.exchange is not None:
             self.exchange.scheduled(seq, t_ns)
             self.exchange.computed(seq, hit, t_ns)
+
+    def _tell_fetched(self, host: HostRadixCache, seq: Sequence, pages: int, t_ns: SimTime) -> None:
+        tokens = pages * self._page
+        if seq.cached_tokens < 0:
+            host.query_tokens += seq.goal - seq.computed + tokens
+            host.hit_tokens += tokens
+        if pages:
+            num_bytes = pages * host.page_bytes
+            self._log.append(Fetched(t_ns, self._worker, seq.rid, "cpu", tokens, num_bytes))
 
     def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Tick `step` of the running batch, or None if it is empty or has to wait."""
@@ -509,6 +539,7 @@ class SglangScheduler:
         # A chunked request that found no page is waiting for everybody.
         # So does one whose pages are held by requests on their way in or out.
         held = self._num_pinned or len(self._inbound) or self._others_hold()
+        held = held or (self._host is not None and self._host.copying)
         least = 0 if self._chunked is not None or held else 1
         while len(kept) > least:
             if retracted:

@@ -23,6 +23,7 @@ from typing import Final
 from frontier_mock.serving.radix_cache import RadixCache, RadixNode
 from frontier_mock.serving.sequence import Sequence
 from frontier_mock.serving.specs import SglangSchedulerSpec
+from frontier_mock.serving.tiers.host_radix import HostMatch, HostRadixCache
 
 CLIP_MAX_NEW_TOKENS: Final = 4096
 """Output counted at most per request (SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)."""
@@ -40,7 +41,8 @@ class Verdict(Enum):
 
 
 class Admission:
-    """One pass. `grants` lists (sequence, new tokens), in batch order; `cut` is a new chunked one.
+    """One pass. `grants` lists (sequence, new tokens), in batch order; `cut` is a new chunked one;
+    `fetched` has the pages that come from the host, by sequence.
 
     `total_offset` is what was promised of the memory, `current_offset` what of it is needed now.
     """
@@ -52,6 +54,7 @@ class Admission:
         "_states",
         "current_offset",
         "cut",
+        "fetched",
         "grants",
         "rem_chunk",
         "rem_input",
@@ -73,6 +76,7 @@ class Admission:
         self.current_offset = mixed_decodes
         self.grants: list[tuple[Sequence, int]] = []
         self.cut: Sequence | None = None
+        self.fetched: dict[int, int] = {}
 
     @property
     def rem_total(self) -> float:
@@ -112,10 +116,13 @@ class Admission:
         self._charge(seq, new, 0 if truncated else min(seq.max_new, CLIP_MAX_NEW_TOKENS))
         return truncated
 
-    def add(self, seq: Sequence, node: RadixNode, hit: int) -> Verdict:
+    def add(
+        self, seq: Sequence, node: RadixNode, hit: int, below: HostMatch | None = None
+    ) -> Verdict:
         """Try to admit `seq`, of which `hit` tokens are cached down to `node`.
 
-        If it is admitted, `node` is locked and `grants` has grown.
+        If it is admitted, `node` is locked and `grants` has grown. What `below` has found on the
+        host is brought back then, if that is worth while and possible, and locked as well.
         """
         if self._is_complete():
             return Verdict.OTHER
@@ -125,7 +132,15 @@ class Admission:
         needed = extension + output + (0 if classic else self._page)
         kv = self._kv
         kv.lock(node)
-        new = self._select(extension, hit, needed)
+        fetched = 0 if below is None else below.pages * self._page
+        new = self._select(extension - fetched, hit + fetched, needed)
+        if fetched and not isinstance(new, Verdict):
+            assert below is not None
+            if self._bring_back(seq, node, below):
+                extension -= fetched
+                node = below.node
+            else:
+                new = self._select(extension, hit, needed)
         if isinstance(new, Verdict):
             kv.unlock(node)
             return new
@@ -134,6 +149,19 @@ class Admission:
             self.cut = seq
         self._charge(seq, new, min(seq.max_new, CLIP_MAX_NEW_TOKENS) if whole else 0)
         return self.verdict()
+
+    def _bring_back(self, seq: Sequence, node: RadixNode, below: HostMatch) -> bool:
+        """Load what is on the host, and lock down to there instead of to `node`."""
+        kv = self._kv
+        assert isinstance(kv, HostRadixCache)
+        if not kv.load_back(below):
+            return False
+        kv.lock(below.node)
+        kv.unlock(node)
+        seq.node = below.node
+        seq.computed += below.pages * self._page
+        self.fetched[seq.rid] = below.pages
+        return True
 
     def _is_complete(self) -> bool:
         limit = self._spec.prefill_max_requests

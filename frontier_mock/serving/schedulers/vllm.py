@@ -238,7 +238,7 @@ class VllmScheduler:
         self._inbound.received(seq, step)
         self.blocked = False
 
-    def ask_again(self, seqs: list[Sequence]) -> None:
+    def ask_again(self, seqs: list[Sequence], t_ns: SimTime) -> None:
         """What these stood aside for has ended: they are the first of the queue again."""
         for seq in reversed(seqs):
             self._queue.put_back(seq)

@@ -37,3 +37,19 @@ class OffloadSpec:
     """Whether only prompts count that are there from their first token on (LMCache)."""
     blocking: bool = False
     """Whether loads are part of the step that admits (LMCacheConnectorV1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTierSpec:
+    """A host tier under an SGLang engine (HiCache, SGLang 0.5.23), written through.
+
+    `page_bytes` is one GPU's share of a page, `layers` in how many parts a load comes. A node goes
+    to the host when it has been inserted `threshold` times.
+    """
+
+    num_pages: int
+    page_bytes: int
+    load: LaneSpec
+    store: LaneSpec
+    layers: int
+    threshold: int = 1

@@ -79,7 +79,8 @@ def _sglext(request: SglangRequest, endings: Sequence[Ended]) -> dict[str, Json]
     found: dict[str, Json] = {}
     cached = endings[0].cached_tokens
     if wishes.return_cached_tokens_details and cached:
-        found["cached_tokens_details"] = {"device": cached, "host": 0}
+        host = endings[0].host_tokens
+        found["cached_tokens_details"] = {"device": cached - host, "host": host}
     if wishes.return_input_ids_in_sglext:
         found["input_ids"] = _prompt_ids(request, request.sequences[0])
     if wishes.return_output_ids_in_sglext:

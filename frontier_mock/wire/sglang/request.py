@@ -146,13 +146,17 @@ class SglangRequest:
 
 
 class Live(NamedTuple):
-    """What the engine says of a sequence that goes on. `now_s` is unix time."""
+    """What the engine says of a sequence that goes on. `now_s` is unix time.
+
+    `host_tokens` of the cached tokens came from the host.
+    """
 
     cached_tokens: int
     retractions: int
     weight_version: str
     now_s: float
     dp_rank: int = -1
+    host_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class Ended:
     output_tokens: int
     reason: str
     cached_tokens: int = 0
+    host_tokens: int = 0
     retractions: int = 0
     queued: bool = False
     arrival_ns: int = -1

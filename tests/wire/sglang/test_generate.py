@@ -379,3 +379,9 @@ def test_an_abort_in_the_queue_says_little(sglang: ServedModel) -> None:
 def test_greedy_needs_no_top_k(sglang: ServedModel) -> None:
     parse(sglang, text="x", sampling_params={"temperature": 0.0, "top_k": TOP_K_ALL})
     parse(sglang, text="x", sampling_params={"temperature": 0.0, "top_k": 0})
+
+
+def test_what_came_from_the_host_is_told_apart(sglang: ServedModel) -> None:
+    request = parse(sglang, text="Hello", sampling_params={"max_new_tokens": 2})
+    meta = whole(request, cached_tokens=4, host_tokens=3)["meta_info"]
+    assert (meta["cached_tokens"], meta["cached_tokens_details"]) == (4, {"device": 1, "host": 3})
