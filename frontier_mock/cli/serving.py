@@ -222,6 +222,7 @@ def http_settings(args: VllmArgs, version: str, environment: Mapping[str, str]) 
         tokens_only=args.tokens_only,
         lora_updating=environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").lower()
         in ("1", "true"),
+        enable_log_requests=args.enable_log_requests,
         response_store=_switched_on(environment, "VLLM_ENABLE_RESPONSES_API_STORE"),
         shutdown_timeout_s=float(args.shutdown_timeout),
         version=version,

@@ -266,7 +266,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --gdn-prefill-backend | choice:flashinfer,triton,cutedsl,aiter_flydsl,sycl | - |
 --kda-prefill-backend | choice:auto,triton,flashkda,flashinfer,fused | - |
 --kda-decode-backend | choice:auto,native,flashinfer,triton | - |
---enable-log-requests | switch | False |
+--enable-log-requests | switch | False | a line for each prompt: its id and how it is sampled
 --model | text | Qwen/Qwen3-0.6B | the model to serve; the positional argument is the usual way
 """
 

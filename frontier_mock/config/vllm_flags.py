@@ -147,6 +147,7 @@ class VllmArgs:
     kv_transfer_config: KvTransferArgs | None = None
     speculative_config: DraftArgs | None = None
     disable_log_stats: bool = False
+    enable_log_requests: bool = False
     uvicorn_log_level: str = "info"
     disable_uvicorn_access_log: bool = False
     disable_access_log_for_endpoints: str | None = None

@@ -25,6 +25,7 @@ class HttpSettings:
     tokens_only: bool = False
     lora_updating: bool = False
     response_store: bool = False
+    enable_log_requests: bool = False
     sse_keep_alive_interval_s: float = 0.0
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)

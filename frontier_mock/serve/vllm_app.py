@@ -45,6 +45,7 @@ from frontier_mock.wire.errors import (
 from frontier_mock.wire.generation import MESSAGES, Generation
 from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
+from frontier_mock.wire.request_log import received_lines
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.server_info import server_config
 from frontier_mock.wire.tokenize import detokenize_body, tokenize_body
@@ -252,6 +253,9 @@ class VllmApp:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
+            if self._settings.enable_log_requests:
+                for line in received_lines(generation, request.body):
+                    logger.info("%s", line)
             submits = generation.submits
             background = self._responses.subscriber(generation, exchange)
             subscriber = background or self._subscriber(generation, exchange)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from frontier_mock.serve.settings import LogSettings
+from frontier_mock.serve.settings import HttpSettings, LogSettings
 from frontier_mock.serve.spec import ServeSpec
 from tests.serve.live import WARP, live, serve_spec
 from tests.serve.sglang_live import sglang_spec
@@ -117,3 +117,22 @@ async def test_accesses_as_uvicorn_writes_them(lines: list[str]) -> None:
         assert lines[1].endswith('"GET /no%20where HTTP/1.1" 404 Not Found')
         assert len(lines) == (2 if spec is vllm else 3)
         lines.clear()
+
+
+async def test_vllm_tells_of_requests(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "frontier_mock")
+    spec = serve_spec(WARP, http=HttpSettings(enable_log_requests=True))
+    async with live(spec) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
+        body = {"prompt": ["a", "b"], "max_tokens": 3, "stop": "x", "n": 2, "logprobs": 1}
+        name = (await client.post("/v1/completions", json=body)).json()["id"]
+        chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "top_k": 5}
+        await client.post("/v1/chat/completions", json=chat | {"logprobs": True})
+    heard = [line for line in caplog.messages if line.startswith("Received request ")]
+    assert len(heard) == 3
+    assert [line.split(": ", 1)[0].rpartition("-")[2] for line in heard[:2]] == ["0", "1"]
+    assert name in heard[0]
+    assert "stop=['x'], " in heard[0]
+    assert "max_tokens=3, min_tokens=0, logprobs=1, " in heard[0]
+    assert "top_k=5, " in heard[2]
+    assert "logprobs=0, prompt_logprobs=None" in heard[2]
+    assert heard[2].endswith("extra_args=None), lora_request: None.")
