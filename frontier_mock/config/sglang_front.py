@@ -9,6 +9,7 @@ from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag
 from frontier_mock.config.resolve import ResolvedWorker
 from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
+from frontier_mock.config.sglang_speculative import shown_drafts
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.sglang.disaggregation import Disaggregation
@@ -138,6 +139,8 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         if flag.name in given or not flag.name.startswith("afd_")
     }
     attention_ranks = spec.step.parallel.dp
+    if args.drafts is not None:
+        fields |= shown_drafts(str(given["speculative_algorithm"]), args.drafts)
     fields |= {
         "model_path": args.model_path,
         "served_model_name": args.served_model_name or args.model_path,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from frontier_mock.config.errors import ConfigError, nearest, shown
 from frontier_mock.config.speculative import MOST_DRAFTS, DraftArgs
+from frontier_mock.wire.tokenizer import Json
 
 ALGORITHMS: Final = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM")
 """What is simulated, under SGLang's names."""
@@ -110,6 +111,18 @@ def _count(given: Mapping[str, Any], name: str) -> int | None:
         option = "--" + name.replace("_", "-")
         raise ConfigError(f"argument {option}: {value} is not in 1..{MOST_DRAFTS}")
     return value
+
+
+def shown_drafts(algorithm: str, args: DraftArgs) -> dict[str, Json]:
+    """What /server_info shows of them: aliases and defaults as SGLang resolves them."""
+    name = algorithm.upper()
+    by_look_up = args.method == "ngram"
+    return {
+        "speculative_algorithm": "EAGLE" if name == "NEXTN" else name,
+        "speculative_num_steps": args.verified // args.branches if by_look_up else args.num_drafts,
+        "speculative_eagle_topk": args.branches,
+        "speculative_num_draft_tokens": args.verified,
+    }
 
 
 def reserve_tokens(args: DraftArgs, page: int) -> int:

@@ -17,6 +17,7 @@ from frontier_mock.config.resolve import (
 )
 from frontier_mock.config.scenario import parse_scenario
 from frontier_mock.config.sglang_flags import parse_sglang_args
+from frontier_mock.config.sglang_front import server_args
 from frontier_mock.config.speculative import CURVES, METHODS
 from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.config.workloads import trace_search
@@ -228,6 +229,9 @@ def test_nextn_is_the_layer_a_model_brings_along() -> None:
     step = cluster.spec.workers[0].step
     assert step.draft is not None
     assert (step.draft.method, step.draft.verified, step.draft.passes) == ("mtp", 4, 3)
+    shown = server_args(cluster.workers[0])
+    assert shown["speculative_algorithm"] == "EAGLE"
+    assert (shown["speculative_num_steps"], shown["speculative_num_draft_tokens"]) == (3, 4)
 
 
 @pytest.mark.parametrize(
