@@ -139,6 +139,9 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         if flag.name in given or not flag.name.startswith("afd_")
     }
     attention_ranks = spec.step.parallel.dp
+    # Graphs are sized by tokens here, and by sequences in SGLang.
+    width = 1 if args.drafts is None else args.drafts.verified
+    graphs = [size // width for size in spec.step.cudagraph_sizes]
     if args.drafts is not None:
         fields |= shown_drafts(str(given["speculative_algorithm"]), args.drafts)
     fields |= {
@@ -161,8 +164,8 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         "chunked_prefill_size": scheduler.chunked_prefill_size,
         "max_running_requests": scheduler.max_running_requests * attention_ranks,
         "schedule_conservativeness": scheduler.schedule_conservativeness,
-        "cuda_graph_bs_decode": [*spec.step.cudagraph_sizes],
-        "cuda_graph_max_bs_decode": max(spec.step.cudagraph_sizes, default=0),
+        "cuda_graph_bs_decode": [*graphs],
+        "cuda_graph_max_bs_decode": max(graphs, default=0),
         "launch_command": _launch_command(args),
     }
     return fields

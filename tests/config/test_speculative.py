@@ -232,6 +232,8 @@ def test_nextn_is_the_layer_a_model_brings_along() -> None:
     shown = server_args(cluster.workers[0])
     assert shown["speculative_algorithm"] == "EAGLE"
     assert (shown["speculative_num_steps"], shown["speculative_num_draft_tokens"]) == (3, 4)
+    # 48 requests at most, and so no larger graph.
+    assert shown["cuda_graph_max_bs_decode"] == 48
 
 
 @pytest.mark.parametrize(
