@@ -98,7 +98,8 @@ class SglangScheduler:
             if reason != ERROR:
                 return result
             # A prompt's KV has not come: an abort with a status.
-            why = failure(state.disaggregation_mode, result.scheduled_ns >= 0)
+            sequence = call.request.sequences[flight.position]
+            why = failure(state.disaggregation_mode, result.scheduled_ns >= 0, sequence)
             return replace(result, reason="abort", status=500, message=why)
 
         def left() -> None:

@@ -11,7 +11,7 @@ from frontier_mock.serve.streaming import ERROR, virtual_times
 from frontier_mock.wire.sglang.dialects import DIALECTS, in_envelope
 from frontier_mock.wire.sglang.disaggregation import failure
 from frontier_mock.wire.sglang.errors import QUEUE_FULL, SglangError, http_error, openai_error
-from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest
+from frontier_mock.wire.sglang.request import Ended, Live, SglangRequest, SglangSequence
 
 
 def ended(
@@ -84,7 +84,7 @@ class Whole:
             self._give_up(refusal(ticket))
             return
         request, endings = self._request, self._endings
-        broken = _broken(self._state, endings)
+        broken = _broken(self._state, request.sequences, endings)
         if broken is not None:
             self._give_up(broken)
             return
@@ -235,7 +235,7 @@ class Stream:
         if ticket.rejected:
             self._refuse(ticket)
             return
-        broken = _broken(self._state, self._endings)
+        broken = _broken(self._state, self._request.sequences, self._endings)
         if broken is not None:
             self._give_up(broken)
             return
@@ -286,11 +286,13 @@ class Stream:
             self._exchange.end(frame)
 
 
-def _broken(state: ServerState, endings: Sequence[Ended]) -> SglangError | None:
+def _broken(
+    state: ServerState, sequences: Sequence[SglangSequence], endings: Sequence[Ended]
+) -> SglangError | None:
     """500 if the transfer of a prompt's KV failed, in the words of this side of it."""
     for one in endings:
         if one.reason == ERROR:
             met = one.scheduled_ns >= 0
-            message = failure(state.disaggregation_mode, met)
+            message = failure(state.disaggregation_mode, met, sequences[one.index])
             return openai_error(message, "InternalServerError", 500)
     return None

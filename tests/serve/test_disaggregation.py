@@ -1,6 +1,7 @@
 """Prefill and decode servers on the wire: vLLM's kv_transfer_params, SGLang's rooms, failures."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -424,9 +425,12 @@ async def test_a_request_without_a_room_is_refused() -> None:
 )
 async def test_a_leg_that_stays_alone_is_told_so(side: int, words: str) -> None:
     async with live(sglang_spec(patience_s=1.0)) as server:
-        status, answer = await ask(server.urls[side], "/generate", **generate(), **room(server, 7))
+        mine = {"rid": "mine", **room(server, 7)}
+        status, answer = await ask(server.urls[side], "/generate", **generate(), **mine)
         assert status == 500
-        assert words in str(answer)
+        of = "decode_req.req" if side else "req"
+        said = f"{words} for request rank=0 {of}.rid='mine' {of}.bootstrap_room=7"
+        assert said in json.dumps(answer)
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["prefill", "decode"])

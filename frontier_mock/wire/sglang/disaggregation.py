@@ -117,9 +117,17 @@ def _peer(where: Bootstrap | None, peer_of: PeerOf) -> str:
     return peer_of(where.host, where.port)
 
 
-def failure(mode: str, met: bool) -> str:
-    """What a client hears of a failed transfer; `met`: both sides had found each other."""
-    return (_TRANSFER_FAILED if met else _NEVER_MET).get(mode, "Aborted")
+def failure(mode: str, met: bool, sequence: SglangSequence) -> str:
+    """What a client hears of a failed transfer; `met`: both sides had found each other.
+
+    Without the exception that SGLang adds.
+    """
+    began = (_TRANSFER_FAILED if met else _NEVER_MET).get(mode)
+    if began is None:
+        return "Aborted"
+    of = "decode_req.req" if mode == "decode" else "req"
+    room = None if sequence.bootstrap is None else sequence.bootstrap.room
+    return f"{began} {of}.rid={sequence.rid!r} {of}.bootstrap_room={room}"
 
 
 def route_body(part: Disaggregation, http_port: int) -> dict[str, Json]:
