@@ -450,6 +450,8 @@ class Cluster:
         worker = self.workers[index]
         result = -1
         if isinstance(command, Flush):
+            if command.below:
+                worker.flush_below(now)
             result = int(worker.flush(command.retract, now))
         elif isinstance(command, Resume):
             worker.hold.resume(now)

@@ -132,11 +132,13 @@ class Flush:
     """Forget the prefix cache, if no block is in use; `feed` returns 1 if that was done, else 0.
 
     `retract` sends whatever runs back to the waiting queue first, at the next boundary (vLLM's
-    `reset_running_requests`); `Controlled` tells when, and `feed` returns 1.
+    `reset_running_requests`); `Controlled` tells when, and `feed` returns 1. `below`: what a vLLM
+    engine has below its GPU is forgotten as well, in any case and at once (`reset_external`).
     """
 
     worker: int
     retract: bool = False
+    below: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ def _control_fields(command: Abort | Control | Change | Word) -> dict[str, objec
         return {"resume": command.worker}
     if isinstance(command, Slow):
         return {"slow": command.worker, "extra_ns": command.extra_ns}
-    return {"flush": command.worker, "retract": command.retract}
+    below = {"below": True} if command.below else {}
+    return {"flush": command.worker, "retract": command.retract, **below}
 
 
 def from_lines(lines: Iterable[str]) -> Journal:
@@ -175,7 +176,8 @@ def _control(fields: dict[str, object]) -> Command | None:
         told = float(factor) if what == "link" and factor is not None else None
         return Change(_int(fields["change"]), what, told)
     if "flush" in fields:
-        return Flush(_int(fields["flush"]), bool(fields["retract"]))
+        below = bool(fields.get("below", False))
+        return Flush(_int(fields["flush"]), bool(fields["retract"]), below)
     if "word" in fields:
         return word_of(fields["word"])
     if "slow" in fields:

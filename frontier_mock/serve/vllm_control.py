@@ -212,8 +212,8 @@ class ControlRoutes:
     async def _reset_prefix_cache(self, request: Request, actor: str | None) -> Answer:
         query = request.query
         retract = control.flag(query("reset_running_requests"), "reset_running_requests")
-        control.flag(query("reset_external"), "reset_external")
-        done = await self._driver.operate(Flush(self._worker, retract), 0, actor)
+        below = control.flag(query("reset_external"), "reset_external")
+        done = await self._driver.operate(Flush(self._worker, retract, below), 0, actor)
         return json_answer({"success": done.result == 1})
 
     async def _nothing_cached(self, request: Request, actor: str | None) -> Answer:

@@ -306,6 +306,12 @@ class Worker:
         self.settle(t_ns)
         return self.hold.flush(retract, t_ns)
 
+    def flush_below(self, t_ns: SimTime) -> None:
+        """Let the tiers under the GPU forget what they have."""
+        self.settle(t_ns)
+        if self.scheduler.offload is not None:
+            self.scheduler.offload.forget_all(t_ns)
+
     def slow(self, extra_ns: SimTime, t_ns: SimTime) -> None:
         """Let every step from the next boundary on take `extra_ns` longer than it should."""
         self._cost = slowed(self._true_cost, extra_ns)

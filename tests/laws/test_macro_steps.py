@@ -95,7 +95,7 @@ def control_commands() -> st.SearchStrategy[Command]:
     return st.one_of(
         st.builds(Pause, st.just(0), st.sampled_from(PAUSE_MODES), st.booleans()),
         st.builds(Resume, st.just(0)),
-        st.builds(Flush, st.just(0), st.booleans()),
+        st.builds(Flush, st.just(0), st.booleans(), st.booleans()),
         st.builds(Slow, st.just(0), st.sampled_from([0, 1_000, 7_000_000])),
     )
 

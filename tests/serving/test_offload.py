@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from frontier_mock.cluster.cluster import Cluster
-from frontier_mock.core.commands import Abort, Submit
+from frontier_mock.core.commands import Abort, Flush, Submit
 from frontier_mock.core.events import Event, Fetched, Finished, FirstToken, Scheduled
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.serving.specs import SchedulerSpec
@@ -33,7 +33,7 @@ def ask(name: int, tokens: int = 400, output: int = 2) -> Submit:
     return Submit(KeyedPrompt(tokens, 16, keys), output, output)
 
 
-def run(spec: SchedulerSpec, *timed: tuple[int, Submit | Abort]) -> Cluster:
+def run(spec: SchedulerSpec, *timed: tuple[int, Submit | Abort | Flush]) -> Cluster:
     cluster = toy_cluster(spec)
     play(cluster, list(timed))
     return cluster
@@ -126,3 +126,14 @@ def test_a_chunk_is_stored_when_offered_often_enough() -> None:
     cluster = run(spec, (0, ask(1, 64)), (S, ask(2, 64)), (2 * S, ask(1, 64)))
     (stats,) = offload_of(cluster).stats()
     assert (stats.held_tokens, stats.dropped_tokens) == (64, 128)
+
+
+def test_a_reset_of_the_external_cache_empties_the_tier_and_lets_waiters_go_on() -> None:
+    slow = replace(SPEC, offload=replace(TIER, store=LaneSpec(1e4, 0.0)))
+    story = (0, ask(1)), (100 * MS, ask(2, 500)), (200 * MS, ask(1))
+    cluster = run(slow, *story, (300 * MS, Flush(0, below=True)))
+    assert not [e for e in cluster.log.events if isinstance(e, Fetched)]
+    begun = next(e.t_ns for e in of(cluster, 2) if isinstance(e, Scheduled))
+    assert begun == 300 * MS + 1
+    again = run(SPEC, (0, ask(1)), (S, Flush(0, below=True)), (2 * S, ask(1)))
+    assert cached(again, 1) == 0

@@ -105,6 +105,10 @@ class Tier(Protocol):
         """What has ended by `t_ns`: whose KV has come, and who may ask again."""
         ...
 
+    def forget_all(self, t_ns: SimTime) -> None:
+        """Forget what is kept; nothing where that goes with the GPU's cache."""
+        ...
+
     def stats(self) -> tuple[TierStats, ...]:
         """What each tier has done so far, the nearest first."""
         ...

@@ -363,6 +363,9 @@ class HostRadixCache(RadixCache):
         """Nobody waits by name: see `end_copies`, and then the scheduler's next decision."""
         return [], []
 
+    def forget_all(self, t_ns: SimTime) -> None:
+        """Nothing: `reset` does it for both."""
+
     def stats(self) -> tuple[TierStats, ...]:
         """What the host tier has done so far."""
         page = self.block_tokens

@@ -225,11 +225,17 @@ class Offload:
         use = self._uses.pop(seq.rid)
         self.pool.finish(use.keys, use.access)
 
-    def reset(self) -> None:
-        """Forget all that is stored. What is being loaded still comes."""
+    def forget_all(self, t_ns: SimTime) -> None:
+        """Forget all that is stored. What is being loaded still comes; who waits may ask again."""
         self.pool.clear()
+        gone = [transfer for _, _, transfer in self._storing]
+        gone += [transfer for _, transfer in self._unbooked]
         self._storing.clear()
         self._unbooked.clear()
+        for transfer in gone:
+            self._woken += transfer.waiters
+        if self._woken:
+            self._ring_at(t_ns + 1)
         for use in self._uses.values():
             use.next = 0
 
