@@ -7,7 +7,7 @@ items, prefixItems, pattern, common formats and the bounds on lengths, counts an
 import json
 
 from frontier_mock import rng
-from frontier_mock.wire.grammar.author import write_sentence
+from frontier_mock.wire.grammar.author import LIMIT_CHARS, write_sentence
 from frontier_mock.wire.grammar.faults import GrammarFault
 from frontier_mock.wire.grammar.regex import read_regex
 from frontier_mock.wire.text import TextRing
@@ -18,6 +18,8 @@ _STRING_CHARS = (6, 40)
 _SHORT_STRING_CHARS = (1, 4)
 _ITEMS = (1, 3)
 _NUMBERS = (0, 100)
+_MAX_VALUES = LIMIT_CHARS // 3
+"""So many values have at least `LIMIT_CHARS` characters with what stands between them."""
 
 _DAY = r"20[0-2]\d-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
 _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ"
@@ -44,18 +46,20 @@ _FORMATS = {
 def write_json(schema: Json, ring: TextRing, seed: int, stream: str, chars: int = 0) -> str:
     """JSON that is valid under `schema`: about `chars` characters of it where strings may stretch.
 
-    With 0 the strings are as long as they happen to be.
+    With 0 the strings are as long as they happen to be. What has `LIMIT_CHARS` characters is the
+    beginning of something longer.
     """
     text = ""
     for usual in (_STRING_CHARS, _SHORT_STRING_CHARS):
         author = _Author(schema, ring, seed, stream, usual)
         text = json.dumps(author.value(schema, 0))
-        if not chars or not author.stretchable:
-            return text
+        if not chars or not author.stretchable or len(text) >= LIMIT_CHARS:
+            break
         if len(text) <= chars:
             more = (chars - len(text)) // author.stretchable
-            return json.dumps(_Author(schema, ring, seed, stream, usual, more).value(schema, 0))
-    return text
+            text = json.dumps(_Author(schema, ring, seed, stream, usual, more).value(schema, 0))
+            break
+    return text[:LIMIT_CHARS]
 
 
 class _Author:
@@ -78,10 +82,12 @@ class _Author:
         self._more = more
         self._usual = usual
         self._draws = 0
+        self._values = 0
         self.stretchable = 0
 
     def value(self, schema: Json, depth: int) -> Json:
         """Any value that `schema` allows."""
+        self._values += 1
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return None if schema is False or depth > _MAX_DEPTH else self._string({})
         schema = self._resolved(schema)
@@ -151,7 +157,10 @@ class _Author:
         low = min(_ITEMS[0], high) if low is None else low
         items = schema.get("items", {"type": "string"})
         count = self._draw(low, max(low, high))
-        return [self.value(items, depth + 1) for _ in range(count)]
+        made: list[Json] = []
+        while len(made) < count and self._values < _MAX_VALUES:
+            made.append(self.value(items, depth + 1))
+        return made
 
     def _number(self, schema: dict[str, Json]) -> int:
         low = _bound(schema, "minimum")
@@ -177,6 +186,7 @@ class _Author:
         self.stretchable += 1
         length = self._draw(*self._usual) + self._more
         length = max(low, length if high is None else min(length, high))
+        length = min(length, LIMIT_CHARS)
         start = self._ring.starts[self._draw(0, len(self._ring.starts) - 1)]
         return self._ring.slice_chars(start, 0, length)
 

@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Mapping
 
 from frontier_mock import rng
-from frontier_mock.wire.grammar.author import Sentence, write_sentence
+from frontier_mock.wire.grammar.author import LIMIT_CHARS, Sentence, write_sentence
 from frontier_mock.wire.grammar.ebnf import read_ebnf
 from frontier_mock.wire.grammar.faults import GrammarFault
+from frontier_mock.wire.grammar.measure import measure
 from frontier_mock.wire.grammar.regex import read_regex
 from frontier_mock.wire.grammar.schema_faults import check_schema
 from frontier_mock.wire.grammar.tags import read_tags
@@ -86,7 +87,8 @@ def choice_writer(choices: list[Json]) -> Write:
 
 
 def grammar_writer(grammar: Grammar, ring: TextRing) -> Write:
-    """Writes sentences of a grammar."""
+    """Writes sentences of a grammar. Raises GrammarFault for one that is too large."""
+    measures = measure(grammar)
 
     def write(seed: int, key: int, choice: int, chars: int) -> Sentence:
         stream = f"grammar/{key:x}/{choice}"
@@ -94,7 +96,9 @@ def grammar_writer(grammar: Grammar, ring: TextRing) -> Write:
         def write_value(schema: Json, number: int, room: int) -> str:
             return write_json(schema, ring, seed, f"{stream}/{number}", room)
 
-        return write_sentence(grammar, ring, seed, stream, chars, write_value=write_value)
+        return write_sentence(
+            grammar, ring, seed, stream, chars, write_value=write_value, measures=measures
+        )
 
     return write
 
@@ -103,7 +107,8 @@ def json_writer(schema: Json, ring: TextRing) -> Write:
     """Writes JSON that is valid under `schema`."""
 
     def write(seed: int, key: int, choice: int, chars: int) -> Sentence:
-        return Sentence(write_json(schema, ring, seed, f"json/{key:x}/{choice}", chars), True)
+        text = write_json(schema, ring, seed, f"json/{key:x}/{choice}", chars)
+        return Sentence(text, len(text) < LIMIT_CHARS)
 
     return write
 

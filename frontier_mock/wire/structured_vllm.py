@@ -55,7 +55,7 @@ def vllm_writer(fields: Fields, served: ServedModel) -> Write | None:
         schema = described.get("schema") if isinstance(described, dict) else None
         return _json(schema or _ANY_OBJECT, ring, backend)
     if kind == "structural_tag":
-        return grammar_writer(_tags(json.dumps(wanted), backend), ring)
+        return _written(_tags(json.dumps(wanted), backend), ring)
     return None
 
 
@@ -81,8 +81,15 @@ def _constrained(own: dict[str, Json], ring: TextRing, backend: str) -> Write | 
     for name, read in _READERS.items():
         given = own.get(name)
         if isinstance(given, str):
-            return grammar_writer(read(given, backend), ring)
+            return _written(read(given, backend), ring)
     return None
+
+
+def _written(grammar: Grammar, ring: TextRing) -> Write:
+    try:
+        return grammar_writer(grammar, ring)
+    except GrammarFault as fault:
+        raise _refused(f"Grammar error: {fault}") from None
 
 
 def _json(schema: Json, ring: TextRing, backend: str) -> Write:

@@ -36,6 +36,7 @@ _ITEM_CHARS = (8, 24)
 _SHORT_CHARS = 8
 _STEPS_BEFORE_HURRY = 20_000
 _STEPS = 400_000
+_WAYS_PER_STEP = 16
 
 
 class Sentence(NamedTuple):
@@ -53,12 +54,15 @@ def write_sentence(
     chars: int,
     limit: int = 0,
     write_value: WriteValue | None = None,
+    measures: Measures | None = None,
 ) -> Sentence:
     """A sentence of about `chars` characters, given up beyond `limit`; 0 allows `LIMIT_CHARS`.
 
-    `write_value` writes the JSON of a grammar that has `Value` nodes.
+    `write_value` writes the JSON of a grammar that has `Value` nodes. `measures` are the grammar's
+    if they are known; else it raises GrammarFault as `measure` does.
     """
-    author = Author(grammar, measure(grammar), ring, Dice(seed, stream), write_value or _no_value)
+    measures = measures or measure(grammar)
+    author = Author(grammar, measures, ring, Dice(seed, stream), write_value or _no_value)
     return author.sentence(chars, limit or LIMIT_CHARS)
 
 
@@ -181,6 +185,7 @@ class Author:
 
     def _way(self, number: int, node: Choice, room: int) -> int:
         shortest, longest = self._shortest, self._longest
+        self._steps += len(node.ways) // _WAYS_PER_STEP
         if room <= shortest[number][0] or self._steps > _STEPS_BEFORE_HURRY:
             fitting = [way for way in node.ways if shortest[way] == shortest[number]]
             return fitting[self._dice.below(len(fitting))]

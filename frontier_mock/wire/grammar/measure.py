@@ -3,6 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
+from frontier_mock.wire.grammar.faults import GrammarFault
 from frontier_mock.wire.grammar.tree import (
     Chars,
     Choice,
@@ -24,6 +25,9 @@ NO_SENTENCE = (1 << 60, 0)
 
 _SHORTEST_VALUE = 2
 _MAX_RAISES = 24
+_MAX_LOOKS = 200_000
+"""Nodes looked at before a grammar is given up: about half a second."""
+
 _SPACE = 0x20
 _NO_BREAK_SPACE = 0xA0
 
@@ -41,17 +45,25 @@ class Measures(NamedTuple):
 
 
 def measure(grammar: Grammar) -> Measures:
-    """Measure all nodes: rules in turn, and whoever mentions a rule that changed again."""
+    """Measure all nodes: rules in turn, and whoever mentions a rule that changed again.
+
+    Raises GrammarFault for a grammar whose rules depend on each other too much.
+    """
     shortest = [NO_SENTENCE] * len(grammar.nodes)
     longest = [0] * len(grammar.nodes)
     users = _users(grammar)
     raises = dict.fromkeys(grammar.rules, 0)
-    waiting = deque(grammar.rules)
+    # Rules mostly use those after them.
+    waiting = deque(reversed(grammar.rules))
     queued = set(waiting)
+    looks = 0
     while waiting:
         name = waiting.popleft()
         queued.discard(name)
         body = grammar.rules[name]
+        looks += grammar.spans[name][1] - grammar.spans[name][0]
+        if looks > _MAX_LOOKS:
+            raise GrammarFault("Grammar preprocessing timed out")
         before = shortest[body], longest[body]
         _measure_span(grammar, *grammar.spans[name], shortest, longest)
         if longest[body] > before[1]:
@@ -67,12 +79,12 @@ def measure(grammar: Grammar) -> Measures:
 
 
 def _users(grammar: Grammar) -> dict[str, list[str]]:
-    users: dict[str, list[str]] = {name: [] for name in grammar.rules}
+    users: dict[str, dict[str, None]] = {name: {} for name in grammar.rules}
     for name, (first, last) in grammar.spans.items():
         for node in grammar.nodes[first:last]:
             if isinstance(node, Rule):
-                users[node.name].append(name)
-    return users
+                users[node.name][name] = None
+    return {name: list(found) for name, found in users.items()}
 
 
 def _measure_span(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from frontier_mock.wire.grammar import measure as measuring
 from frontier_mock.wire.grammar.author import Sentence, write_sentence
 from frontier_mock.wire.grammar.ebnf import read_ebnf
 from frontier_mock.wire.grammar.faults import GrammarFault
@@ -223,11 +224,22 @@ def test_a_fault_in_a_range_is_told_as_llguidance_does() -> None:
         + 'r3000 ::= "x"',
         'root ::= "x"{1000000000}',
         'root ::= root root | "a"?',
+        "root ::= " + " | ".join(["root root"] * 2000) + ' | "x"',
     ],
 )
 def test_hostile_grammars_come_to_an_end(text: str) -> None:
     sentence = write_sentence(read_ebnf(text), RING, 0, "test", 200, limit=2000)
     assert len(sentence.text) <= 2000
+
+
+def test_a_grammar_that_takes_too_long_to_measure_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measuring, "_MAX_LOOKS", 1000)
+    rules = (f'r{i} ::= "a" r{(i * 7 + 1) % 200} | r{(i * 11) % 200} "b"' for i in range(199))
+    text = "\n".join(["root ::= r0", *rules, 'r199 ::= "x"'])
+    with pytest.raises(GrammarFault, match="Grammar preprocessing timed out"):
+        measuring.measure(read_ebnf(text))
 
 
 @pytest.mark.parametrize("name", TAGS)

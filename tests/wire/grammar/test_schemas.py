@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from frontier_mock.wire.grammar.author import LIMIT_CHARS
 from frontier_mock.wire.grammar.schema_faults import SchemaFault, check_schema
 from frontier_mock.wire.json_author import write_json
 from frontier_mock.wire.text import TextRing
@@ -56,6 +57,21 @@ def test_what_is_written_is_valid(schema: dict[str, Any], chars: int) -> None:
         validator.validate(json.loads(text))
         if schema == {"type": "string"} and chars:
             assert abs(len(text) - chars) <= 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 10**9},
+        {"type": "array", "minItems": 10**9, "items": {"type": "integer"}},
+        {
+            "$defs": {"a": {"type": "array", "minItems": 1000, "items": {"$ref": "#/$defs/a"}}},
+            "$ref": "#/$defs/a",
+        },
+    ],
+)
+def test_endless_values_are_cut(schema: Json) -> None:
+    assert len(write_json(schema, RING, 0, "test", 200)) == LIMIT_CHARS
 
 
 @pytest.mark.parametrize("schema", BAD)
