@@ -43,6 +43,7 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         max_req_len=max_req_len,
         max_req_input_len=max_req_len - _INPUT_MARGIN_TOKENS,
         num_pages=scheduler.num_pages,
+        host_tier=scheduler.host_tier is not None,
         page_size=scheduler.page_size,
         max_running_requests=scheduler.max_running_requests,
         chunked_prefill_size=scheduler.chunked_prefill_size,

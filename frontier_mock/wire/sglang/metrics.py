@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from frontier_mock.core.events import (
     Drafted,
     Event,
+    Fetched,
     Finished,
     FirstToken,
     Preempted,
@@ -27,6 +28,7 @@ from frontier_mock.core.events import (
 from frontier_mock.simtime import NS_PER_S, SimTime
 from frontier_mock.wire.compat import CACHE_CONFIG_INFO
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, Labels
+from frontier_mock.wire.sglang.host_metrics import HostMetrics
 from frontier_mock.wire.sglang.info import RankLoad
 from frontier_mock.wire.sglang.metrics_table import (
     E2E_BUCKETS_S,
@@ -58,6 +60,7 @@ class _Sequence:
     __slots__ = (
         "arrival_ns",
         "cached_tokens",
+        "fetched_tokens",
         "first_ns",
         "prompt_tokens",
         "queued_ns",
@@ -73,6 +76,7 @@ class _Sequence:
         self.scheduled_ns: SimTime = -1
         self.first_ns: SimTime = -1
         self.cached_tokens = 0
+        self.fetched_tokens = 0
         self.streams = False
         self.told_first = False
 
@@ -99,6 +103,7 @@ class SglangMetrics:
         self._firsts: tuple[list[SimTime], list[SimTime]] = ([], [])
         self._waits: list[SimTime] = []
         self._prefills: list[SimTime] = []
+        self._host = HostMetrics(own) if front.host_tier else None
         self._make_scheduler(own, pid)
         self._make_front(front_labels)
         self._accepted_steps: tuple[int, ...] = ()
@@ -123,6 +128,9 @@ class SglangMetrics:
             return
         if isinstance(event, Queued):
             state.queued_ns = event.t_ns
+        elif isinstance(event, Fetched):
+            if state.scheduled_ns < 0:
+                state.fetched_tokens = event.tokens
         elif isinstance(event, Scheduled):
             self._scheduled(event, state)
         elif isinstance(event, FirstToken):
@@ -171,7 +179,9 @@ class SglangMetrics:
         self._prompt_tokens.values[column] += state.prompt_tokens
         self._generated.values[column] += generated
         self._requests.values[column] += 1
-        self._cached.values[0] += state.cached_tokens
+        self._cached.values[0] += state.cached_tokens - state.fetched_tokens
+        if state.fetched_tokens and self._host is not None:
+            self._cached.values[1] += state.fetched_tokens
         told = event.reason in ("stop", "length") and generated > 1
         self._ended.append(
             (
@@ -258,6 +268,8 @@ class SglangMetrics:
         self._realtime.values[2] += running_tokens
         text = "".join([family.render() for family in self._families])
         self._realtime.values[2] = before
+        if self._host is not None and load.gauges.tiers:
+            text += self._host.render(load.gauges.tiers[0])
         text += "".join(_joined(histograms) for histograms in self._histograms)
         return text.encode()
 
@@ -378,7 +390,7 @@ class SglangMetrics:
         self._cached = count(
             "cached_tokens",
             "Number of cached prompt tokens by source (device/host/storage).",
-            _children(labels, "cache_source", ("device",)),
+            _children(labels, "cache_source", ("device", "host") if self._host else ("device",)),
         )
         self._requests = count("num_requests", "Number of requests processed.", streaming)
         self._aborted = count("num_aborted_requests", "Number of requests aborted.", [labels])

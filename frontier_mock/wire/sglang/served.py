@@ -70,6 +70,7 @@ class SglangFront:
     disaggregation_mode: str = "null"
     disaggregation: Disaggregation | None = None
     takes_images: bool = False
+    host_tier: bool = False
     tokenizer_path: str = ""
     weight_version: str = "default"
     load_format: str = "auto"

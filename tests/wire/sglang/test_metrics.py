@@ -1,6 +1,7 @@
 """SGLang's metrics and load books: names and labels of the real thing, figures from events."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from frontier_mock.core.events import (
     Event,
+    Fetched,
     Finished,
     FirstToken,
     Preempted,
@@ -18,6 +20,7 @@ from frontier_mock.core.events import (
     Submitted,
 )
 from frontier_mock.serving.gauges import Gauges
+from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.wire.sglang.info import RankLoad
 from frontier_mock.wire.sglang.load import LoadFold
 from frontier_mock.wire.sglang.metrics import PoolState, SglangMetrics
@@ -155,3 +158,24 @@ def test_the_rate_is_over_a_second_at_least_and_nothing_when_idle() -> None:
     assert books.rate(5 * S // 2, 200, idle=False) == 80.0
     assert books.rate(4 * S, 300, idle=False) == 100.0
     assert books.rate(5 * S, 300, idle=True) == 0.0
+
+
+def test_a_host_tier_has_families_of_its_own() -> None:
+    metrics = SglangMetrics("m", replace(FRONT, host_tier=True), 0, 7)
+    for event in (LIFE[0], Fetched(S, 0, 0, "cpu", 30, 900), *LIFE[1:]):
+        metrics.fold(event)
+    tier = TierStats("cpu", 60, 30, 1, 900, 5, 2, 4000, 9, 0, 800, 5000)
+    text = metrics.render(RankLoad(IDLE._replace(tiers=(tier,))), PoolState(0, 0), 0, 0).decode()
+    for source, tokens in (("device", 10), ("host", 30)):
+        assert re.search(
+            rf'cached_tokens_total{{[^}}]*cache_source="{source}"[^}}]*}} {tokens}.0', text
+        )
+    for name, value in (
+        ("hicache_host_used_tokens", 800),
+        ("hicache_host_total_tokens", 5000),
+        ("hicache_backup_bytes_total", 4000),
+        ("load_back_bytes_total", 900),
+    ):
+        assert re.search(rf"sglang:{name}{{[^}}]*}} {value}.0", text), name
+    plain = SglangMetrics("m", FRONT, 0, 7).render(RankLoad(IDLE), PoolState(0, 0), 0, 0)
+    assert b"hicache" not in plain
