@@ -118,7 +118,7 @@ _TAIL: Final = """
   prompts wait for something that is not modelled ([0009](decisions/0009-disaggregation.md)). TPOT
   of the 2P+2D rows holds within 15 % on fourteen of fifteen.
 - Mooncake's 1P1D table: 20 ms a request and 2 us a token are missing from TTFT, transfers are
-  within 8.5 % (0009 says what was tried).
+  within 10 % (0009 says what was tried).
 - Expert popularity is an assumption (Zipf 0.45 for every router), held up by the spread of one
   model's kernels over 8 GPUs. It moves the time of small batches by up to a factor of two.
 - Latent attention and communication between experts follow equations through a handful of
