@@ -20,6 +20,7 @@ from typing import Any
 from frontier_mock.cli.accuracy_rows import Outcome, measure
 from frontier_mock.cli.accuracy_trace import TRACE, compare_trace, trace_charts, trace_rows
 from frontier_mock.cli.anchors import Anchor, anchors
+from frontier_mock.cli.capacity_anchors import capacity_anchors
 from frontier_mock.cli.pd_anchors import pd_anchors
 from frontier_mock.cli.serving_anchors import serving_anchors
 from frontier_mock.report.accuracy_page import accuracy_page
@@ -71,7 +72,11 @@ def run(argv: list[str]) -> int:
     report = summarise(outcomes)
     _print_summary(report)
     print("accuracy: published anchors", file=sys.stderr, flush=True)
-    published = [] if arguments.rows else [*anchors(), *serving_anchors(), *pd_anchors()]
+    published = (
+        []
+        if arguments.rows
+        else [*capacity_anchors(), *anchors(), *serving_anchors(), *pd_anchors()]
+    )
     _print_anchors(published)
     latencies = []
     if not arguments.rows and (arguments.data / TRACE).is_file():

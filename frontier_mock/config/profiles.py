@@ -256,7 +256,7 @@ def _decode(key: str, fit: Mapping[str, float], grids: _Grids) -> DecodeAttentio
     return DecodeAttentionTable(tiles, contexts, time_us, fit["bandwidth"], fit["stream"])
 
 
-def _prefill(key: str, fit: Mapping[str, float], grids: _Grids) -> PrefillAttentionTable:
+def _prefill(key: str, fit: Mapping[str, Any], grids: _Grids) -> PrefillAttentionTable:
     def axis(name: str) -> Floats:
         return np.log(grids[f"prefill_{key}_{name}"].astype(np.float64))
 

@@ -6,8 +6,9 @@ prefill chunk by chunk.
 
 Decode comes from a measured table over (sequences x KV heads, context). Prefill is an equation of
 tiles (cost_model.md section 1.4, with the query heads of one KV head packed into a tile as
-FlashAttention 3 does); each chunk's work is scaled by what was measured for a prompt whose tiles
-are as deep, so that a ragged batch is the sum of its parts and more work never takes less time.
+FlashAttention 3 does, and tiles of 64 rows for each head under FlashAttention 2); each chunk's work
+is scaled by what was measured for a prompt whose tiles are as deep, so that a ragged batch is the
+sum of its parts and more work never takes less time.
 """
 
 from bisect import bisect_right
@@ -30,6 +31,10 @@ from frontier_mock.cost.tables import (
 
 _TILE: Final = 128
 """Rows of packed queries, and keys, that the prefill kernel works on at a time."""
+
+NARROW_ROWS: Final = 64
+"""Rows of packed queries up to which the prefill kernel has a narrower tile: on H100 prompts of 16
+tokens take 17 us with 8 query heads a KV head and 13 us with 4, and half as long per tile."""
 
 _SM_BYTES_PER_S: Final = {2: 35.7e9, 1: 26.0e9}
 """Cache bytes that one SM works off, by bytes per element. H200's tables end at 4.71 and 3.43 TB/s
@@ -168,39 +173,52 @@ class PrefillPrice:
         "_axis",
         "_blend",
         "_block_us",
+        "_columns",
         "_group",
-        "_kv_heads",
         "_launch_us",
+        "_narrow_launch_us",
+        "_narrow_work",
         "_path_start_us",
         "_path_us",
         "_ratios",
+        "_rows",
         "_tile_us",
     )
 
     def __init__(self, table: PrefillAttentionTable, hw: HardwareSpec, heads: Heads) -> None:
         fit = table.fit
         slower = fit.sm_flops / (hw.peak_bf16_flops / hw.sm_count)
-        self._group = max(1, heads.query // heads.kv)
-        self._kv_heads = heads.kv
+        group = max(1, heads.query // heads.kv)
+        self._group = group if fit.packed else 1
+        self._columns = heads.kv if fit.packed else heads.kv * group
+        self._rows = fit.tile_rows
         self._launch_us = fit.launch_us
+        self._narrow_launch_us = fit.narrow_launch_us
+        self._narrow_work = fit.narrow_work if fit.packed else 0.0
         self._tile_us = fit.tile_us * slower / hw.sm_count
         self._block_us = fit.block_us * slower / hw.sm_count
         self._path_us = fit.path_us * slower
         self._path_start_us = fit.path_start_us * slower
         self._blend = fit.blend
         self._axis: list[float] = table.log_length.tolist()
-        nearest = int(np.argmin(np.abs(table.log_group - log(self._group))))
-        of_heads = table.head_ratio[min(self._group - 1, 1)]
+        nearest = int(np.argmin(np.abs(table.log_group - log(group))))
+        of_heads = table.head_ratio[min(group - 1, 1)]
         heads_ratio = float(np.interp(log(heads.kv), table.log_heads, of_heads))
         self._ratios: list[float] = (table.work_ratio[nearest] * heads_ratio).tolist()
 
     def chunks_us(self, chunks: Sequence[Chunk]) -> float:
         """Microseconds for all chunks of a step, launched as one ragged kernel."""
-        group, per_row = self._group, _TILE / self._group
+        group, tile_rows = self._group, self._rows
+        per_row = tile_rows / group
+        open_us, block_us, launch_us = self._tile_us, self._block_us, self._launch_us
+        if self._narrow_work and max(chunk[0] for chunk in chunks) * group <= NARROW_ROWS:
+            # Half the rows, so half of what a block costs once the tile is open.
+            open_us = self._narrow_work * (open_us + block_us) - 0.5 * block_us
+            block_us, launch_us = 0.5 * block_us, self._narrow_launch_us
         work = 0.0
         longest = float(_TILE)
         for new, past in chunks:
-            rows = -(-new * group // _TILE)
+            rows = -(-new * group // tile_rows)
             end = past + new
             if rows > 1:
                 depth = past + 0.5 * (rows + 1) * per_row
@@ -211,14 +229,14 @@ class PrefillPrice:
                 depth = length = end
             if depth < _TILE:
                 depth = _TILE
-            tile_us = self._tile_us + depth / _TILE * self._block_us
+            tile_us = open_us + depth / _TILE * block_us
             work += rows * tile_us * self._ratio(length)
             if end > longest:
                 longest = end
-        work *= self._kv_heads
+        work *= self._columns
         path = self._path_start_us + longest / _TILE * self._path_us
         bound: float = (work**self._blend + path**self._blend) ** (1.0 / self._blend)
-        return self._launch_us + bound
+        return launch_us + bound
 
     def _ratio(self, length: float) -> float:
         """The measured ratio at this length, linear in its logarithm, edges held."""
@@ -233,6 +251,12 @@ class PrefillPrice:
         return ratios[index - 1] + share * (ratios[index] - ratios[index - 1])
 
 
+def prefill_launch_us(fit: PrefillAttentionFit, group: Floats, length: Floats) -> Floats:
+    """Microseconds before the first tile of equal prompts starts."""
+    narrow = fit.packed & (length * group <= NARROW_ROWS)
+    return np.where(narrow, fit.narrow_launch_us, fit.launch_us)
+
+
 def prefill_bounds_us(
     fit: PrefillAttentionFit,
     sm_count: int,
@@ -242,11 +266,14 @@ def prefill_bounds_us(
     length: Floats,
 ) -> tuple[Floats, Floats]:
     """Work and longest path of equal prompts without past, on the GPU it was measured on."""
-    per_row = _TILE / group
+    together = group if fit.packed else np.ones_like(group)
+    per_row = fit.tile_rows / together
     rows = np.ceil(length / per_row)
     depth = np.where(rows > 1, np.minimum(0.5 * (rows + 1) * per_row, length), length)
-    tiles = prompts * kv_heads * rows
+    tiles = prompts * kv_heads * (group / together) * rows
     blocks = tiles * np.maximum(depth / _TILE, 1.0)
-    work: Floats = (tiles * fit.tile_us + blocks * fit.block_us) / sm_count
+    narrow = fit.packed & (length * group <= NARROW_ROWS)
+    scale = np.where(narrow, fit.narrow_work, 1.0) / sm_count
+    work: Floats = (tiles * fit.tile_us + blocks * fit.block_us) * scale
     path: Floats = fit.path_start_us + np.maximum(length / _TILE, 1.0) * fit.path_us
     return work, path

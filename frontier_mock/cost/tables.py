@@ -82,10 +82,13 @@ class RaggedFit:
 class PrefillAttentionFit:
     """Constants of causal chunk attention, for one cache type and head size.
 
-    A tile is 128 rows of the queries of all heads that share a KV head; a block is 128 keys it
-    meets. `tile_us` opens a tile, `block_us` works off a block, both on one SM. A lone tile takes
-    `path_us` a block after `path_start_us`, and `blend` joins the two bounds. `sm_flops` is the
-    measured GPU's peak per SM, by which another GPU's times are scaled.
+    A tile is `tile_rows` rows of the queries of all heads that share a KV head, or of each head by
+    itself where the kernel does not pack them (FlashAttention 2); a block is 128 keys it meets.
+    `tile_us` opens a tile, `block_us` works off a block, both on one SM. A lone tile takes
+    `path_us` a block after `path_start_us`, and `blend` joins the two bounds. A launch whose
+    prompts all have 64 rows or fewer runs a narrower tile: it starts in `narrow_launch_us`, and its
+    work takes `narrow_work` of what it would. `sm_flops` is the measured GPU's peak per SM, by
+    which another GPU's times are scaled.
     """
 
     launch_us: float
@@ -94,7 +97,11 @@ class PrefillAttentionFit:
     path_us: float
     path_start_us: float
     blend: float
+    narrow_launch_us: float
+    narrow_work: float
     sm_flops: float
+    tile_rows: int = 128
+    packed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,9 @@ Shares of requests at or below each value, measured in red, simulated in blue:
 _ANCHORS: Final = """
 ## Published single figures
 
-Rows of `shared/specs/cost_model.md`. Constants of communication (B31 to B38) and of latent
+Rows of `shared/specs/cost_model.md`; "KV" is what vLLM's start-up logs leave for its cache (llm-d's
+benchmarks, from which our constants of sampler and CUDA context came, too). Constants of
+communication (B31 to B38) and of latent
 attention (B41 to B43) were taken from these very rows, so they show that the equations fit, not
 that they predict. A65, the attention halves (B46 to B48) and whole servers (A11, A12, A61, A83)
 took no part. A65 is priced as DeepSeek describes its prefill: 32 redundant experts and two
@@ -95,8 +97,8 @@ _TAIL: Final = """
   halves on H20 (B47, B48) are off by up to 51 % in both directions: the paper's GQA is slower and
   its MFA faster than H20's own kernels in InferSim allow, and we do not know why. Transfers to H20
   hold for the kernels InferSim measured and for no more.
-- Prefill attention over an fp8 cache on H100 is 9 % off with lengths left out, where 8 % was
-  wanted; loads on experts that are skewed are 9 to 20 % off.
+- Loads on experts that are skewed are 9 to 20 % off. Prefill attention over an fp8 cache is 11 %
+  off on RTX PRO 6000 with lengths left out, where another kernel runs it.
 - SGLang 0.5.6 with Llama-3.1-8B: on 4 and 8 GPUs 512 requests get 15,000 to 19,600 tokens/s alike,
   so it is not the GPUs that bound them but the one process that hands out tokens. We slow the
   engine to that process's pace; really a queue grows in front of it, so TTFT goes up to 8 s (ours

@@ -83,6 +83,33 @@ def test_attention_is_close_to_what_was_measured() -> None:
     assert np.mean(np.abs(errors)) < 0.08
 
 
+SHORT = [
+    ("h100", 4, 1, 256, 23.9),
+    ("h100", 8, 1, 256, 31.6),
+    ("h100", 4, 8, 64, 29.7),
+    ("h100", 4, 8, 1, 12.5),
+    ("h100", 8, 8, 1, 16.9),
+]
+"""GPU, query heads per KV head, KV heads, prompts of 16 tokens over an fp8 cache, us: likewise."""
+
+
+@pytest.mark.parametrize(("gpu", "group", "kv", "prompts", "measured_us"), SHORT)
+def test_few_rows_run_a_narrower_tile(
+    gpu: str, group: int, kv: int, prompts: int, measured_us: float
+) -> None:
+    price = prefill(gpu, Heads(group * kv, kv, 128, 1))
+    assert price.chunks_us([Chunk(16, 0)] * prompts) == pytest.approx(measured_us, rel=0.25)
+
+
+@pytest.mark.parametrize("gpu", ["h800", "a100"])
+@given(new=st.integers(1, 200), past=st.integers(0, 20_000), others=st.integers(0, 40))
+def test_one_more_token_is_never_faster(gpu: str, new: int, past: int, others: int) -> None:
+    price = prefill(gpu, LLAMA_8B)
+    beside = [Chunk(16, 500)] * others
+    shorter = price.chunks_us([Chunk(new, past), *beside])
+    assert price.chunks_us([Chunk(new + 1, past), *beside]) >= shorter - 1e-9
+
+
 @given(chunks=CHUNKS)
 def test_prefill_computes_no_faster_than_peak(chunks: list[Chunk]) -> None:
     hw = load_hardware("h800")

@@ -2,12 +2,11 @@
 
 import pytest
 
+from frontier_mock.cli.capacity_anchors import GIB, LOGGED, logged_plan
 from frontier_mock.config.profiles import load_hardware, load_model
 from frontier_mock.cost.cuda_graphs import default_capture_sizes
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.specs import ParallelSpec, PrecisionSpec
-
-GIB = 1 << 30
 
 
 def plan(
@@ -36,20 +35,11 @@ def plan(
     )
 
 
-LOGGED = [
-    ("meta-llama/Llama-3.1-8B-Instruct", 1, "bf16", 14.99, 4.76, 51.38),
-    ("meta-llama/Llama-3.3-70B-Instruct", 2, "fp8", 33.88, 4.84, 32.0),
-    ("Qwen/Qwen3-0.6B", 1, "bf16", 1.12, 5.56, 64.45),
-    ("Qwen/Qwen3-32B", 1, "bf16", 61.03, 5.64, 4.45),
-]
-"""GiB of weights, activation peak and KV cache in vLLM's log on H100, llm-d-benchmark."""
-
-
 @pytest.mark.parametrize(("model", "tp", "weights", "held", "peak", "kv"), LOGGED)
 def test_the_plan_agrees_with_vllms_log(
     model: str, tp: int, weights: str, held: float, peak: float, kv: float
 ) -> None:
-    made = plan(model, tp, weights)
+    made = logged_plan(model, tp, weights)
     assert made.weights_bytes / GIB == pytest.approx(held, rel=0.005, abs=0.01)
     assert made.activation_bytes / GIB == pytest.approx(peak, rel=0.01)
     assert made.kv_bytes / GIB == pytest.approx(kv, rel=0.01)
