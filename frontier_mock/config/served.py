@@ -90,7 +90,9 @@ def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]
         patience_ns=from_seconds(connector.patience_s),
         recompute=connector.recompute,
         streams=connector.streams,
-        descriptor_bytes=worker.memory.bytes_per_block / worker.spec.step.model.num_layers,
+        descriptor_bytes=worker.memory.bytes_per_block
+        * parallel.pp
+        / worker.spec.step.model.num_layers,
         back_patience_ns=from_seconds(args.back_s()),
         threshold=args.threshold(),
         bootstrap_port=bootstrap,

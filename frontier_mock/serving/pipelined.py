@@ -241,7 +241,7 @@ class PipelinedWorker(Worker):
                 step = Step(step_number, lane.num_decodes, lane.kv_offset, (), ())
                 works[-1] = self._work(step)
                 last = min(last, first + place + size * (self._line_left(step) + 1) - 1)
-        last = first - 1 + self._lanes.room_for(last - first + 1, first % size)
+        last = first - 1 + self._lanes.room_for(last - first + 1, first % size, self.kv.num_free)
         end = last + 1 - self._depth
         while end > head and not self._lanes.lane(end % size).num_decodes:
             end -= 1

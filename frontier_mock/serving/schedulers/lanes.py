@@ -1,21 +1,30 @@
-"""What a worker with pipeline stages asks of a scheduler beyond what any worker does."""
+"""Schedulers with several batches in flight: what their lanes have in common, and what a worker
+with pipeline stages asks of them beyond what any worker does."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from frontier_mock.serving.schedulers.decode_set import DecodeSet
 from frontier_mock.serving.schedulers.protocol import Scheduler
-from frontier_mock.serving.sequence import Sequence
+from frontier_mock.serving.sequence import Sequence as EngineSequence
 
 
-class Calm:
-    """Counts how many steps in a row changed nothing, for a scheduler with `depth` in flight.
+class Lanes:
+    """What schedulers of lanes have in common: lanes as sets of decodes, and how long they stay.
 
     A step is calm if the scheduler without lanes calls itself `blocked` after it, and its lane is
     as it was. With so many of them in a row as may be in flight, every lane is known to stay.
     """
 
     depth: int
+    decode_sets: Sequence[DecodeSet]
+    """The decodes of each lane."""
     _calm = False
     _quiet = 0
+
+    def next_step(self, lane: int) -> int:
+        """The number that the next step of this lane will have, if it is one of its steps."""
+        return self.decode_sets[lane].decided + 1
 
     @property
     def blocked(self) -> bool:
@@ -31,6 +40,27 @@ class Calm:
     def note(self, alike: bool) -> None:
         """A step has been decided; `alike`: its lane is as it was the last time."""
         self._quiet = self._quiet + 1 if self._calm and alike else 0
+
+    def need(self, slots: int, next_lane: int) -> int:
+        """Blocks that begin in the next `slots` steps, the first of which is of `next_lane`."""
+        size = len(self.decode_sets)
+        blocks = 0
+        for place in range(min(slots, size)):
+            lane = self.decode_sets[(next_lane + place) % size]
+            first = lane.decided + 1
+            blocks += lane.blocks_of_run(first, first + (slots - 1 - place) // size)
+        return blocks
+
+    def room_for(self, slots: int, next_lane: int, free: int) -> int:
+        """For how many steps, at most `slots`, `free` blocks suffice for decodes alone."""
+        if self.need(slots, next_lane) <= free:
+            return slots
+        low, high = 0, slots
+        while low < high:
+            middle = (low + high + 1) // 2
+            enough = self.need(middle, next_lane) <= free
+            low, high = (middle, high) if enough else (low, middle - 1)
+        return low
 
 
 class Decoding(Protocol):
@@ -66,12 +96,12 @@ class LanedScheduler(Scheduler, Protocol):
         """The number that the next step of this lane will have, if it is one of its steps."""
         ...
 
-    def seen_of(self, seq: Sequence) -> int:
+    def seen_of(self, seq: EngineSequence) -> int:
         """`seen` of the lane of `seq`."""
         ...
 
-    def room_for(self, slots: int, next_lane: int) -> int:
-        """For how many steps, at most `slots`, decodes alone certainly find their blocks.
+    def room_for(self, slots: int, next_lane: int, free: int) -> int:
+        """For how many steps, at most `slots`, `free` blocks suffice for decodes alone.
 
         The first of them is of `next_lane`.
         """

@@ -20,7 +20,7 @@ Source: SGLang 0.5.23, managers/scheduler_pp_mixin.py (`event_loop_pp`), manager
 
 from frontier_mock.core.events import EventLog
 from frontier_mock.serving.radix_cache import RadixCache
-from frontier_mock.serving.schedulers.lanes import Calm
+from frontier_mock.serving.schedulers.lanes import Lanes
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.sglang import SglangScheduler
 from frontier_mock.serving.schedulers.sglang_batch import RunningBatch
@@ -43,7 +43,7 @@ class _Lane:
         self.marked: list[Sequence] = []
 
 
-class LanedSglangScheduler(Calm, SglangScheduler):
+class LanedSglangScheduler(Lanes, SglangScheduler):
     """See the theory of operation at the top of this module, and `schedulers.lanes`."""
 
     def __init__(
@@ -51,6 +51,7 @@ class LanedSglangScheduler(Calm, SglangScheduler):
     ) -> None:
         self.num_lanes = self.depth = spec.pipeline_stages + spec.pp_async_batch_depth
         self._micro_batches = [_Lane(number, spec.page_size) for number in range(self.num_lanes)]
+        self.decode_sets = [lane.batch for lane in self._micro_batches]
         self._turn = self._micro_batches[0]
         self._stash_due = False
         super().__init__(spec, kv, log, worker)
@@ -78,10 +79,6 @@ class LanedSglangScheduler(Calm, SglangScheduler):
     def lane(self, number: int) -> RunningBatch:
         """The decodes of one lane."""
         return self._micro_batches[number].batch
-
-    def next_step(self, lane: int) -> int:
-        """The number that the next step of this lane will have, if it is a tick."""
-        return self._micro_batches[lane].batch.decided + 1
 
     def seen_of(self, seq: Sequence) -> int:
         """`seen` of the lane of `seq`."""
@@ -159,28 +156,6 @@ class LanedSglangScheduler(Calm, SglangScheduler):
 
     # Many steps ------------------------------------------------------------------------------
 
-    def room_for(self, slots: int, next_lane: int) -> int:
-        """For how many steps, at most `slots`, decodes alone certainly find their pages."""
-        low, high = 0, slots
-        free = self.kv.num_free
-        if self._need(slots, next_lane) <= free:
-            return slots
-        while low < high:
-            middle = (low + high + 1) // 2
-            enough = self._need(middle, next_lane) <= free
-            low, high = (middle, high) if enough else (low, middle - 1)
-        return low
-
-    def _need(self, slots: int, next_lane: int) -> int:
-        """Pages that begin in the next `slots` steps."""
-        size = self.num_lanes
-        need = 0
-        for place in range(min(slots, size)):
-            lane = self._micro_batches[(next_lane + place) % size]
-            first = lane.batch.decided + 1
-            need += lane.batch.blocks_of_run(first, first + (slots - 1 - place) // size)
-        return need
-
     def coast_slots(self, slots: int, next_lane: int) -> None:
         """Schedule the next `slots` steps, none of which changes any lane."""
         size = self.num_lanes
@@ -190,9 +165,9 @@ class LanedSglangScheduler(Calm, SglangScheduler):
             last = slots - later
             decodes = self._micro_batches[(next_lane + last - 1) % size].batch.num_decodes
             if decodes:
-                room = max(room, self._need(last - 1, next_lane) + decodes)
+                room = max(room, self.need(last - 1, next_lane) + decodes)
         self.kv.make_room(room)
-        need = self._need(slots, next_lane)
+        need = self.need(slots, next_lane)
         if need:
             self.kv.take(need)
         for place in range(min(slots, size)):

@@ -23,7 +23,7 @@ Source: vLLM 0.33.0, v1/engine/core.py (`step_with_batch_queue`), config/vllm.py
 
 from frontier_mock.core.events import EventLog
 from frontier_mock.serving.kv_cache import KvCache
-from frontier_mock.serving.schedulers.lanes import Calm
+from frontier_mock.serving.schedulers.lanes import Lanes
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
@@ -34,7 +34,7 @@ from frontier_mock.serving.steps import LANE_BITS, lane_of
 from frontier_mock.simtime import SimTime
 
 
-class LanedVllmScheduler(Calm, VllmScheduler):
+class LanedVllmScheduler(Lanes, VllmScheduler):
     """See the theory of operation at the top of this module, and `schedulers.lanes`."""
 
     def __init__(self, spec: SchedulerSpec, kv: KvCache, log: EventLog, worker: int) -> None:
@@ -45,6 +45,7 @@ class LanedVllmScheduler(Calm, VllmScheduler):
         self._lanes = [
             Decodes(spec.block_size, spec.async_scheduling) for _ in range(self.num_lanes)
         ]
+        self.decode_sets = self._lanes
         for number, lane in enumerate(self._lanes):
             lane.decided = number << LANE_BITS
         self._decodes = self._lanes[0]
@@ -61,10 +62,6 @@ class LanedVllmScheduler(Calm, VllmScheduler):
     def lane(self, number: int) -> Decodes:
         """The decodes of one lane."""
         return self._lanes[number]
-
-    def next_step(self, lane: int) -> int:
-        """The number that the next step of this lane will have, if it has any."""
-        return self._lanes[lane].decided + 1
 
     # Hooks of the scheduler without lanes -----------------------------------------------------
 
@@ -161,37 +158,9 @@ class LanedVllmScheduler(Calm, VllmScheduler):
 
     # Many steps ------------------------------------------------------------------------------
 
-    def room_for(self, slots: int, next_lane: int) -> int:
-        """For how many steps, at most `slots`, decodes alone certainly find their blocks.
-
-        The first of them is of `next_lane`.
-        """
-        free, size = self.kv.num_free, self.num_lanes
-        turns = -(-slots // size)
-        block = self.spec.block_size
-        if sum(lane.num_decodes for lane in self._lanes) * -(-turns // block) <= free:
-            return slots
-        low, high = 0, slots
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self._need(middle, next_lane) <= free else (low, middle - 1)
-            )
-        return low
-
-    def _need(self, slots: int, next_lane: int) -> int:
-        """Blocks that begin in the next `slots` steps."""
-        size = self.num_lanes
-        need = 0
-        for place in range(min(slots, size)):
-            lane = self._lanes[(next_lane + place) % size]
-            first = lane.decided + 1
-            need += lane.blocks_of_run(first, first + (slots - 1 - place) // size)
-        return need
-
     def coast_slots(self, slots: int, next_lane: int) -> None:
         """Schedule the next `slots` steps, none of which changes any lane."""
-        need = self._need(slots, next_lane)
+        need = self.need(slots, next_lane)
         if need:
             self.kv.take(need)
         size = self.num_lanes
