@@ -21,9 +21,12 @@ from frontier_mock.client.endpoint import EndpointSpec
 from frontier_mock.client.loadgen import Progress as Watcher
 from frontier_mock.client.replay import ReplayError, ReplaySpec, run_replay
 from frontier_mock.config.errors import ConfigError, shown
+from frontier_mock.config.resolve import resolve_scenario
 from frontier_mock.config.scenario import ScenarioSpec, load_scenario
 from frontier_mock.drive.pace import parse_clock
 from frontier_mock.simtime import SimTime, to_seconds
+from frontier_mock.workload.pictures import NoRoomError
+from frontier_mock.workload.specs import ImagesSpec, TraceSpec
 
 CLOCK_LIMIT_S = 10.0
 """How long a worker may take to say what clock it runs on."""
@@ -40,7 +43,9 @@ def run(argv: Sequence[str]) -> int:
     scenario = load_scenario(options.scenario)
     if options.seed is not None:
         scenario = replace(scenario, seed=options.seed)
-    source, rows = scenario_source(scenario, options.requests, options.duration)
+    images = _images(scenario, options)
+    cluster = None if images is None else resolve_scenario(scenario)
+    source, rows = scenario_source(scenario, options.requests, options.duration, cluster=cluster)
     spec = ReplaySpec(
         scenario=scenario.name,
         endpoint=EndpointSpec(
@@ -51,6 +56,7 @@ def run(argv: Sequence[str]) -> int:
             prompt_ids=options.prompt_ids,
             api_key=options.api_key,
             legs=options.legs,
+            picture=(1024, 1024) if images is None else (images.width, images.height),
         ),
         clock_url=options.clock_url,
         one_at_a_time=options.baton,
@@ -66,6 +72,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         with progress_bar(source.num_requests) as watcher:
             report = run_replay(source, spec, watcher)
+    except NoRoomError as error:
+        raise ConfigError(f"{scenario.source}: workload: {error}") from None
     except ReplayError as error:
         print(f"frontier-mock: error: {error}", file=sys.stderr)
         return 1
@@ -74,6 +82,18 @@ def run(argv: Sequence[str]) -> int:
         print("frontier-mock: error: no request was completed", file=sys.stderr)
         return 1
     return 0
+
+
+def _images(scenario: ScenarioSpec, options: argparse.Namespace) -> ImagesSpec | None:
+    """The images of the workload's prompts, if any. Raises ConfigError if they cannot be sent."""
+    workload = scenario.workload
+    if workload is None or isinstance(workload, TraceSpec) or workload.prompts.images is None:
+        return None
+    if options.api != "chat" or options.prompt_ids:
+        raise ConfigError(
+            f"{scenario.source}: workload: images: only --api chat sends them, as text"
+        )
+    return workload.prompts.images
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

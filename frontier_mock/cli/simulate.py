@@ -115,9 +115,7 @@ def pictured(source: Source, prompts: PromptSpec, cluster: ResolvedCluster | Non
     images = prompts.images
     assert images is not None
     if cluster is None:
-        raise ValueError(
-            "images: only `simulate`, `sweep` and `pools` play them; nothing sends them"
-        )
+        raise ValueError("images: only `simulate`, `sweep`, `pools` and `replay` play them")
     models = {worker.spec.step.model.name: worker.spec.step.model for worker in cluster.workers}
     for model in models.values():
         if model.vision is None:

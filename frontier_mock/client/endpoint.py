@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from frontier_mock.client.http1 import HttpClient
+from frontier_mock.client.pictures import picture_url
 from frontier_mock.core.commands import Submit
 from frontier_mock.simtime import SimTime
 from frontier_mock.workload.prompts import HashedPrompt, StreamPrompt
@@ -23,7 +24,8 @@ NEVER = -1
 class EndpointSpec:
     """Where and how to ask. `api` is "completions" or "chat"; `prompt_ids` sends token ids.
 
-    `legs` is how many requests the router behind `url` makes of one at once.
+    `legs` is how many requests the router behind `url` makes of one at once. `picture` is how many
+    pixels wide and high the images are of prompts that have some, which only "chat" can send.
     """
 
     url: str
@@ -33,6 +35,7 @@ class EndpointSpec:
     prompt_ids: bool = False
     api_key: str | None = None
     legs: int = 1
+    picture: tuple[int, int] = (1024, 1024)
 
 
 class Answer(NamedTuple):
@@ -101,7 +104,9 @@ class Endpoint:
 
     def _body(self, submit: Submit, spoken: Mapping[int, str]) -> bytes:
         prompt: object = render_prompt(submit, spoken)
-        if self._spec.prompt_ids:
+        if submit.media:
+            prompt = _with_pictures(submit, str(prompt), *self._spec.picture)
+        elif self._spec.prompt_ids:
             prompt = list(str(prompt).encode())
         tokens = submit.output_tokens
         body: dict[str, object] = {"model": self._spec.model}
@@ -127,6 +132,22 @@ def render_prompt(submit: Submit, spoken: Mapping[int, str]) -> str:
     if not isinstance(prompt, HashedPrompt | StreamPrompt):
         raise ValueError(f"a {type(prompt).__name__} cannot be sent: it has no text")
     return prompt.text(spoken)
+
+
+def _with_pictures(submit: Submit, text: str, width: int, height: int) -> list[object]:
+    """A chat message's parts: images, and the text between, in place of their tokens."""
+    parts: list[object] = []
+    past = 0
+    for item in submit.media:
+        # One token before an image and one after it say where it begins and ends.
+        if item.start - 1 > past:
+            parts.append({"type": "text", "text": text[past : item.start - 1]})
+        url = picture_url(item.key, width, height)
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+        past = item.start + item.tokens + 1
+    if past < len(text):
+        parts.append({"type": "text", "text": text[past:]})
+    return parts
 
 
 class _Stream:

@@ -34,7 +34,7 @@ from frontier_mock.report.summary import (
     prefix_cache_stats,
     report_records,
 )
-from frontier_mock.report.transfers import TransferStats
+from frontier_mock.report.transfers import EncodingStats, TransferStats
 from frontier_mock.simtime import SimTime
 from frontier_mock.workload.source import Source
 
@@ -248,6 +248,8 @@ async def _merge_server(clock: HttpClient, report: RunReport, before: ClockState
         result["cost"] = cost_stats(roles, *rates)
     if "cache_oracle" in server:
         result["cache_oracle"] = cast(OracleStats, server["cache_oracle"])
+    if "encoding" in server:
+        result["encoding"] = cast(EncodingStats, server["encoding"])
     if "transfers" in server:
         result["transfers"] = cast(TransferStats, server["transfers"])
         # To a decode engine's API a prompt that came from elsewhere is cached as a whole.

@@ -226,9 +226,7 @@ def _images() -> Kind[ImagesSpec | None]:
     return Kind("a mapping of count, width, height and distinct, or null", read)
 
 
-IMAGES = Key(
-    "images", _images(), None, "at the beginning of each prompt, part of input_tokens (simulate)"
-)
+IMAGES = Key("images", _images(), None, "at the beginning of each prompt, part of input_tokens")
 PROMPT_KEYS = (INPUT_TOKENS, OUTPUT_TOKENS, SHARED_PREFIX, DISTINCT_PROMPTS, IMAGES)
 
 KINDS = ("trace", "closed_loop", "poisson", "constant", "burst", "sessions")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -36,6 +36,13 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def url(scenario: str) -> Iterator[str]:
+    with served(scenario) as found:
+        yield found
+
+
+@contextmanager
+def served(scenario: str) -> Iterator[str]:
+    """The URL of the scenario's first worker, of an `up` in virtual time."""
     argv = [sys.executable, "-m", "frontier_mock", "up", scenario, "--clock", "warp"]
     argv += ["--host", "127.0.0.1", "--port", "0"]
     server = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
@@ -165,3 +172,26 @@ def test_nobody_waits_for_what_is_no_server_at_all() -> None:
     for url in ("nonsense", "ftp://127.0.0.1:1", "http://127.0.0.1:x"):
         wait_until_up(url, 3600)
     wait_until_up("http://127.0.0.1:1", 0)
+
+
+PICTURES = """
+name: pictures
+cluster:
+  workers:
+    - {name: w, model: Qwen/Qwen2.5-VL-7B-Instruct}
+    - {name: e, model: Qwen/Qwen2.5-VL-7B-Instruct, role: encoder}
+  fabric: {gpus_per_node: 1}
+workload: {kind: poisson, rate_per_s: 4, num_requests: 8, input_tokens: 3000, output_tokens: 9,
+           images: {count: 2, distinct: 5}}
+"""
+
+
+def test_prompts_with_images_are_sent_to_who_encodes_them(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.yaml"
+    path.write_text(PICTURES)
+    with served(str(path)) as url:
+        argv = ["replay", str(path), "--url", url, "--api", "chat", "--out", str(tmp_path)]
+        assert main(argv) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["requests"]["completed"] == 8
+    assert (result["encoding"]["images"], result["encoding"]["encoded"]) == (16, 5)

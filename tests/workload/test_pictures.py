@@ -89,5 +89,5 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
         played(written(tmp_path, "{width: 1000, height: 1}"))
     with pytest.raises(ConfigError, match=r"workload\.images"):
         load_scenario(written(tmp_path, "{with: 3}"))
-    with pytest.raises(ConfigError, match="only `simulate`, `sweep` and `pools` play them"):
+    with pytest.raises(ConfigError, match="only --api chat sends them"):
         replay([written(tmp_path, "{}"), "--url", "http://127.0.0.1:9"])
