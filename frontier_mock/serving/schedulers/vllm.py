@@ -21,7 +21,7 @@ Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md 
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.encoder_cache import EncoderCache
-from frontier_mock.serving.kv_cache import KvCache, Match
+from frontier_mock.serving.kv_cache import KvCache
 from frontier_mock.serving.remote_kv import Exchange, sends
 from frontier_mock.serving.schedulers.drafted_set import StepLoads
 from frontier_mock.serving.schedulers.protocol import Step
@@ -29,9 +29,10 @@ from frontier_mock.serving.schedulers.vllm_below import Below
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
 from frontier_mock.serving.schedulers.vllm_drafted import DraftedDecodes
 from frontier_mock.serving.schedulers.vllm_holdings import Holdings
+from frontier_mock.serving.schedulers.vllm_offer import Offer, Offers, Refusal
 from frontier_mock.serving.schedulers.vllm_pacing import PrefillPace
 from frontier_mock.serving.schedulers.vllm_queue import WaitingQueue
-from frontier_mock.serving.schedulers.vllm_remote import Receivers, has_enough
+from frontier_mock.serving.schedulers.vllm_remote import Receivers
 from frontier_mock.serving.sequence import (
     DECODE,
     DONE,
@@ -43,7 +44,7 @@ from frontier_mock.serving.sequence import (
     Sequence,
 )
 from frontier_mock.serving.specs import SchedulerSpec
-from frontier_mock.serving.tiers.offload import WAITS, Offload
+from frontier_mock.serving.tiers.offload import Offload
 from frontier_mock.simtime import SimTime
 
 
@@ -68,7 +69,7 @@ class VllmScheduler:
         self._priority = spec.policy == "priority"
         self._holdings = Holdings(kv, spec)
         self._queue = WaitingQueue(self._priority)
-        self._inbound = Receivers(self._holdings, 2 * (1 + self._lag))
+        self._inbound = Receivers(self._holdings, 2 * (spec.pipeline_stages + self._lag))
         self._below: Below | None = None
         self.offload: Offload | None = None
         if spec.offload is not None:
@@ -87,6 +88,17 @@ class VllmScheduler:
         self._grants: list[tuple[Sequence, Chunk]] = []
         self.encoder = EncoderCache(spec.encoder_budget_tokens, spec.encoder_cache_tokens)
         self._images: tuple[int, ...] = ()
+        self._offers = Offers(
+            spec,
+            kv,
+            self._holdings,
+            self._inbound,
+            self._below,
+            self.encoder,
+            self._pace,
+            self.running,
+            self._padding,
+        )
         self.seen_step = 0
         self.blocked = False
         self.hit_tokens = 0
@@ -497,119 +509,58 @@ class VllmScheduler:
         Returns whether another budget might have let one more of them in.
         """
         cap = self._chunk_cap()
-        block = self._block
         extra = self._extra
         while budget > extra and len(self.running) < self._max_running:
+            left = budget - extra
             if self._inbound.ready:
-                budget -= self._resume(step, t_ns, min(cap, budget - extra)) + extra
+                budget -= self._resume(step, t_ns, min(cap, left)) + extra
                 continue
             seq = self._next_waiting()
             if seq is None:
                 return False
-            match = self._match(seq)
-            hit = match.num_blocks * block
-            remote = self._awaits_kv(seq, hit, t_ns)
-            goal = seq.goal
-            # A prompt with but one token left to compute is no prefill to this rule.
-            is_prefill = self._pace.paced and hit < goal - 1 and not remote
-            if is_prefill and self._pace.deferring:
-                return False
-            new = goal - hit
-            if new > cap:
-                new = cap
-            if new > budget - extra and not remote:
-                if not self.spec.enable_chunked_prefill:
-                    return True
-                new = budget - extra
-            below = self._below
-            if seq.submit.media and not remote and below is None:
-                new = self.encoder.within(seq, hit, new, step)
-                if not new:
-                    return True
-            padding = 0 if remote else self._padding(goal, hit, step)
-            if padding and padding >= budget - extra:
-                return True
-            whole = -(-goal // block)
-            blocks = whole if remote else self._blocks_of(whole, hit + new + padding)
-            if not self._fits(match, blocks):
-                return new == budget - extra
-            found = 0
-            if below is not None and not remote:
-                found = below.tier.look(seq, hit, t_ns)
-                if found == WAITS:
-                    self._queue.pop()
-                    continue
-                if found:
-                    new = min(new, max(1, goal - hit - found))
-                    tokens = min(hit + found + new, goal)
-                    blocks = self._blocks_of(whole, tokens) if below.in_step else whole
-                    if not self._fits(match, blocks):
-                        return new == budget - extra
-                if seq.submit.media:
-                    # What the tier has needs no encoder.
-                    new = self.encoder.within(seq, hit + found, new, step)
-                    if not new:
-                        return True
-            self._queue.pop()
-            first = seq.cached_tokens < 0
-            if first or remote:
-                self._count_hit(seq, hit)
-            if below is not None and first and not remote:
-                below.count(seq, hit, found)
-            if found and below is not None and not below.in_step:
-                self._holdings.open(seq, match, whole)
-                below.fetch(seq, hit, found, t_ns)
-                continue
-            if remote:
-                self._holdings.open(seq, match, whole)
-                self._inbound.add(seq, hit, t_ns)
-                continue
-            if is_prefill:
-                self._pace.prefilled(self._count_to(step))
-            self._holdings.open(seq, match, match.num_blocks)
-            seq.computed = hit
-            if found and below is not None:
-                hit = below.load(seq, hit, found, t_ns)
-            self._join_running(seq, t_ns, hit, seq.preemptions > 0)
-            self._grant(seq, new, step, padding)
-            budget -= new + padding + extra
+            offer = self._offers.size_up(seq, step, t_ns, cap, left)
+            if offer is Refusal.ASIDE:
+                self._queue.pop()
+            elif isinstance(offer, Refusal):
+                return offer is Refusal.BUDGET
+            else:
+                tokens = self._let_in(seq, offer, step, t_ns)
+                budget -= tokens + extra if tokens else 0
         return budget <= extra
 
-    def _blocks_of(self, whole: int, tokens: int) -> int:
-        """Blocks there have to be for a prompt of `whole` blocks, now its first `tokens` tokens."""
-        blocks = self._holdings.blocks_for(tokens)
-        return max(blocks, whole) if self.spec.reserve_full_isl else blocks
-
-    def _fits(self, match: Match, blocks: int) -> bool:
-        """Whether there are `blocks` blocks for a prompt, those that `match` has found included."""
-        required = blocks - match.num_blocks + match.num_evictable
-        if self.running and self.spec.watermark > 0:
-            # vLLM counts its null block among all blocks.
-            required += int(self.spec.watermark * (self.kv.num_blocks + 1))
-        return required <= self.kv.num_free
+    def _let_in(self, seq: Sequence, offer: Offer, step: int, t_ns: SimTime) -> int:
+        """Give the head of the queue what it was offered; tokens of it that are in `step`."""
+        self._queue.pop()
+        match, hit, new, padding, found, remote = offer
+        below = self._below
+        first = seq.cached_tokens < 0
+        if first or remote:
+            self._count_hit(seq, hit)
+        whole = -(-seq.goal // self._block)
+        if remote:
+            self._holdings.open(seq, match, whole)
+            self._inbound.add(seq, hit, t_ns)
+            return 0
+        if below is not None:
+            if first:
+                below.count(seq, hit, found)
+            if found and not below.in_step:
+                self._holdings.open(seq, match, whole)
+                below.fetch(seq, hit, found, t_ns)
+                return 0
+        if hit < seq.goal - 1:
+            self._pace.prefilled(self._count_to(step))
+        self._holdings.open(seq, match, match.num_blocks)
+        seq.computed = hit
+        if found and below is not None:
+            hit = below.load(seq, hit, found, t_ns)
+        self._join_running(seq, t_ns, hit, seq.preemptions > 0)
+        self._grant(seq, new, step, padding)
+        return new + padding
 
     def _next_waiting(self) -> Sequence | None:
         """Whose turn it is to be admitted, if anybody's."""
         return self._queue.head()
-
-    def _match(self, seq: Sequence) -> Match:
-        """What of the head of the queue is cached; its last token is never taken from there."""
-        if not seq.keys and (self._caching or self.offload is not None):
-            seq.keys = seq.submit.prompt.block_keys(self._block)
-        if not seq.submit.reads_cache:
-            return self.kv.lookup(seq.keys, 0)
-        full = seq.goal // self._block
-        keys = self._holdings.content_keys(seq, full) if seq.base else seq.keys
-        return self.kv.lookup(keys, (seq.goal - 1) // self._block)
-
-    def _awaits_kv(self, seq: Sequence, hit: int, t_ns: SimTime) -> bool:
-        """Whether the prompt of `seq`, with `hit` tokens cached, is to come from elsewhere."""
-        if seq.transfer is None or seq.transfer.sends:
-            return False
-        if has_enough(seq, hit):
-            self._inbound.do_without(seq, t_ns)
-            return False
-        return True
 
     def _count_hit(self, seq: Sequence, hit: int) -> None:
         seq.cached_tokens = hit

@@ -27,7 +27,6 @@ from frontier_mock.serving.schedulers.lanes import Lanes
 from frontier_mock.serving.schedulers.protocol import Step
 from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
-from frontier_mock.serving.schedulers.vllm_remote import Receivers
 from frontier_mock.serving.sequence import WAITING, Sequence
 from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.serving.steps import LANE_BITS, lane_of
@@ -41,7 +40,6 @@ class LanedVllmScheduler(Lanes, VllmScheduler):
         super().__init__(spec, kv, log, worker)
         self.num_lanes = spec.pipeline_stages
         self.depth = self.num_lanes + self._lag
-        self._inbound = Receivers(self._holdings, 2 * self.depth)
         self._lanes = [
             Decodes(spec.block_size, spec.async_scheduling) for _ in range(self.num_lanes)
         ]
