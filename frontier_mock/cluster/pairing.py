@@ -8,6 +8,8 @@ in the order in which their engines tell of them, and moves KV as its style allo
    it alive, as D's heartbeats do. One that fetches the head of its prompt back from D sends none.
    A receiver whose sender is not there, or not done, fails once it has blocks.
 2. push: when both are ready, in either order. With `streams` layer by layer from the first on.
+   deposit: as push, chunk by chunk, to a stand-in (`cluster.deposits`) that is ready at once. The
+   sender is over when all has moved.
 3. room: the sender is not admitted before the receiver has its blocks. It moves chunk by chunk, and
    the sender is over when all has moved.
 4. Either side that waits longer than its patience fails; a side that is aborted tells the other,
@@ -25,6 +27,7 @@ Sources: vLLM 0.33 NIXL and Mooncake connectors (vllm.md section 6), SGLang 0.5.
 from collections.abc import Callable, Sequence
 
 from frontier_mock.cluster.carrying import Carrier
+from frontier_mock.cluster.deposits import depositary, tier_of
 from frontier_mock.cluster.encoding import Encoder, Encoders
 from frontier_mock.cluster.fabric import Fabric, LinkUse
 from frontier_mock.cluster.links import FabricSpec, Topology
@@ -136,6 +139,11 @@ class Pairing:
         if transfer.sends:
             room.sender = seq
             room.arrived_ns = seq.arrived_ns
+            if transfer.style == "deposit":
+                room.receiver = depositary(seq, transfer)
+                room.allocated_ns = t_ns
+                tier = tier_of(self._workers[transfer.target])
+                room.cached_tokens = tier.held_tokens(seq.submit.prompt) if tier else 0
             if transfer.style == "room":
                 self._await(room, transfer, t_ns)
                 if room.allocated_ns >= 0:
@@ -193,6 +201,9 @@ class Pairing:
         """Part of a sender's prompt will exist, and leaves layer by layer until then."""
         room = self._room_of(seq)
         if room is None or room.moving or room.receiver is None or room.allocated_ns < 0:
+            return
+        if transfer_of(seq).style == "deposit":
+            # LMCache sends what a step has computed when it has ended.
             return
         if tokens > room.computed_tokens:
             room.computed_tokens = tokens
@@ -332,6 +343,14 @@ class Pairing:
             room.moving = False
             return
         worker = receiver.worker
+        if transfer_of(receiver).style == "deposit":
+            assert sender is not None
+            tier = tier_of(self._workers[worker])
+            if tier is not None:
+                tier.deposit(receiver.submit.prompt)
+            self._close(room)
+            self._release_later(room, sender, "sent", t_ns)
+            return
         if worker == FAR:
             assert sender is not None
             self._tell(sender, self._sent(room, sender.worker, t_ns), t_ns)
@@ -424,6 +443,8 @@ class Pairing:
     def _fail_receiver(self, room: Room, reason: str, t_ns: SimTime) -> None:
         receiver = room.receiver
         if receiver is None or receiver.state == DONE or receiver.transfer is None:
+            return
+        if receiver.transfer.style == "deposit":
             return
         if receiver.worker == FAR:
             self._tell(room.sender, Over(room.key, room.peer, reason), t_ns)

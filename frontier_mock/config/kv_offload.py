@@ -28,6 +28,9 @@ _LMCACHE_CHUNK_TOKENS: Final = 256
 _LMCACHE_GIB: Final = 5.0
 """LMCache's defaults: chunk_size, and max_local_cpu_size of each rank."""
 
+_PD_BUFFER_BYTES: Final = 1 << 30
+"""pd_buffer_size of LMCache's example (it has no default), of each rank."""
+
 _SPECS: Final = ("CPUOffloadingSpec",)
 
 _MOST: Final = 2.0**60
@@ -35,11 +38,15 @@ _MOST: Final = 2.0**60
 
 @dataclass(frozen=True, slots=True)
 class OffloadArgs:
-    """A tier as the flags ask for it: who keeps it, `cpu_bytes` over all ranks (0: its default)."""
+    """A tier as the flags ask for it: who keeps it, `cpu_bytes` over all ranks (0: its default).
+
+    `receives`: prefill engines fill it, and nobody else (LMCache's receiver).
+    """
 
     connector: str
     cpu_bytes: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    receives: bool = False
 
 
 def read_offload(config: object, size_gib: float | None, backend: str) -> OffloadArgs | None:
@@ -58,6 +65,8 @@ def read_offload(config: object, size_gib: float | None, backend: str) -> Offloa
     if section is None:
         return None
     connector, keys = section
+    if connector == LMCACHE[0] and _role(config) == "kv_consumer":
+        return _checked(OffloadArgs(connector, 0.0, keys, receives=True))
     if connector == NATIVE:
         given: Any = keys.get("cpu_bytes_to_use")
         if not _is_number(given) or not 0 < given <= _MOST:
@@ -91,10 +100,16 @@ def _section(config: object) -> tuple[str, Mapping[str, Any]] | None:
     extra = config.get("kv_connector_extra_config") or {}
     if not isinstance(extra, dict):
         raise ConfigError(f"{_FLAG}: kv_connector_extra_config: {shown(extra)} is not an object")
-    keeps = connector == NATIVE or (
-        connector in LMCACHE and config.get("kv_role", "kv_both") == "kv_both"
+    # LMCache's multi-process connector does not look at the role; the other one's producer keeps
+    # nothing.
+    keeps = connector in (NATIVE, LMCACHE[1]) or (
+        connector == LMCACHE[0] and _role(config) != "kv_producer"
     )
     return (str(connector), extra) if keeps else None
+
+
+def _role(config: object) -> str:
+    return str(config.get("kv_role", "kv_both")) if isinstance(config, dict) else "kv_both"
 
 
 def _connectors(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -157,6 +172,8 @@ def offload_spec(
     load = LaneSpec(cpu.read_bytes_per_s, cpu.latency_s)
     store = LaneSpec(cpu.write_bytes_per_s, cpu.latency_s)
     extra = args.extra
+    if args.receives:
+        return _receiver(args, step, memory, block_size)
     if args.connector != NATIVE:
         per_chunk = _lmcache_blocks(extra, block_size)
         gib = _lmcache_number(extra, "lmcache.max_local_cpu_size", _LMCACHE_GIB)
@@ -192,6 +209,38 @@ def offload_spec(
     )
 
 
+def _receiver(
+    args: OffloadArgs, step: StepSpec, memory: MemoryPlan, block_size: int
+) -> OffloadSpec:
+    """The buffer into which LMCache's senders write; in GPU memory unless it is said otherwise.
+
+    With `skip_last_n_tokens`, without which the proxy's added token hides the last chunk, that
+    chunk counts as well: as far as it fills blocks here.
+    """
+    extra = args.extra
+    per_chunk = _lmcache_blocks(extra, block_size)
+    if _lmcache_number(extra, "skip_last_n_tokens", 0, least=0):
+        per_chunk = 1
+    room = _lmcache_number(extra, "lmcache.pd_buffer_size", _PD_BUFFER_BYTES)
+    cpu = tiers(step.hardware)[0]
+    # Copied from GPU memory to GPU memory: read once and written once.
+    rate = step.hardware.hbm_bytes_per_s / 2
+    if extra.get("lmcache.pd_buffer_device", "cuda") == "cpu":
+        rate = cpu.read_bytes_per_s
+    lane = LaneSpec(rate, cpu.latency_s)
+    return OffloadSpec(
+        args.connector,
+        int(room // (memory.bytes_per_block * per_chunk)),
+        memory.bytes_per_block,
+        lane,
+        lane,
+        blocks_per_chunk=per_chunk,
+        whole_prefix=True,
+        blocking=True,
+        stores=False,
+    )
+
+
 def _native_blocks(extra: Mapping[str, Any], block_size: int) -> int:
     tokens = extra.get("block_size")
     if tokens is None:
@@ -215,8 +264,11 @@ def _lmcache_blocks(extra: Mapping[str, Any], block_size: int) -> int:
     return int(tokens) // block_size
 
 
-def _lmcache_number(extra: Mapping[str, Any], key: str, default: float) -> float:
+def _lmcache_number(
+    extra: Mapping[str, Any], key: str, default: float, least: float = 1e-9
+) -> float:
     value = extra.get(key, default)
-    if not _is_number(value) or not 0 < value <= _MOST:
-        raise ConfigError(f"{_FLAG}: {key}: {shown(value)} is not a number above 0")
+    if not _is_number(value) or not least <= value <= _MOST:
+        bound = "above 0" if least else "from 0 on"
+        raise ConfigError(f"{_FLAG}: {key}: {shown(value)} is not a number {bound}")
     return float(value)

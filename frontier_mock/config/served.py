@@ -8,6 +8,7 @@ from pathlib import Path
 from random import getrandbits
 
 from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.lmcache import with_receivers
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
 from frontier_mock.config.sglang_front import sglang_front
 from frontier_mock.config.tokenizers import load_tokenizer
@@ -60,9 +61,10 @@ def served_models(
             model = replace(model, names=(name,), system_fingerprint=None, sglang=front)
         models.append(model)
     peers = frozenset(model.kv.engine_id for model in models if model.kv is not None)
+    ports = with_receivers([model.kv for model in models], cluster.workers)
     return [
-        model if model.kv is None else replace(model, kv=replace(model.kv, peers=peers))
-        for model in models
+        model if port is None else replace(model, kv=replace(port, peers=peers))
+        for model, port in zip(models, ports, strict=True)
     ]
 
 

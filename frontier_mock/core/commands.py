@@ -9,7 +9,7 @@ AUTO_WORKER = -1
 """`Submit.worker` for "let the cluster's own router choose" (offline runs)."""
 
 
-TRANSFER_STYLES = ("pull", "push", "room")
+TRANSFER_STYLES = ("pull", "push", "room", "deposit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,10 @@ class Transfer:
     keeps its blocks until they have been fetched. Otherwise its prompt's KV comes from the sender
     of the same key. Styles: "pull" (the receiver fetches from a sender that has finished: vLLM's
     NIXL), "push" (both come in either order, and it moves when both are ready: NIXL push, Mooncake,
-    MoRIIO) and "room" (the receiver allocates before the sender computes; prompts move chunk by
-    chunk, and the first token with them: SGLang).
+    MoRIIO), "room" (the receiver allocates before the sender computes; prompts move chunk by
+    chunk, and the first token with them: SGLang) and "deposit" (nobody receives: prompts move chunk
+    by chunk into the tier of the engine `target`, where whoever comes next with such a prompt finds
+    them, and the sender is over when all has moved: LMCache).
 
     `patience_ns` is how long one side waits for the other. With `recompute` a receiver whose
     transfer failed computes the prompt itself; else it ends with reason "error". `streams`: what is
@@ -33,6 +35,7 @@ class Transfer:
     its sender keeps what it has for a receiver of all, and only for `patience_ns` for others.
 
     `peer` is where a receiver finds the process that has its sender; "" if that is this one.
+    `notice` is what a depositing sender's proxy calls the request.
     """
 
     key: str
@@ -45,6 +48,8 @@ class Transfer:
     tokens: int = 0
     threshold: int = 0
     peer: str = ""
+    target: int = -1
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

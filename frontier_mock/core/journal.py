@@ -77,8 +77,10 @@ def _transfer_fields(name: str, transfer: Transfer | None) -> dict[str, object]:
         return {}
     flags = [transfer.sends, transfer.recompute, transfer.streams, transfer.far]
     counts = [transfer.tokens, transfer.threshold]
-    # Few receivers have a peer; journals from before there were any have no such field.
-    peer = [transfer.peer] if transfer.peer else []
+    # Few receivers have a peer, few senders deposit; older journals have no such fields.
+    peer: list[object] = [transfer.peer] if transfer.peer else []
+    if transfer.target >= 0:
+        peer = [transfer.peer, transfer.target, transfer.notice]
     return {name: [transfer.key, transfer.style, transfer.patience_ns, *flags, *counts, *peer]}
 
 
@@ -154,7 +156,9 @@ def _transfer(value: object) -> Transfer | None:
     flags = bool(recompute), bool(streams), bool(far)
     counts = _int(tokens), _int(threshold)
     where = str(peer[0]) if peer else ""
-    return Transfer(str(key), bool(sends), str(style), _int(patience_ns), *flags, *counts, where)
+    target, notice = (_int(peer[1]), str(peer[2])) if len(peer) > 1 else (-1, "")
+    ways = bool(sends), str(style), _int(patience_ns)
+    return Transfer(str(key), *ways, *flags, *counts, where, target, notice)
 
 
 def _control(fields: dict[str, object]) -> Command | None:

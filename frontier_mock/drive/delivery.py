@@ -17,6 +17,7 @@ from frontier_mock.core.events import (
     Finished,
     FirstToken,
     KvReceived,
+    KvReleased,
     KvTold,
     Preempted,
     Rejected,
@@ -68,6 +69,8 @@ class Delivery:
         self.forgot_events = False
         self.on_told: Callable[[KvTold], None] = _untold
         """Called with each word for another process."""
+        self.on_sent: Callable[[Flight], None] = _unnoticed
+        """Called when a sequence somebody waits for has sent all of its prompt."""
         self.flights: dict[int, Flight] = {}
         """Sequences inside the engine that somebody waits for, by rid."""
         self._engine = engine
@@ -176,6 +179,10 @@ class Delivery:
                 self._requests.controlled(event)
             elif isinstance(event, KvTold):
                 self.on_told(event)
+            elif isinstance(event, KvReleased):
+                flight = flights.get(event.rid)
+                if flight is not None and event.reason == "sent":
+                    self.on_sent(flight)
         self._cursor = end
         if end - self._digested >= _EVENTS_BATCH:
             self._digest(end)
@@ -276,3 +283,7 @@ class Delivery:
 
 def _untold(event: KvTold) -> None:
     """No other process is in reach: the patience of the transfer ends it."""
+
+
+def _unnoticed(flight: Flight) -> None:
+    """Nobody wants to know."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.core.commands import Command, Submit
 from frontier_mock.core.journal import to_line
+from frontier_mock.drive.driver import Driver
 from frontier_mock.serve.bootstrap import BootstrapServer, MooncakeRegistry, SglangRooms
 from frontier_mock.serve.clock_routes import Clockwork
 from frontier_mock.serve.halves import Halves
@@ -20,6 +21,7 @@ from frontier_mock.wire.served import ServedModel
 if TYPE_CHECKING:
     from frontier_mock.serve.clock_grpc import GrpcClock
     from frontier_mock.serve.kv_events import KvEvents
+    from frontier_mock.serve.proxy_notices import ProxyNotices
 
 
 def bootstrap_server(
@@ -51,6 +53,22 @@ def kv_publishers(spec: ServeSpec, created_s: float) -> "KvEvents":
             f"kv-events-config: {error}; needs pip install 'frontier-mock[kv-events]'"
         ) from None
     return KvEvents(spec.kv_sources, created_s, spec.host, spec.kv_settle_s)
+
+
+def proxy_notices(spec: ServeSpec, driver: Driver) -> "ProxyNotices | None":
+    """Who tells LMCache's proxies what has come; None without any. Raises ConfigError."""
+    ports = [served.kv for served in spec.served if served.kv is not None]
+    if not any(port.lmcache is not None and port.lmcache.proxy for port in ports):
+        return None
+    try:
+        from frontier_mock.serve.proxy_notices import ProxyNotices
+    except ImportError as error:
+        raise ConfigError(
+            f"lmcache.pd_proxy_port: {error}; needs pip install 'frontier-mock[kv-events]'"
+        ) from None
+    firsts = [worker for worker in spec.cluster.workers if worker.dp_rank == 0]
+    pairs = zip(firsts, spec.served, strict=True)
+    return ProxyNotices(driver, [served for one, served in pairs for _ in range(one.dp_size)])
 
 
 def grpc_clock(clockwork: Clockwork, host: str | None, port: int) -> "GrpcClock":

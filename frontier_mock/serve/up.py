@@ -43,6 +43,7 @@ from frontier_mock.serve.opening import (
     grpc_clock,
     kv_publishers,
     open_journal,
+    proxy_notices,
 )
 from frontier_mock.serve.sglang_app import SglangApp
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
@@ -150,6 +151,7 @@ class ClusterServer:
             self._clock_routes = FollowedClock(self._follower, self.driver)
         servers = zip(self.cluster.servers, spec.served, strict=True)
         self._halves = Halves(self.driver, _parts(servers), self._follower)
+        self._notices = proxy_notices(spec, self.driver)
         self._truth = TruthRoutes(self.cluster, self.driver, self.kv_events)
         self.grpc: GrpcClock | None = None
         if spec.clock_grpc_port is not None:
@@ -303,6 +305,8 @@ class ClusterServer:
         driver.stop()
         if self.kv_events is not None:
             self.kv_events.stop()
+        if self._notices is not None:
+            self._notices.stop()
         self._opened.close()
         self._say_goodbye()
 

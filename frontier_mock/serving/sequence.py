@@ -16,7 +16,7 @@ DONE = 5
 RECEIVING = 6
 """It has blocks for its prompt and is not in the batch: their content is coming, or has come."""
 SENDING = 7
-"""Computed, and not over before another engine has its blocks (SGLang)."""
+"""Computed, and not over before another engine has its blocks (SGLang, LMCache)."""
 
 
 class Sequence:

@@ -13,6 +13,13 @@ from frontier_mock.core.commands import Transfer
 from frontier_mock.simtime import NS_PER_S
 from frontier_mock.wire.fields import Fields
 from frontier_mock.wire.generation import COMPLETION, Generation, Outcome, SequencePlan
+from frontier_mock.wire.lmcache import (
+    IN_PROCESS,
+    MULTI_PROCESS,
+    NothingTold,
+    Sender,
+    with_deposit,
+)
 from frontier_mock.wire.tokenizer import Json
 
 _SUFFIX_DIGITS = 8
@@ -54,6 +61,8 @@ class KvPort:
     """What one descriptor moves: a block's share of one layer."""
     bootstrap_port: int | None = None
     """Where Mooncake's bootstrap service listens; 0 is any free port."""
+    lmcache: Sender | None = None
+    """Set if this is a prefill server of LMCache's."""
 
 
 class FinishedPrompt:
@@ -115,6 +124,11 @@ def with_transfer(
     if port is None or not isinstance(params, dict):
         return generation
     own_id = _own_id(generation, new_id()[-_SUFFIX_DIGITS:])
+    if port.connector == MULTI_PROCESS:
+        return generation._replace(handed_over=NothingTold())
+    if port.connector == IN_PROCESS:
+        key = _key(port.engine_id, own_id)
+        return with_deposit(generation, params, port.lmcache, key, port.patience_ns)
     if params.get("do_remote_prefill"):
         return _receiving(generation, params, headers, port, own_id)
     if params.get("do_remote_decode"):

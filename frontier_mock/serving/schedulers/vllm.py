@@ -40,6 +40,7 @@ from frontier_mock.serving.sequence import (
     FRONTEND,
     PREFILL,
     RECEIVING,
+    SENDING,
     WAITING,
     Sequence,
 )
@@ -173,6 +174,7 @@ class VllmScheduler:
 
     def _release(self, seq: Sequence, finished: bool = False) -> None:
         """Forget a sequence for good and free what it holds."""
+        sending = False
         if seq.counted:
             self._lane_of(seq).uncount(seq)
         if seq.state == PREFILL:
@@ -183,11 +185,12 @@ class VllmScheduler:
                 decodes = self._lane_of(seq)
                 known = max(decodes.known_at_end(seq), seq.goal)
                 self._holdings.pin(seq, decodes.slots(seq, decodes.decided), known)
+                sending = seq.transfer.style == "deposit"
             else:
                 self._free(seq, finished)
         if seq.submit.media:
             self.encoder.drop(seq)
-        seq.state = DONE
+        seq.state = SENDING if sending else DONE
         self.blocked = False
 
     def abort(self, seq: Sequence, step: int) -> bool:

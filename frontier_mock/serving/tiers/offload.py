@@ -23,7 +23,7 @@ Source: vLLM 0.33.0, kv_connector/v1/offloading/scheduler.py and v1/kv_offload/c
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from frontier_mock.core.prompt import KEY_BYTES
+from frontier_mock.core.prompt import KEY_BYTES, Prompt
 from frontier_mock.serving.sequence import Sequence
 from frontier_mock.serving.tiers.arc import ArcPool
 from frontier_mock.serving.tiers.chunks import OfferCounts, chunk_keys
@@ -178,7 +178,7 @@ class Offload:
 
     def _offer(self, seq: Sequence, tokens: int) -> Transfer | None:
         use = self._uses.get(seq.rid)
-        if use is None:
+        if use is None or not self.spec.stores:
             return None
         if self.spec.offload_prompt_only:
             tokens = min(tokens, seq.prompt_tokens)
@@ -224,6 +224,32 @@ class Offload:
             self._book(transfer, t_ns)
         use = self._uses.pop(seq.rid)
         self.pool.finish(use.keys, use.access)
+
+    # What others deposit ---------------------------------------------------------------------
+
+    def held_tokens(self, prompt: Prompt) -> int:
+        """How much of a prompt, from its first token on, is here."""
+        keys = self._prompt_keys(prompt)
+        return self.pool.reach(keys, 0, len(keys) // KEY_BYTES).chunks * self._chunk
+
+    def deposit(self, prompt: Prompt) -> None:
+        """All of a prompt has come from another engine: keep its full chunks."""
+        keys = self._prompt_keys(prompt)
+        access, transfer = Access(), Transfer(keys, (), 0)
+        chunks = len(keys) // KEY_BYTES
+        new = self.pool.offer(keys, 0, chunks, access, transfer) if chunks else []
+        if new is None:
+            self.failed_chunks += chunks
+        elif new:
+            transfer.ranges = tuple(new)
+            self.num_stores += 1
+            size = self.spec.blocks_per_chunk * self.spec.block_bytes
+            self._stores.num_bytes += size * sum(end - begin for begin, end in new)
+            self.pool.stored(transfer)
+        self.pool.finish(keys, access)
+
+    def _prompt_keys(self, prompt: Prompt) -> bytes:
+        return chunk_keys(prompt.block_keys(self._block_tokens), self.spec.blocks_per_chunk)
 
     def forget_all(self, t_ns: SimTime) -> None:
         """Forget all that is stored. What is being loaded still comes; who waits may ask again."""

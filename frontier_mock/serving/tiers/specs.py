@@ -37,6 +37,8 @@ class OffloadSpec:
     """Whether only prompts count that are there from their first token on (LMCache)."""
     blocking: bool = False
     """Whether loads are part of the step that admits (LMCacheConnectorV1)."""
+    stores: bool = True
+    """Whether the engine stores what it computes; else others deposit here (LMCache's receiver)."""
 
 
 @dataclass(frozen=True, slots=True)
