@@ -22,8 +22,9 @@ from frontier_mock.core.events import (
     prefill_leg,
 )
 from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec, SglangSchedulerSpec
+from frontier_mock.serving.speculation import SpeculationSpec
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S
-from tests.engine import LinearRankCost, prompt, step_spec
+from tests.engine import DraftedLinearCost, LinearRankCost, prompt, step_spec
 
 VLLM = SchedulerSpec(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=256, num_blocks=64)
 SGLANG = SglangSchedulerSpec(
@@ -68,7 +69,9 @@ def pools(
     spec = ClusterSpec(
         specs, "round_robin", 0, single_step, fabric=fabric or FabricSpec(gpus_per_node=1)
     )
-    return build_cluster(spec, [LinearRankCost() for _ in specs])
+    drafts = any(engine.scheduler.speculation is not None for engine in specs)
+    cost = DraftedLinearCost if drafts else LinearRankCost
+    return build_cluster(spec, [cost() for _ in specs])
 
 
 def finish(cluster: Cluster) -> None:
@@ -338,4 +341,17 @@ def test_only_a_receiver_of_a_whole_prompt_keeps_the_lease_alive(tokens: int, re
     (released,) = [e for e in cluster.log.events if isinstance(e, KvReleased)]
     assert released.reason == reason
     assert len(of(cluster.log.events, KvReceived)) == (reason == "sent")
+    check_rest(cluster)
+
+
+def test_drafts_of_a_prompt_that_came_wait_for_blocks_of_their_own() -> None:
+    # Two prompts fill the cache; the slots of the drafts behind them do not fit as well.
+    drafts = SpeculationSpec(3, (0.5, 0.5, 0.5), lookahead=3)
+    cluster = pools(prefill=2, decode_scheduler=replace(VLLM, num_blocks=16, speculation=drafts))
+    for content in range(2):
+        cluster.feed(0, Submit(prompt(128, content, 16), 20, 20))
+    finish(cluster)
+    ends = [e for e in of(cluster.log.events, Finished) if e.rid >= 0]
+    assert [(e.reason, e.output_tokens) for e in ends] == [("length", 20)] * 2
+    assert cluster.workers[2].scheduler.preemptions == 0
     check_rest(cluster)

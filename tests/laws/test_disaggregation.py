@@ -16,6 +16,7 @@ from frontier_mock.serving.specs import AnySchedulerSpec
 from tests.cluster.test_pairing import check_rest, pools
 from tests.laws import test_macro_steps as vllm
 from tests.laws import test_sglang_macro_steps as sglang
+from tests.laws.test_drafted_macro_steps import drafted_schedulers, drafted_sglang, token_times
 
 STYLES = {"vllm": ("pull", "push"), "sglang": ("room",)}
 
@@ -65,7 +66,11 @@ def legs(draw: st.DrawFn, command: Submit, number: int, style: str) -> list[tupl
 @given(st.data())
 def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(["vllm", "sglang"]))
-    of_family = vllm.schedulers() if family == "vllm" else sglang.schedulers()
+    drafts = data.draw(st.booleans())
+    if family == "vllm":
+        of_family = drafted_schedulers() if drafts else vllm.schedulers()
+    else:
+        of_family = drafted_sglang() if drafts else sglang.schedulers()
     scheduler: AnySchedulerSpec = data.draw(of_family)
     style = data.draw(st.sampled_from(STYLES[family]))
     timed: list[tuple[int, Command]] = []
@@ -103,11 +108,9 @@ def test_macro_steps_and_single_steps_give_the_same_log(data: st.DataObject) -> 
     vllm.play(macro, timed)
     vllm.play(single, timed, check=True)
     assert macro.log.events == single.log.events
-    for event in macro.log.events:
-        if isinstance(event, Finished):
-            times = macro.workers[event.worker].timeline.token_times_ns(event.spans)
-            other = single.workers[event.worker].timeline.token_times_ns(event.spans)
-            assert np.array_equal(times, other)
+    theirs = token_times(single)
+    for rid, times in token_times(macro).items():
+        assert np.array_equal(times, theirs[rid])
     for left, right in zip(macro.workers, single.workers, strict=True):
         assert left.gauges(macro.now_ns) == right.gauges(single.now_ns)
     ended = [e.rid for e in macro.log.events if isinstance(e, Finished | Rejected)]

@@ -16,6 +16,7 @@ from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpe
 from tests.engine import toy_cluster
 from tests.laws import test_macro_steps as vllm
 from tests.laws import test_sglang_macro_steps as sglang
+from tests.laws.test_drafted_macro_steps import drafted_schedulers, drafted_sglang
 
 
 @st.composite
@@ -45,7 +46,8 @@ def offload_of(cluster: Cluster) -> Offload:
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_tiers_keep_every_law(data: st.DataObject) -> None:
-    spec = replace(data.draw(vllm.schedulers()), offload=data.draw(offloads()))
+    plain = data.draw(st.one_of(vllm.schedulers(), drafted_schedulers()))
+    spec = replace(plain, offload=data.draw(offloads()))
     controls = data.draw(st.booleans())
     timed = data.draw(vllm.commands(spec.block_size, controls=controls))
     frontend_s = data.draw(st.sampled_from([0.0, 0.0004]))
@@ -84,7 +86,7 @@ def host_tiers(draw: st.DrawFn) -> HostTierSpec:
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_host_tiers_keep_every_law(data: st.DataObject) -> None:
-    plain = data.draw(sglang.schedulers())
+    plain = data.draw(st.one_of(sglang.schedulers(), drafted_sglang()))
     spec = replace(plain, enable_radix_cache=True, host_tier=data.draw(host_tiers()))
     controls = data.draw(st.booleans())
     timed = data.draw(vllm.commands(spec.page_size, controls=controls))

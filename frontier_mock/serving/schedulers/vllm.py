@@ -262,13 +262,16 @@ class VllmScheduler:
     def _resume(self, step: int, t_ns: SimTime, most: int) -> int:
         """What did not come of the first prompt that is ready is computed: at least its last token.
 
-        Returns how many tokens of it are, at most `most`, in this step.
+        Returns how many tokens of it are, at most `most`, in this step; 0 if it has to wait for
+        blocks beyond those of its prompt, which drafts need.
         """
         seq = self._inbound.ready[0]
         new = min(seq.goal - seq.computed, most)
         padding = self._padding(seq.goal, seq.computed, step)
         if padding >= most:
             return most + 1
+        if self._holdings.missing(seq, seq.computed + new + padding) > self.kv.num_free:
+            return 0
         self._inbound.pop_ready()
         resumed = seq.preemptions > 0
         self._join_running(seq, t_ns, seq.computed if resumed else seq.cached_tokens, resumed)
@@ -516,7 +519,10 @@ class VllmScheduler:
         while budget > extra and len(self.running) < self._max_running:
             left = budget - extra
             if self._inbound.ready:
-                budget -= self._resume(step, t_ns, min(cap, left)) + extra
+                tokens = self._resume(step, t_ns, min(cap, left))
+                if not tokens:
+                    return False
+                budget -= tokens + extra
                 continue
             seq = self._next_waiting()
             if seq is None:

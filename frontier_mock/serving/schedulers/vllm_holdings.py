@@ -43,10 +43,14 @@ class Holdings:
 
     def widen(self, seq: Sequence, tokens: int) -> None:
         """Give `seq` blocks for its first `tokens` tokens."""
-        held = self.blocks_for(tokens)
-        if held > seq.held_blocks:
-            self._kv.take(held - seq.held_blocks)
-            seq.held_blocks = held
+        more = self.missing(seq, tokens)
+        if more > 0:
+            self._kv.take(more)
+            seq.held_blocks += more
+
+    def missing(self, seq: Sequence, tokens: int) -> int:
+        """Blocks that `seq` lacks for its first `tokens` tokens; below 0 if it has more."""
+        return self.blocks_for(tokens) - seq.held_blocks
 
     def commit(self, seq: Sequence, tokens: int) -> None:
         """The first `tokens` tokens of `seq` are computed: cache their full blocks."""

@@ -96,7 +96,7 @@ class Offers:
             new = cap
         whole = -(-goal // self._block)
         if self._awaits_kv(seq, hit, t_ns):
-            if not self._fits(match, whole):
+            if not self._fits(match, whole + self._kept_free()):
                 return _no_room(new, left)
             return Offer(match, hit, remote=True)
         # A prompt with but one token left to compute is no prefill to this rule.
@@ -130,7 +130,9 @@ class Offers:
             new = min(new, max(1, seq.goal - hit - found))
             whole = -(-seq.goal // self._block)
             tokens = min(hit + found + new, seq.goal)
-            blocks = self._blocks_of(whole, tokens) if below.in_step else whole
+            blocks = self._blocks_of(whole, tokens)
+            if not below.in_step:
+                blocks = whole + self._kept_free()
             if not self._fits(match, blocks):
                 return _no_room(new, left)
         if seq.submit.media:
@@ -144,6 +146,22 @@ class Offers:
         """Blocks there have to be for a prompt of `whole` blocks, now its first `tokens` tokens."""
         blocks = self._holdings.blocks_for(tokens)
         return max(blocks, whole) if self._spec.reserve_full_isl else blocks
+
+    def _kept_free(self) -> int:
+        """Blocks that a prompt may not take which will hold its own without computing anything.
+
+        With drafts the first step after that needs more, and what cannot have them cannot run. (An
+        engine at rest keeps none free, where vLLM would let a prompt of the whole cache starve.)
+        """
+        drafts = self._spec.speculation
+        if drafts is None or not (self._running or len(self._inbound)):
+            return 0
+        tokens = 1 + drafts.num_drafts + drafts.lookahead
+        others = sum(
+            max(0, -(-(seq.goal + tokens) // self._block) - seq.held_blocks)
+            for seq in self._inbound.waiting()
+        )
+        return -(-tokens // self._block) + others
 
     def _fits(self, match: Match, blocks: int) -> bool:
         """Whether there are `blocks` blocks for a prompt, those that `match` has found included."""

@@ -12,6 +12,7 @@ finished); specs/vllm.md section 6.
 """
 
 from collections import deque
+from collections.abc import Iterable
 
 from frontier_mock.serving.remote_kv import Exchange
 from frontier_mock.serving.schedulers.vllm_holdings import Holdings
@@ -52,6 +53,10 @@ class Receivers:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def waiting(self) -> Iterable[Sequence]:
+        """All of them."""
+        return self._all.values()
 
     def add(self, seq: Sequence, hit: int, t_ns: SimTime) -> None:
         """Take aside `seq`, which has its blocks, of which `hit` tokens are cached."""
