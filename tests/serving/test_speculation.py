@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontier_mock.core.commands import Submit
-from frontier_mock.core.events import Drafted, Finished
-from frontier_mock.serving.specs import SchedulerSpec
+from frontier_mock.core.events import Drafted, Finished, Preempted
+from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
 from frontier_mock.serving.speculation import (
     SpeculationSpec,
     Stretch,
@@ -135,3 +135,26 @@ def test_without_acceptance_every_step_brings_one_token() -> None:
     assert drafted.bursts == bytes([1] * 5)
     assert drafted.accepted_steps == (4, 0, 0)
     assert len(set(times)) == len(times) == 5
+
+
+def test_a_retracted_sequence_does_not_end_where_it_would_have() -> None:
+    # Sequence 1 is retracted with one token to go, and computed again beside the tick that would
+    # have been its last: it ends with that prefill.
+    drafts = SpeculationSpec(1, (0.5,), seed=3, reserve=128, width=8)
+    scheduler = SglangSchedulerSpec(
+        max_running_requests=8,
+        context_length=64,
+        num_pages=221,
+        chunked_prefill_size=-1,
+        schedule_conservativeness=0.3,
+        speculation=drafts,
+    )
+    cluster = toy_cluster(scheduler)
+    for content, (length, output, cap) in enumerate([(11, 7, 10), (38, 2, 5), (34, 1, 1)]):
+        cluster.feed(0, Submit(prompt(length, content, 1), output, cap, "stop"))
+    while (due := cluster.next_time()) is not None:
+        cluster.advance_to(due)
+    assert any(isinstance(e, Preempted) and e.rid == 1 for e in cluster.log.events)
+    ends = [(e.rid, e.output_tokens) for e in cluster.log.events if isinstance(e, Finished)]
+    assert sorted(ends) == [(0, 7), (1, 2), (2, 1)]
+    cluster.workers[0].kv.check()

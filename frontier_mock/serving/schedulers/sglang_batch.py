@@ -129,7 +129,8 @@ class RunningBatch(DecodeSet):
         ends = self.ends
         while ends:
             step, _, _, seq = ends[0]
-            if seq.finish_step == step and seq.state == DECODE:
+            # What ended in a tick before it was retracted may now end with the prefill before it.
+            if seq.finish_step == step >= seq.first_step and seq.state == DECODE:
                 return step
             heappop(ends)
         return None
