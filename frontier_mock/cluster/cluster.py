@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontier_mock.cluster.admission import limited, refusal
-from frontier_mock.cluster.encoding import Encoder
+from frontier_mock.cluster.encoding import Encoder, read_stored
 from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
@@ -177,7 +177,11 @@ class Cluster:
         self.now_ns = t_ns
 
     def _encodes_first(self, seq: Sequence, t_ns: SimTime) -> bool:
-        """Whether a sequence waits for encoders elsewhere."""
+        """Whether a sequence waits for encoders elsewhere, or for embeddings in a store."""
+        if any(item.stored for item in seq.submit.media):
+            took_ns = read_stored(seq, self.spec.workers[seq.worker].step)
+            self._calendar.deliver_at(t_ns + took_ns, seq.rid)
+            return True
         pairing = self.pairing
         if pairing is None or pairing.encoders is None or not pairing.encoders.takes(seq, t_ns):
             return False

@@ -11,6 +11,9 @@ Theory of operation.
    engine. When all of a sequence's images are there the engine gets it, with nothing to encode.
 4. What an encoder has accepted it encodes, whoever is gone since.
 
+Where servers share embeddings through a store (vLLM's ECExampleConnector), their front ends know
+what is in it (`Media.stored`), and all that happens here is that it is read.
+
 Sources: vLLM 0.33 (`--ec-transfer-config`), SGLang 0.5.23 (disaggregation/encoder).
 """
 
@@ -23,9 +26,10 @@ from frontier_mock.cluster.carrying import Carrier
 from frontier_mock.core.commands import Media
 from frontier_mock.core.events import EventLog, MediaReceived
 from frontier_mock.cost.protocol import EncodingCost
+from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.sequence import DONE
 from frontier_mock.serving.sequence import Sequence as Seq
-from frontier_mock.simtime import SimTime
+from frontier_mock.simtime import SimTime, from_seconds
 
 _REMEMBERED_BYTES: Final = 4096 << 20
 """SGLANG_VLM_CACHE_SIZE_MB's default (SGLang 0.5.23, disaggregation/encoder/server.py)."""
@@ -89,6 +93,22 @@ class _Waiting:
         self.asked_ns = asked_ns
         self.encoded_ns = asked_ns
         self.num_bytes = 0
+
+
+def read_stored(seq: Seq, step: StepSpec) -> SimTime:
+    """Take a sequence's embeddings out of the store they are in; how long that takes, at least 1.
+
+    Over PCIe: the store is files, which whoever has just written them left in the host's memory.
+    That is an inference.
+    """
+    vision = step.model.vision
+    assert vision is not None
+    media = seq.submit.media
+    sizes = {
+        item.key: item.tokens * vision.out_size * _NUMBER_BYTES for item in media if item.stored
+    }
+    seq.submit = replace(seq.submit, media=tuple([replace(item, stored=False) for item in media]))
+    return 1 + from_seconds(sum(sizes.values()) / step.hardware.pcie_bytes_per_s)
 
 
 class Encoders:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.specs import ClusterSpec
 from frontier_mock.config.afd import AfdArgs
+from frontier_mock.config.ec_transfer import ec_transfer_of
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.kv_offload import OffloadArgs
 from frontier_mock.config.kv_transfer import KvTransferArgs
@@ -145,6 +146,8 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
         values["afd"] = AfdArgs(**values["afd"])
     if values.get("kv_transfer_config") is not None:
         values["kv_transfer_config"] = KvTransferArgs(**values["kv_transfer_config"])
+    if values.get("ec_transfer_config") is not None:
+        values["ec_transfer_config"] = ec_transfer_of(values["ec_transfer_config"])
     for key in ("speculative_config", "drafts"):
         if values.get(key) is not None:
             values[key] = drafts_of(values[key])

@@ -40,6 +40,7 @@ from frontier_mock.cost.afd.spec import AfdSpec
 from frontier_mock.cost.afd.step import build_afd_cost
 from frontier_mock.cost.cuda_graphs import default_capture_sizes, widened
 from frontier_mock.cost.drafted import build_drafted_cost
+from frontier_mock.cost.encoding import EncodingOnly
 from frontier_mock.cost.memory import MemoryPlan, OutOfMemory, plan_kv_cache
 from frontier_mock.cost.protocol import StepCost
 from frontier_mock.cost.specs import (
@@ -300,6 +301,8 @@ def resolve_worker(
     )
     step = StepSpec(hardware, model, parallel, precision, engine, use_async, graphs, routing, lora)
     step = replace(step, draft=draft)
+    if args.ec_transfer_config is not None and args.ec_transfer_config.encodes_only:
+        step, scheduler = _encoding_only(step, scheduler)
     below = offload_spec(args.kv_offload, step, memory, scheduler.block_size)
     scheduler = replace(scheduler, offload=below)
     ffn = None if afd is None else ffn_memory(step, afd, max_num_batched_tokens, utilization)
@@ -318,6 +321,17 @@ def resolve_worker(
         connector=None if transfer is None else transfer.spec(),
     )
     return ResolvedWorker(spec, args, memory, ffn_memory=ffn)
+
+
+def _encoding_only(step: StepSpec, scheduler: SchedulerSpec) -> tuple[StepSpec, SchedulerSpec]:
+    """An engine that produces embeddings: it has no KV cache to find prompts in."""
+    where = "argument --ec-transfer-config: ec_producer"
+    if step.model.vision is None:
+        raise ConfigError(f"{where}: {step.model.name} has no encoder")
+    if step.draft is not None or step.parallel.pp > 1 or step.parallel.dp > 1:
+        raise ConfigError(f"{where}: not with drafts, pipeline stages or data-parallel experts")
+    scheduler = replace(scheduler, enable_prefix_caching=False, enable_kv_cache_events=False)
+    return replace(step, encodes_only=True), scheduler
 
 
 def ffn_memory(step: StepSpec, afd: AfdSpec, rank_tokens: int, utilization: float) -> FfnMemory:
@@ -467,7 +481,8 @@ def _build_cost(step: StepSpec, afd: AfdSpec | None) -> StepCost:
             return build_drafted_cost(step, tables)
         if step.parallel.pp > 1:
             return build_staged_cost(step, tables)
-        return build_step_cost(step, tables)
+        cost = build_step_cost(step, tables)
+        return EncodingOnly(cost) if step.encodes_only else cost
     except ValueError as error:
         raise ConfigError(f"{step.model.name} on {step.hardware.name}: {error}") from None
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from random import getrandbits
 
+from frontier_mock.config.ec_transfer import embedding_port
 from frontier_mock.config.errors import ConfigError
 from frontier_mock.config.lmcache import with_receivers
 from frontier_mock.config.resolve import ResolvedCluster, ResolvedWorker
@@ -19,6 +20,7 @@ from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.compat import OLD_METRIC_NAMES
 from frontier_mock.wire.deployment import Deployment
+from frontier_mock.wire.embeddings import EmbeddingStore
 from frontier_mock.wire.eos import EosModel
 from frontier_mock.wire.kv_transfer import KvPort
 from frontier_mock.wire.media import MediaPort
@@ -41,6 +43,7 @@ def served_models(
     tokenizers: dict[str | None, Tokenizer] = {}
     rings: dict[tuple[str | None, int], TextRing] = {}
     models: list[ServedModel] = []
+    stores: dict[str, EmbeddingStore] = {}
     for worker in cluster.workers:
         source = tokenizer_source(worker.args)
         if source not in tokenizers:
@@ -49,7 +52,7 @@ def served_models(
         key = (source, worker.spec.scheduler.block_size)
         if key not in rings:
             rings[key] = _ring(tokenizer, key[1])
-        model = _served(worker, tokenizer, rings[key], eos, environment)
+        model = _served(worker, tokenizer, rings[key], eos, environment, stores)
         model = replace(
             model,
             kv=_kv_port(worker, len(models), environment),
@@ -121,6 +124,7 @@ def _served(
     ring: TextRing,
     eos: EosModel | None,
     environment: Mapping[str, str],
+    stores: dict[str, EmbeddingStore],
 ) -> ServedModel:
     args = worker.args
     limit = _limit_reader(environment)
@@ -153,7 +157,11 @@ def _served(
         structured_backend=args.structured_outputs_backend,
         deployment=_deployment(worker),
         adapters=dict(_adapter(text) for text in args.lora_modules),
-        media=None if vision is None else MediaPort(vision, args.max_images),
+        media=None
+        if vision is None
+        else MediaPort(
+            vision, args.max_images, embeddings=embedding_port(args.ec_transfer_config, stores)
+        ),
     )
 
 

@@ -244,7 +244,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --diffusion-config -dc | json | - |
 --kv-transfer-config | json | - | prefill/decode disaggregation (docs/tutorial-disaggregation.md)
 --kv-events-config | json | - | publishes what the KV cache stores and forgets (docs/kv-events.md)
---ec-transfer-config | json | - |
+--ec-transfer-config | json | - | ECExampleConnector (docs/tutorial-images.md)
 --ec-manager-config | json | - |
 --compilation-config -cc | json | - | its cudagraph keys are read
 --attention-config -ac | json | - |

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from frontier_mock.config.afd import AfdArgs, afd_of_plugin, on_hardware
+from frontier_mock.config.ec_transfer import EcTransferArgs, read_ec_transfer
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
 from frontier_mock.config.kv_events import read_kv_events
@@ -153,6 +154,7 @@ class VllmArgs:
     disable_access_log_for_endpoints: str | None = None
     kv_offload: OffloadArgs | None = None
     max_images: int = 999
+    ec_transfer_config: EcTransferArgs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,7 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values["speculative_config"] = read_speculative(given)
     transfer = given.get("kv_transfer_config")
     values["kv_transfer_config"] = read_kv_transfer(transfer_section(transfer))
+    values["ec_transfer_config"] = read_ec_transfer(given.get("ec_transfer_config"))
     backend = given.get("kv_offloading_backend") or "native"
     values["kv_offload"] = read_offload(transfer, given.get("kv_offloading_size"), backend)
     thresholds = (

@@ -57,13 +57,14 @@ class Media:
     """An image in a prompt: `tokens` of it from token `start` on.
 
     It is `patches` to the model's encoder, 0 if it has been encoded already; `key` is equal for
-    equal images.
+    equal images. The embedding of one that is `stored` is read before the prompt is computed.
     """
 
     key: int
     start: int
     tokens: int
     patches: int
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

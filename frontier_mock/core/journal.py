@@ -55,7 +55,7 @@ def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
     if not command.reads_cache:
         rare["reads_cache"] = False
     if command.media:
-        rare["media"] = [[one.key, one.start, one.tokens, one.patches] for one in command.media]
+        rare["media"] = [_media_line(one) for one in command.media]
     return json.dumps(
         {
             "t": stamp_ns,
@@ -139,10 +139,19 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
     )
 
 
+def _media_line(one: Media) -> list[int]:
+    line = [one.key, one.start, one.tokens, one.patches]
+    return [*line, 1] if one.stored else line
+
+
 def _media(value: object) -> tuple[Media, ...]:
     if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
         raise ValueError("media must be a list of lists")
-    return tuple([Media(*[_int(number) for number in one]) for one in value])
+    return tuple([_item(*map(_int, one)) for one in value])
+
+
+def _item(key: int, start: int, tokens: int, patches: int, stored: int = 0) -> Media:
+    return Media(key, start, tokens, patches, bool(stored))
 
 
 def _transfer(value: object) -> Transfer | None:

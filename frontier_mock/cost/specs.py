@@ -281,7 +281,8 @@ class StepSpec:
 
     `cudagraph_sizes` are the captured batch sizes in ascending order, empty for eager mode.
     `prompt_graph_sizes` are those of steps with prompt chunks in them where these have graphs of
-    their own (SGLang), None where one set serves both (vLLM).
+    their own (SGLang), None where one set serves both (vLLM). With `encodes_only` the engine runs
+    the image encoder and no language model.
     """
 
     hardware: HardwareSpec
@@ -296,3 +297,4 @@ class StepSpec:
     sampling: SamplingSpec = SamplingSpec()
     prompt_graph_sizes: tuple[int, ...] | None = None
     draft: DraftSpec | None = None
+    encodes_only: bool = False

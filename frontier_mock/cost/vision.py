@@ -54,9 +54,14 @@ def image_shape(vision: VisionSpec, width: int, height: int) -> ImageShape:
     ratio = max(width, height) / min(width, height)
     if ratio > _MAX_RATIO:
         raise ValueError(f"absolute aspect ratio must be smaller than {_MAX_RATIO}, got {ratio}")
+    high, wide = image_grid(vision, width, height)
+    return ImageShape(high * wide, high * wide // merged)
+
+
+def image_grid(vision: VisionSpec, width: int, height: int) -> tuple[int, int]:
+    """Patches in a column and in a row of an image of so many pixels, to Qwen's processor."""
     high, wide = _resized(vision, height, width)
-    patches = (high // vision.patch_size) * (wide // vision.patch_size)
-    return ImageShape(patches, patches // merged)
+    return high // vision.patch_size, wide // vision.patch_size
 
 
 def _resized(vision: VisionSpec, height: int, width: int) -> tuple[int, int]:

@@ -260,8 +260,11 @@ def _outcome(
         if generation.weight_versions:
             whole = ((versions.current, 0, flight.output_tokens),)
             spans = tuple(WeightSpan(*s) for s in made_by or whole if s[1] < s[2])
+    if generation.is_silent:
+        reason = "stop" if reason == "length" else reason
+        spans = () if spans else spans
     return generation.sequences[flight.position].outcome(
-        flight.output_tokens,
+        0 if generation.is_silent else flight.output_tokens,
         reason,
         flight.cached_tokens,
         ticket.arrival_ns,

@@ -42,7 +42,7 @@ from frontier_mock.wire.errors import (
     unauthorized_body,
     wrong_content_type,
 )
-from frontier_mock.wire.generation import MESSAGES, Generation
+from frontier_mock.wire.generation import MESSAGES, Generation, Outcome
 from frontier_mock.wire.inference import parse_inference
 from frontier_mock.wire.models import models_body
 from frontier_mock.wire.request_log import received_lines
@@ -275,12 +275,23 @@ class VllmApp:
         return None
 
     def _subscriber(self, generation: Generation, exchange: Exchange) -> Subscriber:
-        if not generation.stream:
-            return Whole(generation, exchange, self._versions)
+        subscriber: Whole | Stream
         interval_s = self._settings.sse_keep_alive_interval_s
-        if interval_s > 0:
-            return KeptAlive(generation, exchange, self._versions, interval_s)
-        return Stream(generation, exchange, self._versions)
+        if not generation.stream:
+            subscriber = Whole(generation, exchange, self._versions)
+        elif interval_s > 0:
+            subscriber = KeptAlive(generation, exchange, self._versions, interval_s)
+        else:
+            subscriber = Stream(generation, exchange, self._versions)
+        encoded = generation.encoded
+        if encoded is not None:
+
+            def kept(outcomes: Sequence[Outcome], created_s: int) -> None:
+                if outcomes:
+                    encoded.keep()
+
+            subscriber.kept = kept
+        return subscriber
 
     # The rest
 

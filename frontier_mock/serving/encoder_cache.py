@@ -66,7 +66,8 @@ class EncoderCache:
                 continue
             if item.tokens > self._left or not self._has_room(item.tokens):
                 return max(0, item.start - past)
-            self._left -= item.tokens
+            if item.patches:
+                self._left -= item.tokens
             self._planned[item.key] = item.tokens
         return new
 

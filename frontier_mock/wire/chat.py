@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from frontier_mock.core.commands import Media
 from frontier_mock.wire import sampling
+from frontier_mock.wire.embeddings import Encoded, encoded
 from frontier_mock.wire.errors import ApiError, invalid, not_implemented
 from frontier_mock.wire.fields import (
     Fields,
@@ -285,6 +286,8 @@ def _plan(
     else:
         ids = encode_prompt(text, extras.add_special_tokens, limits, served)
     max_tokens = effective_max_tokens(asked, len(ids), served)
+    if album.encodes_only:
+        max_tokens = min(max_tokens, 1)
     n = extras.n
     sampling.check_sampling(fields, n, max_tokens, served)
     rank = data_parallel_rank(headers, served)
@@ -345,8 +348,17 @@ def _plan(
         actor=actor_of(raw.get("metadata")),
         data_parallel_rank=rank,
         weight_versions=flag_field(fields, "return_weight_versions"),
+        encoded=_encoded(album),
     )
     return with_transfer(generation, fields, headers, served.kv, served.new_id)
+
+
+def _encoded(album: Album) -> Encoded | None:
+    """What the answer says of images that other servers may want."""
+    port = album.port
+    if port is None or port.embeddings is None or not port.embeddings.produces:
+        return None
+    return encoded(album.images, port.vision, port.embeddings)
 
 
 class _Forced(NamedTuple):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from frontier_mock.core.commands import Submit
+from frontier_mock.wire.embeddings import Encoded
 from frontier_mock.wire.response_store import Record
 from frontier_mock.wire.text import SyntheticText
 from frontier_mock.wire.tokenizer import Json, TokenIds, Tokenizer
@@ -144,8 +145,9 @@ class Generation(NamedTuple):
     produces one token that nobody sees. `actor` is the lease holder named in the body's metadata,
     `data_parallel_rank` the rank pinned by header, -1 if none. `output_mode` is what the inference
     route shows, and `detail` what the answer of another dialect repeats of the request.
-    `handed_over` is what the answer says of a prompt that is to be decoded elsewhere. `record` is
-    what a server that keeps responses keeps of the request.
+    `handed_over` is what the answer says of a prompt that is to be decoded elsewhere, `encoded`
+    what it says of images that are encoded for others. `record` is what a server that keeps
+    responses keeps of the request.
     """
 
     id: str
@@ -176,7 +178,13 @@ class Generation(NamedTuple):
     output_mode: str = "tokens"
     detail: Json = None
     handed_over: HandedOver | None = None
+    encoded: Encoded | None = None
     record: Record | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the engine only encodes: the token that ends a prompt is one nobody sees."""
+        return self.encoded is not None and self.encoded.port.encodes_only
 
     @property
     def submits(self) -> list[Submit]:

@@ -15,6 +15,7 @@ import numpy as np
 from frontier_mock.core.commands import Media
 from frontier_mock.cost.specs import VisionSpec
 from frontier_mock.cost.vision import image_shape
+from frontier_mock.wire.embeddings import EmbeddingPort, from_store
 from frontier_mock.wire.images import Image, read_image
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
@@ -27,12 +28,14 @@ _ID_BITS: Final = (1 << 31) - 1
 class MediaPort:
     """What a server takes: images of at most `max_images` a prompt, for `vision`.
 
-    `assumed` is the width and height of images that are not sent along but linked.
+    `assumed` is the width and height of images that are not sent along but linked. `embeddings` is
+    what the server shares of them with others, if it does.
     """
 
     vision: VisionSpec
     max_images: int = 999
     assumed: tuple[int, int] = (1024, 1024)
+    embeddings: EmbeddingPort | None = None
 
 
 class TooManyError(ValueError):
@@ -45,6 +48,12 @@ class Album:
 
     port: MediaPort | None
     images: list[Image] = field(default_factory=list)
+
+    @property
+    def encodes_only(self) -> bool:
+        """Whether the server runs no language model, and every answer ends with its prompt."""
+        port = None if self.port is None else self.port.embeddings
+        return port is not None and port.encodes_only
 
     def add(self, part: Json, kind: str) -> str:
         """Take in an image part of a message; the text that stands for it.
@@ -97,7 +106,7 @@ def encode_with(
         if piece:
             parts.append(encode(piece))
             count += len(parts[-1])
-    return np.concatenate(parts), tuple(media)
+    return np.concatenate(parts), from_store(media, port.embeddings)
 
 
 def content_ids(ids: TokenIds, media: tuple[Media, ...]) -> TokenIds:

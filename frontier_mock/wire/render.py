@@ -31,7 +31,8 @@ def render_response(generation: Generation, outcomes: Sequence[Outcome], created
     own = _chat_extras(generation) if chat else ""
     frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
     tail = (
-        f'"kv_transfer_params":{handed_over(generation, ordered)},"ec_transfer_params":null,'
+        f'"kv_transfer_params":{handed_over(generation, ordered)},'
+        f'"ec_transfer_params":{_encoded(generation)},'
         f'"metrics":null{frontier}}}'
     )
     return (head + own + tail).encode()
@@ -43,6 +44,12 @@ def handed_over(generation: Generation, ordered: Sequence[Outcome]) -> str:
         return "null"
     params = generation.handed_over.params(ordered[0])
     return "null" if params is None else json.dumps(params, separators=(",", ":"))
+
+
+def _encoded(generation: Generation) -> str:
+    """`ec_transfer_params`: what a producer of embeddings says of the images it has encoded."""
+    told = generation.encoded
+    return "null" if told is None or not told.params else dumps(told.params)
 
 
 def usage_json(generation: Generation, outcomes: Sequence[Outcome]) -> str:

@@ -249,8 +249,8 @@ def test_human_numbers(text: str, value: int) -> None:
 
 
 def test_numbers_with_suffixes_inside_json() -> None:
-    idle = serve("m", "--ec-transfer-config", '{"bytes": 80m, "name": "8k"}').without_effect
-    assert idle == ("--ec-transfer-config",)
+    idle = serve("m", "--ec-manager-config", '{"bytes": 80m, "name": "8k"}').without_effect
+    assert idle == ("--ec-manager-config",)
 
 
 OPTIONS = [option for flag in EVERY for option in flag.options]
