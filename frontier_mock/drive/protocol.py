@@ -133,10 +133,14 @@ class Flight:
 
 
 class Ticket:
-    """One request: its sequences, its subscriber, and the actor whose lease it carries."""
+    """One request: its sequences, its subscriber, and the actor whose lease it carries.
+
+    `adapter` is the LoRA adapter it is for, "" for none.
+    """
 
     __slots__ = (
         "actor",
+        "adapter",
         "arrival_ns",
         "choices",
         "closed",
@@ -159,6 +163,7 @@ class Ticket:
         self.choices = choices
         self.subscriber = subscriber
         self.actor = actor
+        self.adapter = ""
         self.arrival_ns = stamp
         self.flights: list[Flight] = []
         self.open = len(submits)

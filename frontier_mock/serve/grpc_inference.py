@@ -100,6 +100,7 @@ class Inference:
                 refusal,
             )
             ticket = enter(part.driver, call.submits(), subscriber, leased, 1)
+            ticket.adapter = request.lora_name
         except GrpcError as error:
             await refuse(context, error)
             return None

@@ -31,6 +31,7 @@ from frontier_mock.serve.vllm_responses import StoredResponses
 from frontier_mock.serve.vllm_scale_out import GENERATE_PATH, ScaleOutRoutes
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.serve.worker_metrics import ServerMetrics
+from frontier_mock.simtime import NS_PER_S
 from frontier_mock.wire.anthropic import count_tokens_body, parse_messages
 from frontier_mock.wire.chat import parse_chat
 from frontier_mock.wire.combined import parse_chat_batch, parse_invocation
@@ -44,6 +45,7 @@ from frontier_mock.wire.errors import (
 )
 from frontier_mock.wire.generation import MESSAGES, Generation, Outcome
 from frontier_mock.wire.inference import parse_inference
+from frontier_mock.wire.lora_metrics import LoraInfo
 from frontier_mock.wire.models import models_body
 from frontier_mock.wire.request_log import received_lines
 from frontier_mock.wire.served import ServedModel
@@ -91,6 +93,8 @@ class VllmApp:
         self._settings = settings
         self._created_s = time.time()
         self._http_metrics = HttpMetrics(self._created_s)
+        max_loras = part.served.deployment.max_loras
+        self._lora = LoraInfo(max_loras) if max_loras else None
         self._cors = Cors(
             settings.allowed_origins,
             settings.allowed_methods,
@@ -253,6 +257,8 @@ class VllmApp:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
+            if generation.model in self._part.served.adapters:
+                adapters.append(generation.model)
             if self._settings.enable_log_requests:
                 for line in received_lines(generation, request.body):
                     logger.info("%s", line)
@@ -265,10 +271,13 @@ class VllmApp:
             return Accepted(submits, subscriber, generation.n, generation.actor, detached)
 
         kept: list[tuple[Generation, Subscriber]] = []
+        adapters: list[str] = []
         try:
             ticket = enter(self._driver, exchange, read)
         except ShutdownError:
             raise engine_dead() from None
+        if adapters:
+            ticket.adapter = adapters[0]
         if kept:
             ((generation, subscriber),) = kept
             return self._responses.entered(generation, ticket, subscriber, exchange)
@@ -334,9 +343,19 @@ class VllmApp:
         driver = self._driver
         driver.catch_up()
         text = self._part.metrics.render(driver.engine.now_ns)
-        text += self.control.metrics.render().encode()
+        text += self.control.metrics.render().encode() + self._lora_text().encode()
         text += self._http_metrics.render() + render_clock_metrics(driver, self._created_s)
         return Answer(200, text, _METRICS_TYPE)
+
+    def _lora_text(self) -> str:
+        """Which adapters have requests; "" without --enable-lora."""
+        if self._lora is None:
+            return ""
+        here, driver = self._part.metrics.engines, self._driver
+        flights = driver.delivery.flights.values()
+        tickets = [flight.ticket for flight in flights if flight.worker in here]
+        now_s = self._created_s + driver.engine.now_ns / NS_PER_S
+        return self._lora.render([one.adapter for one in tickets if one.adapter], now_s)
 
 
 def _check_json(request: Request) -> None:

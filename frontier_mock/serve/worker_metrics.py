@@ -48,6 +48,11 @@ class WorkerMetrics:
         self._worker = worker
         self._finished: list[Finished] = []
 
+    @property
+    def index(self) -> int:
+        """The engine's place in the cluster."""
+        return self._worker.index
+
     def fold(self, event: Event) -> None:
         """Take one event of this worker into account."""
         self._fold(event)
@@ -105,6 +110,11 @@ class ServerMetrics:
         """`running_tokens[i]()` are the output tokens of the i-th engine's unfinished sequences."""
         self._engines = engines
         self._running_tokens = running_tokens
+
+    @property
+    def engines(self) -> range:
+        """The places of its engines in the cluster."""
+        return range(self._engines[0].index, self._engines[-1].index + 1)
 
     def sleep(self, level: int | None) -> None:
         """All of them sleep at this level, or are awake (None)."""

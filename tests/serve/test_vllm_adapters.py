@@ -8,7 +8,8 @@ import pytest
 
 from frontier_mock.serve.settings import HttpSettings
 from frontier_mock.serve.up import ServeSpec
-from tests.serve.live import WARP, live, serve_spec
+from frontier_mock.wire.lora_metrics import MAX_CHILDREN, LoraInfo
+from tests.serve.live import FAST, WARP, live, serve_spec
 
 
 def spec(**adapters: str) -> ServeSpec:
@@ -85,3 +86,55 @@ async def test_bad_adapters_are_refused(
 async def test_without_the_variable_there_are_no_such_routes() -> None:
     async with live(serve_spec()) as server, httpx.AsyncClient(base_url=server.urls[0]) as client:
         assert (await client.post("/v1/load_lora_adapter", json={})).status_code == 404
+
+
+async def test_metrics_say_which_adapters_have_requests() -> None:
+    made = serve_spec(FAST)
+    gpus = replace(made.served[0].deployment, max_loras=4)
+    adapters = {"first": "/1", "second": "/2"}
+    model = replace(made.served[0], adapters=adapters, deployment=gpus)
+    async with (
+        live(replace(made, served=[model])) as server,
+        httpx.AsyncClient(base_url=server.urls[0], timeout=60) as client,
+    ):
+
+        async def shown() -> dict[str, float]:
+            samples = {}
+            for line in (await client.get("/metrics")).text.splitlines():
+                if line.startswith("vllm:lora_requests_info{"):
+                    labels, value = line.rsplit(" ", 1)
+                    samples[labels.removeprefix("vllm:lora_requests_info")] = float(value)
+            return samples
+
+        none = '{max_lora="4",running_lora_adapters="",waiting_lora_adapters=""}'
+        assert list(await shown()) == [none]
+        asked = {"prompt": "x" * 64, "max_tokens": 4000, "stream": True}
+        async with (
+            client.stream("POST", "/v1/completions", json={**asked, "model": "second"}) as one,
+            client.stream("POST", "/v1/completions", json={**asked, "model": "first"}) as other,
+            client.stream("POST", "/v1/completions", json={**asked, "model": "mock"}) as base,
+        ):
+            assert [answer.status_code for answer in (one, other, base)] == [200] * 3
+            samples = await shown()
+        both = '{max_lora="4",running_lora_adapters="second,first",'
+        both += 'waiting_lora_adapters="second,first"}'
+        assert list(samples) == [none, both]
+        # The newest child is the present one.
+        assert samples[both] > samples[none]
+
+
+async def test_without_lora_there_is_no_such_family() -> None:
+    async with (
+        live(spec(first="/first")) as server,
+        httpx.AsyncClient(base_url=server.urls[0]) as client,
+    ):
+        assert "lora_requests_info" not in (await client.get("/metrics")).text
+
+
+def test_few_combinations_are_kept() -> None:
+    info = LoraInfo(2)
+    for number in range(MAX_CHILDREN + 5):
+        text = info.render([f"a{number}", "b", "b"], float(number))
+    assert text.count("vllm:lora_requests_info{") == MAX_CHILDREN
+    assert 'running_lora_adapters="a4,b"' not in text
+    assert text.splitlines()[-1].endswith(" 1004.0")
