@@ -8,6 +8,9 @@ SGLang: a 400, or in a stream, which has begun by then, an event.
 from array import array
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from http import HTTPStatus
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -40,10 +43,12 @@ from frontier_mock.wire.sglang.bodies import load_object
 from frontier_mock.wire.sglang.errors import http_error, validation_error
 from frontier_mock.wire.sglang.late import LateError
 from frontier_mock.wire.sglang.media import images_of, prompt_with
+from frontier_mock.wire.sglang.native import GenerateStream
 from frontier_mock.wire.sglang.plan import check_length, front_of, plan_prompt
 from frontier_mock.wire.sglang.request import (
     GENERATE,
     Bootstrap,
+    Ended,
     LogprobWish,
     Routing,
     SglangRequest,
@@ -51,11 +56,13 @@ from frontier_mock.wire.sglang.request import (
     Wishes,
 )
 from frontier_mock.wire.sglang.sampling import (
+    GRAMMARS,
     check_gate,
     check_samples,
     check_watermark_gate,
     read_sampling,
 )
+from frontier_mock.wire.structured import ConstraintError
 from frontier_mock.wire.tokenizer import Json, TokenIds
 
 _INT = integer(INT64_MIN, INT64_MAX)
@@ -178,8 +185,52 @@ def request_of(raw: dict[str, Json], headers: Headers, served: ServedModel) -> S
     stream = flag_field(fields, "stream")
     try:
         return _plan(raw, fields, headers, served)
+    except ConstraintError as error:
+        message = str(error)
+        frames = partial(_aborted, raw, headers, served, message) if stream else None
+        raise LateError(message, stream, frames) from None
     except ValueError as error:
         raise LateError(str(error), stream) from None
+
+
+def _aborted(
+    raw: dict[str, Json], headers: Headers, served: ServedModel, message: str, created_s: int
+) -> bytes:
+    """The stream of a request whose grammar fails, which the scheduler finds out.
+
+    It makes a prompt of one token of it, computes that, and its only chunk says why it is aborted
+    (`set_finish_with_abort`). Here it does not take the engine's time, and all prompts of a body
+    share the fate of one.
+    """
+    given = raw.get("sampling_params")
+    free: list[Json] = [
+        {name: value for name, value in one.items() if name not in GRAMMARS}
+        for one in (given if isinstance(given, list) else [given])
+        if isinstance(one, dict)
+    ]
+    told = raw | {"sampling_params": free if isinstance(given, list) else free[0]}
+    request = request_of(told | {"return_logprob": False}, headers, served)
+    request = replace(
+        request,
+        sequences=tuple(
+            [replace(sequence, prompt_tokens=1, cap=1) for sequence in request.sequences]
+        ),
+    )
+    stream = GenerateStream(request, created_s)
+    endings = [
+        Ended(
+            index,
+            output_tokens=1,
+            reason="abort",
+            message=message,
+            status=HTTPStatus.BAD_REQUEST,
+            fault="BadRequestError",
+            now_s=float(created_s),
+        )
+        for index in range(len(request.sequences))
+    ]
+    chunks = [stream.finish(index, 0, ended) for index, ended in enumerate(endings)]
+    return b"".join(chunks) + stream.tail(endings)
 
 
 def read_abort(body: bytes) -> tuple[str, bool]:

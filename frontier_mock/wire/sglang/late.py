@@ -11,7 +11,7 @@ from frontier_mock.wire.structured import ConstraintError
 class LateError(Exception):
     """A fault that SGLang finds when a streamed answer has begun; `stream` says whether it has.
 
-    `frames` then makes the whole stream, given unix time, if it is not one of /generate.
+    `frames` then makes the whole stream, given unix time, if it is not an error frame of /generate.
     """
 
     def __init__(

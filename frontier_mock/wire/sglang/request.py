@@ -164,7 +164,8 @@ class Ended:
     """How one sequence ended. Times are virtual nanoseconds, -1 for "never happened".
 
     `queued` is an abort that found it waiting. `status` is the HTTP status of an abort that is an
-    error, 0 otherwise; `message` is why, empty for SGLang's own word. `weight_versions` are spans
+    error, 0 otherwise; `message` is why, empty for SGLang's own word, and `fault` of which kind, if
+    SGLang says so. `weight_versions` are spans
     of output tokens, (version, start, end), if the version changed on the way. `drafted` is what
     became of its drafts, `verified_tokens` to a verification.
     """
@@ -184,6 +185,7 @@ class Ended:
     weight_versions: tuple[tuple[str, int, int], ...] = ()
     message: str = ""
     status: int = 0
+    fault: str = ""
     now_s: float = 0.0
     dp_rank: int = -1
     drafted: Drafted | None = None
@@ -231,7 +233,8 @@ def finish_reason(sequence: SglangSequence, ended: Ended) -> dict[str, Json]:
     message = ended.message or "Aborted"
     if ended.queued:
         return {"type": "abort", "status_code": status, "message": message}
-    return {"type": "abort", "message": message, "status_code": status, "err_type": None}
+    fault: Json = ended.fault or None
+    return {"type": "abort", "message": message, "status_code": status, "err_type": fault}
 
 
 def in_order(endings: Sequence[Ended]) -> list[Ended]:

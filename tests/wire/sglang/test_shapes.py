@@ -73,6 +73,41 @@ def test_choices_and_any_json(sglang: ServedModel) -> None:
         generate(sglang, json_schema="{")
 
 
+@pytest.mark.parametrize("prompts", [{}, {"text": ["a", "b"]}], ids=["one", "several"])
+def test_a_stream_with_a_bad_grammar_is_aborted(
+    sglang: ServedModel, prompts: dict[str, Any]
+) -> None:
+    body = {"text": "hi", "sampling_params": {"regex": "[", "max_new_tokens": 0}, **prompts}
+    body |= {"stream": True, "return_logprob": True, "rid": "r" if not prompts else ["r", "s"]}
+    with pytest.raises(LateError, match="Failed to compile regex grammar") as caught:
+        parse_generate(json.dumps(body).encode(), {}, sglang)
+    late = caught.value
+    assert late.stream
+    assert late.frames is not None
+    chunks = events(late.frames(7))
+    assert [chunk["meta_info"]["id"] for chunk in chunks] == (["r", "s"] if prompts else ["r"])
+    assert [chunk.get("index") for chunk in chunks] == ([0, 1] if prompts else [None])
+    for chunk in chunks:
+        meta = chunk["meta_info"]
+        assert meta["finish_reason"] == {
+            "type": "abort",
+            "message": late.message,
+            "status_code": 400,
+            "err_type": "BadRequestError",
+        }
+        # The scheduler has made its prompt one token, and computed that.
+        assert (meta["prompt_tokens"], meta["completion_tokens"]) == (1, 1)
+        assert len(chunk["output_ids"]) == 1
+        assert "output_token_logprobs" not in meta
+
+
+def test_a_bad_grammar_without_a_stream_is_refused(sglang: ServedModel) -> None:
+    body = {"text": "hi", "sampling_params": [{"regex": "["}]}
+    with pytest.raises(LateError, match="Failed to compile regex grammar") as caught:
+        parse_generate(json.dumps(body).encode(), {}, sglang)
+    assert (caught.value.stream, caught.value.frames) == (False, None)
+
+
 def test_a_response_format_shapes_a_chat(sglang: ServedModel) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
     request = chat(sglang, response_format=wanted)
