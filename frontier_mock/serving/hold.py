@@ -163,6 +163,8 @@ class Hold:
             self.frozen = self._mode in _FREEZING
             if not self.frozen and scheduler.num_live:
                 self._engine.wake_idle(t_ns)
+        # A frozen engine decides no step with which they would begin.
+        scheduler.begin_copies(t_ns)
         if not self._mode or self._resting:
             return
         if self.draining and (scheduler.num_live or self._awaited):

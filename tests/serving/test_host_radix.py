@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from frontier_mock.cluster.cluster import Cluster
-from frontier_mock.core.commands import Submit
-from frontier_mock.core.events import Event, Fetched, FirstToken, Scheduled
+from frontier_mock.core.commands import Flush, Pause, Submit
+from frontier_mock.core.events import Event, Fetched, Finished, FirstToken, Scheduled
 from frontier_mock.core.prompt import KeyedPrompt
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.tiers.host_radix import HostRadixCache
@@ -135,3 +135,16 @@ def test_a_host_without_room_copies_nothing() -> None:
     cluster = run(none, *THREE)
     assert cached(cluster, 2) == 0
     assert stats(cluster).dropped_tokens >= 3 * 400
+
+
+def test_copies_begin_though_a_pause_keeps_from_deciding_more() -> None:
+    cluster = toy_cluster(SPEC)
+    cluster.feed(0, ask(1, output=1))
+    cluster.feed(1, Pause(0, "keep"))
+    play(cluster, [])
+    # The step that was executing is the last one, and ends the prompt.
+    assert isinstance(of(cluster, 0)[-1], Finished)
+    assert stats(cluster).stores == 1
+    assert not tree(cluster).copying
+    assert tree(cluster).num_free == tree(cluster).num_blocks
+    assert cluster.feed(S, Flush(0)) == 1

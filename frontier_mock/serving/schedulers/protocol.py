@@ -197,6 +197,10 @@ class Scheduler(Protocol):
         """
         ...
 
+    def begin_copies(self, t_ns: SimTime) -> None:
+        """The engine is at rest: copies that would begin with its next decision begin now."""
+        ...
+
     def went_idle(self) -> None:
         """The engine has nothing to execute and nothing in flight."""
         ...

@@ -351,6 +351,11 @@ class SglangScheduler:
             self._batch.start(seq, step, number)
         return Step(number, 0, 0, (), tuple(ready), 0)
 
+    def begin_copies(self, t_ns: SimTime) -> None:
+        """What goes to the host begins to, with no decision to come that would begin it."""
+        if self._host is not None:
+            self._host.begin_copies(t_ns)
+
     def went_idle(self) -> None:
         """With nothing in flight SGLang starts afresh with its new-token ratio."""
         self._ratio.reset()

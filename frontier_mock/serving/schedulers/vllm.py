@@ -159,6 +159,9 @@ class VllmScheduler:
         ends = self._decodes.ends
         return self._pop_finished(step, t_ns) if ends and ends[0][0] == step else []
 
+    def begin_copies(self, t_ns: SimTime) -> None:
+        """Stores begin when what they copy is computed."""
+
     def went_idle(self) -> None:
         """Nothing to forget."""
 
