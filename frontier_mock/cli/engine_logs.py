@@ -36,7 +36,14 @@ def _sglang(args: SglangArgs, largest_graph: int) -> LogSettings:
         access=str(given.get("log_level_http") or level).lower() not in _QUIET,
         largest_graph=largest_graph,
         excluded=tuple(map(str, excluded)) if isinstance(excluded, tuple | list) else (),
+        requests=_request_level(given),
+        requests_as_json=given.get("log_requests_format") == "json",
     )
+
+
+def _request_level(given: Mapping[str, object]) -> int:
+    """--log-requests-level, 2 unless it is said; -1 without --log-requests."""
+    return int(str(given.get("log_requests_level", 2))) if given.get("log_requests") else -1
 
 
 def _vllm(args: VllmArgs, stats_interval: str) -> LogSettings:

@@ -44,9 +44,9 @@ fp4_mx_block16 | auto | fp8 types: one byte per element; other formats are refus
 --weight-cache-timeout | int | 1800 |
 --log-level | text | info | with --sim-engine-logs: above info, neither batches nor accesses
 --log-level-http | text | - | with --sim-engine-logs: above info, no accesses
---log-requests | flag | False |
---log-requests-level | choice:0,1,2,3 | 2 |
---log-requests-format | choice:text,json | text |
+--log-requests | flag | False | with --sim-engine-logs: lines when requests come and are over
+--log-requests-level | choice:0,1,2,3 | 2 | how much they say
+--log-requests-format | choice:text,json | text | and how
 --log-requests-target | texts | - |
 --uvicorn-access-log-exclude-prefixes | texts | - | with --sim-engine-logs: not these
 --crash-dump-folder | text | - |

@@ -29,6 +29,8 @@ from frontier_mock.serving.step_log import StepRun
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import NS_PER_S, SimTime, from_seconds
 from frontier_mock.wire.served import ServedModel
+from frontier_mock.wire.sglang.request import Ended, SglangRequest
+from frontier_mock.wire.sglang.request_log import RequestLines
 
 logger = logging.getLogger("frontier_mock.engine")
 
@@ -276,6 +278,15 @@ class Writer:
         """As vLLM's API server writes them."""
         logger.info("INFO %s [loggers.py:336] %s", self._date(t_ns, "%m-%d %H:%M:%S"), text)
 
+    def requests(self, settings: LogSettings, now_ns: Callable[[], SimTime]) -> "RequestLog":
+        """SGLang's request logger."""
+        lines = RequestLines(settings.requests, as_json=settings.requests_as_json)
+
+        def stamp() -> str:
+            return self._date(now_ns(), "%Y-%m-%dT%H:%M:%S")
+
+        return RequestLog(lines, self.sglang(""), stamp, now_ns)
+
     def access(self, settings: LogSettings, now_ns: Callable[[], SimTime]) -> "Access":
         """Who writes a line for each answer."""
 
@@ -296,6 +307,31 @@ class Writer:
 
     def _date(self, t_ns: SimTime, shape: str) -> str:
         return time.strftime(shape, time.localtime(self._start_s + t_ns / NS_PER_S))
+
+
+class RequestLog:
+    """Writes a line when a request comes, and one when each of its sequences is over."""
+
+    def __init__(
+        self,
+        lines: RequestLines,
+        write: Write,
+        stamp: Callable[[], str],
+        now_ns: Callable[[], SimTime],
+    ) -> None:
+        self._lines = lines
+        self._write = write
+        self._stamp = stamp
+        self._now_ns = now_ns
+
+    def received(self, request: SglangRequest, body: bytes) -> None:
+        """A request is taken in."""
+        for line in self._lines.received(request, body, self._stamp()):
+            self._write(self._now_ns(), line)
+
+    def finished(self, request: SglangRequest, body: bytes, ended: Ended) -> None:
+        """A sequence is over."""
+        self._write(self._now_ns(), self._lines.finished(request, body, ended, self._stamp()))
 
 
 Access = Callable[[str, Request, int], None]
@@ -355,6 +391,13 @@ class EngineLogs:
         if wanted is None or not wanted.access:
             return None
         return self._writer.access(wanted, self._driver.now_ns)
+
+    def requests(self, server: int) -> RequestLog | None:
+        """Who is told of one SGLang server's requests, None without --log-requests."""
+        wanted = self._settings[server] if server < len(self._settings) else None
+        if wanted is None or wanted.requests < 0:
+            return None
+        return self._writer.requests(wanted, self._driver.now_ns)
 
     def start(self) -> None:
         """From now on look every real second for lines that nothing has set off."""

@@ -42,7 +42,8 @@ class LogSettings:
 
     `batches` are SGLang's lines of batches, or vLLM's of averages; decode batches beyond
     `largest_graph` run outside of CUDA graphs. `excluded` are paths whose accesses are not logged,
-    and all below them.
+    and all below them. `requests` is SGLang's --log-requests-level, -1 without --log-requests, and
+    `requests_as_json` its format.
     """
 
     sglang: bool = False
@@ -52,3 +53,5 @@ class LogSettings:
     largest_graph: int = 0
     access: bool = True
     excluded: tuple[str, ...] = ()
+    requests: int = -1
+    requests_as_json: bool = False

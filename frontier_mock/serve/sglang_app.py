@@ -218,6 +218,9 @@ class SglangApp:
                 entry = state.enter(parsed)
             except ValueError as error:
                 raise _refused(str(error), parsed) from None
+            if state.request_log is not None:
+                entry.body = request.body
+                state.request_log.received(parsed, request.body)
             kind = Stream if parsed.stream else Whole
             entries.append(entry)
             behind = parsed.record is not None and parsed.record.background

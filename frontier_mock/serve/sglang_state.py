@@ -1,6 +1,7 @@
 """What an SGLang server is at the moment: its status, its weights, and who is in flight."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from frontier_mock.drive.protocol import Flight, Ticket
 from frontier_mock.simtime import SimTime
@@ -19,13 +20,29 @@ Spans = tuple[tuple[str, int, int], ...]
 """Weight versions of an answer as (version, first token, token after the last)."""
 
 
-class InFlight:
-    """One request on its way: what is in the engine for it now, and when it came."""
+class RequestLog(Protocol):
+    """Who writes down requests."""
 
-    __slots__ = ("arrival_ns", "request", "ticket")
+    def received(self, request: SglangRequest, body: bytes) -> None:
+        """A request is taken in."""
+        ...
+
+    def finished(self, request: SglangRequest, body: bytes, ended: Ended) -> None:
+        """One of its sequences is over."""
+        ...
+
+
+class InFlight:
+    """One request on its way: what is in the engine for it now, and when it came.
+
+    `body` is kept only for a request log.
+    """
+
+    __slots__ = ("arrival_ns", "body", "request", "ticket")
 
     def __init__(self, request: SglangRequest) -> None:
         self.request = request
+        self.body = b""
         self.ticket: Ticket | None = None
         self.arrival_ns: SimTime = -1
 
@@ -61,6 +78,7 @@ class ServerState:
         self.streams: Callable[[Ticket], None] | None = None
         self.peer_of: PeerOf = nowhere_else
         self.kept: Callable[[SglangRequest, Sequence[Ended], int], None] | None = None
+        self.request_log: RequestLog | None = None
         self.aborts_asked = 0
         self.last_output_ns = -1
         self._by_rid: dict[str, InFlight] = {}

@@ -18,7 +18,7 @@ def ended(
     state: ServerState, entry: InFlight, ticket: Ticket, flight: Flight, reason: str
 ) -> Ended:
     """The engine's word on one sequence, in SGLang's terms."""
-    return Ended(
+    word = Ended(
         index=flight.position,
         output_tokens=flight.output_tokens,
         reason=reason,
@@ -37,6 +37,9 @@ def ended(
         drafted=flight.drafted,
         verified_tokens=state.verified_tokens,
     )
+    if state.request_log is not None and entry.body:
+        state.request_log.finished(entry.request, entry.body, word)
+    return word
 
 
 def refusal(ticket: Ticket) -> SglangError:

@@ -228,6 +228,7 @@ class ClusterServer:
             self._servers.append(await listen(web, sock=sock, backlog=_BACKLOG))
             if isinstance(app, SglangApp):
                 app.state.peer_of = self._halves.peer_of
+                app.state.request_log = self._logs.requests(len(self.webs) - 1)
             engine = "vLLM" if served.sglang is None else "SGLang"
             logger.info("Starting %s server on %s", engine, url_of(sock, self._spec.host))
         await self._start_grpc(apps)

@@ -1,5 +1,6 @@
 """Log lines in the engines' own words: the right ones, at the right virtual times."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -136,3 +137,104 @@ async def test_vllm_tells_of_requests(caplog: pytest.LogCaptureFixture) -> None:
     assert "top_k=5, " in heard[2]
     assert "logprobs=0, prompt_logprobs=None" in heard[2]
     assert heard[2].endswith("extra_args=None), lora_request: None.")
+
+
+def requests_of(lines: list[str]) -> list[str]:
+    """Lines of the request log, without their dates."""
+    split = [line.split("] ", 1) for line in lines]
+    return [text for date, text in split if re.fullmatch(r"\[[-0-9]{10} [:0-9]{8}", date)]
+
+
+def requesting(level: int, *, as_json: bool = False) -> ServeSpec:
+    return told(
+        sglang_spec(WARP),
+        sglang=True,
+        access=False,
+        batches=False,
+        requests=level,
+        requests_as_json=as_json,
+    )
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+async def test_sglang_tells_of_requests(level: int, lines: list[str]) -> None:
+    body = {"text": "x" * 3000, "rid": "r", "sampling_params": {"max_new_tokens": 3}}
+    async with (
+        live(requesting(level)) as server,
+        httpx.AsyncClient(base_url=server.urls[0]) as client,
+    ):
+        answer = (await client.post("/generate", json=body)).json()
+    came, over = requests_of(lines)
+    assert came.startswith("Receive: obj=GenerateReqInput(rid='r', session_id=None, ")
+    assert over.startswith(f"Finish: obj={came.removeprefix('Receive: obj=')}, out={{")
+    prompt = {2: f"text='{'x' * 1024}' ... '{'x' * 1024}', ", 3: f"text='{'x' * 3000}', "}
+    assert ("text=" in came) == (level >= 2)
+    assert prompt.get(level, "") in came
+    assert ("sampling_params={'max_new_tokens': 3}" in came) == (level >= 1)
+    assert (f"'output_ids': {answer['output_ids']}" in over) == (level >= 2)
+    assert "'meta_info': {'id': 'r', 'finish_reason': {'type': 'length', 'length': 3}" in over
+    assert came.endswith("kv_hints=None)")
+
+
+async def test_every_sequence_of_a_batch_has_an_end_of_its_own(lines: list[str]) -> None:
+    body = {"text": ["one", "two"], "rid": ["a", "b"], "sampling_params": {"max_new_tokens": 2}}
+    async with (
+        live(requesting(3)) as server,
+        httpx.AsyncClient(base_url=server.urls[0]) as client,
+    ):
+        await client.post("/generate", json={**body, "stream": True})
+    came, *over = requests_of(lines)
+    assert "rid=['a', 'b'], " in came
+    assert "text=['one', 'two'], " in came
+    assert "stream=True" in came
+    assert sorted(line.split(", session_id")[0] for line in over) == [
+        "Finish: obj=GenerateReqInput(rid='a'",
+        "Finish: obj=GenerateReqInput(rid='b'",
+    ]
+    assert "text='one', " in min(over)
+
+
+async def test_openai_requests_are_logged_as_they_came_and_as_json(lines: list[str]) -> None:
+    body = {"model": "mock", "prompt": "y" * 3000, "max_tokens": 2, "user": None}
+    async with (
+        live(requesting(2, as_json=True)) as server,
+        httpx.AsyncClient(base_url=server.urls[0]) as client,
+    ):
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+    raw, came, over = map(json.loads, requests_of(lines))
+    assert [one["event"] for one in (raw, came, over)] == [
+        "request.received.openai",
+        "request.received",
+        "request.finished",
+    ]
+    assert raw["obj"] == {
+        "model": "mock",
+        "prompt": f"{'y' * 1024}...{'y' * 1024}",
+        "max_tokens": 2,
+    }
+    assert came["obj"]["sampling_params"] == {"max_new_tokens": 2}
+    assert over["rid"] == came["rid"] == over["out"]["meta_info"]["id"]
+    assert len(over["out"]["output_ids"]) == 2
+
+
+async def test_long_lists_lose_their_middle(lines: list[str]) -> None:
+    body = {"input_ids": list(range(100)) * 30, "sampling_params": {"max_new_tokens": 1}}
+    for as_json in (False, True):
+        async with (
+            live(requesting(2, as_json=as_json)) as server,
+            httpx.AsyncClient(base_url=server.urls[0]) as client,
+        ):
+            assert (await client.post("/generate", json=body)).status_code == 200
+    text, _, made, _ = requests_of(lines)
+    assert "22, 23] ... [76, 77, " in text
+    ids = json.loads(made)["obj"]["input_ids"]
+    assert (len(ids), ids[1023:1026]) == (2049, [23, "...", 76])
+
+
+async def test_without_the_flag_nobody_tells_of_requests(lines: list[str]) -> None:
+    async with (
+        live(requesting(-1)) as server,
+        httpx.AsyncClient(base_url=server.urls[0]) as client,
+    ):
+        assert (await client.post("/generate", json=BODY)).status_code == 200
+    assert requests_of(lines) == []
