@@ -6,7 +6,7 @@ alone, and the gaps themselves from the worker's timeline in one vectorised call
 counted one by one. Gaps from one span to the next (a preemption) belong to one sequence each.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,32 @@ def inter_token_gaps(finished: Iterable[Finished | None], timelines: Sequence[Ti
             steps = timeline.boundaries_ns(np.array(jumps[worker], np.int64).ravel())
             gaps.append(steps[1::2] - steps[::2])
             weights.append(np.ones(len(jumps[worker]), np.int64))
+    if not gaps:
+        return Sample([])
+    return Sample(np.concatenate(gaps), np.concatenate(weights))
+
+
+def spread_gaps(
+    finished: Iterable[Finished], bursts: Mapping[int, bytes], timeline: Timeline
+) -> Sample:
+    """Gaps of sequences of one worker with drafts, as SGLang counts them.
+
+    The tokens of a step share the time since the last step that brought any, each of them an equal
+    part; those of the first one are no gap. `bursts` are the tokens of each step, by rid.
+    """
+    gaps: list[Ints] = []
+    weights: list[Ints] = []
+    for done in finished:
+        burst = bursts.get(done.rid)
+        times = timeline.token_times_ns(done.spans)
+        if burst is not None:
+            counts = np.frombuffer(burst, np.uint8).astype(np.int64)
+        else:
+            counts = np.ones(len(times), np.int64)
+        brought = counts > 0
+        times, counts = times[brought], counts[brought]
+        gaps.append(np.rint(np.diff(times) / counts[1:]).astype(np.int64))
+        weights.append(counts[1:])
     if not gaps:
         return Sample([])
     return Sample(np.concatenate(gaps), np.concatenate(weights))

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from frontier_mock.core.events import Event, Finished
+from frontier_mock.core.events import Drafted, Event, Finished
 from frontier_mock.drive.driver import Driver
-from frontier_mock.report.itl import inter_token_gaps
+from frontier_mock.report.itl import inter_token_gaps, spread_gaps
 from frontier_mock.serving.drafted_worker import DraftedWorker
 from frontier_mock.serving.radix_cache import RadixCache
 from frontier_mock.serving.worker import Worker
@@ -25,7 +25,7 @@ class SglangWorkerMetrics:
     Without --enable-metrics only the books behind /v1/loads are kept.
     """
 
-    __slots__ = ("_books", "_finished", "_metrics", "_worker", "fold")
+    __slots__ = ("_books", "_bursts", "_finished", "_metrics", "_worker", "fold")
 
     def __init__(
         self, worker: Worker, served: ServedModel, created_s: float, rank: int = 0
@@ -35,6 +35,7 @@ class SglangWorkerMetrics:
         self._worker = worker
         self._books = LoadFold()
         self._finished: list[Finished] = []
+        self._bursts: dict[int, bytes] = {}
         self._metrics: SglangMetrics | None = None
         self.fold = self._books.fold
         if front.enable_metrics:
@@ -46,7 +47,9 @@ class SglangWorkerMetrics:
         assert metrics is not None
         self._books.fold(event)
         metrics.fold(event)
-        if isinstance(event, Finished):
+        if isinstance(event, Drafted):
+            self._bursts[event.rid] = event.bursts
+        elif isinstance(event, Finished):
             self._finished.append(event)
             if len(self._finished) >= _FINISHED_BATCH:
                 self.settle()
@@ -64,7 +67,11 @@ class SglangWorkerMetrics:
         if not self._finished or self._metrics is None:
             return
         timeline = self._worker.timeline
-        gaps = inter_token_gaps(self._finished, [timeline] * (self._worker.index + 1))
+        if self._bursts:
+            gaps = spread_gaps(self._finished, self._bursts, timeline)
+            self._bursts.clear()
+        else:
+            gaps = inter_token_gaps(self._finished, [timeline] * (self._worker.index + 1))
         self._finished.clear()
         if len(gaps.values_ns):
             self._metrics.fold_itl(gaps.values_ns, gaps.weights)
@@ -80,8 +87,19 @@ class SglangWorkerMetrics:
 
     def load(self, driver: Driver) -> RankLoad:
         """The worker's load now."""
+        return self._load(driver, self._running_tokens(driver), self._drafts(driver))
+
+    def _load(
+        self, driver: Driver, running_tokens: int, live: Sequence[tuple[int, ...]]
+    ) -> RankLoad:
         now = driver.engine.now_ns
-        return self._books.load(self._worker.gauges(now), now, self._running_tokens(driver))
+        return self._books.load(self._worker.gauges(now), now, running_tokens, live)
+
+    def _drafts(self, driver: Driver) -> list[tuple[int, ...]]:
+        """What became of the drafts of unfinished sequences."""
+        if not isinstance(self._worker, DraftedWorker):
+            return []
+        return [steps for steps, _ in self._worker.drafts_at(driver.engine.now_ns)]
 
     def render(self, driver: Driver, aborts: int) -> str:
         """The exposition now; empty without --enable-metrics."""
@@ -89,11 +107,10 @@ class SglangWorkerMetrics:
         if metrics is None:
             return ""
         self.settle()
-        now = driver.engine.now_ns
-        running = self._running_tokens(driver)
+        running, live = self._running_tokens(driver), self._drafts(driver)
         if isinstance(self._worker, DraftedWorker):
-            metrics.verified([steps for steps, _ in self._worker.drafts_at(now)])
-        load = self._books.load(self._worker.gauges(now), now, running)
+            metrics.verified(live)
+        load = self._load(driver, running, live)
         context = self._books.running_prompt_tokens + running
         return metrics.render(load, self._pool(context), running, aborts).decode()
 

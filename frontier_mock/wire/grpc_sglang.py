@@ -349,6 +349,7 @@ def load_message(entry: Mapping[str, Json]) -> pb.SchedulerLoad:
     """One rank's load, from its entry of GET /v1/loads."""
     sections = {
         "memory": pb.MemoryMetrics,
+        "speculative": pb.SpeculativeMetrics,
         "disaggregation": pb.DisaggregationMetrics,
         "queues": pb.QueueMetrics,
         "lora": pb.LoRAMetrics,

@@ -323,8 +323,11 @@ async def test_a_stream_carries_what_each_verification_accepted() -> None:
     ):
         stub = pb_grpc.SglangSchedulerStub(channel)
         told = await answers(stub.Generate(request(sampling={"max_new_tokens": 9}, stream=True)))
+        (load,) = (await stub.GetLoads(pb.GetLoadsRequest(include=["spec"]))).loads
     counts = [len(one.chunk.token_ids) for one in told if one.HasField("chunk")]
     # The prompt's step brings one token, each verification three, and the last one is cut at 9.
     assert counts == [1, 3, 3, 2]
     complete = told[-1].complete
     assert (complete.spec_accepted_tokens, complete.spec_draft_tokens) == (6, 9)
+    assert load.speculative.accept_length == 3.0
+    assert load.speculative.accept_rate == pytest.approx(2 / 3)

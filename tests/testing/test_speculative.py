@@ -130,3 +130,26 @@ async def test_sglang_says_what_became_of_a_requests_drafts(
     assert gauges["sglang:spec_accept_rate"] == pytest.approx(2 / 3)
     assert gauges["sglang:spec_num_steps"] == 3
     assert gauges["sglang:spec_num_draft_tokens"] == 4
+    async with client.get("/v1/loads?include=spec") as response:
+        (load,) = (await response.json())["loads"]
+    assert load["speculative"] == {"accept_length": 3.0, "accept_rate": pytest.approx(2 / 3)}
+    async with client.get("/v1/loads?include=queues") as response:
+        assert "speculative" not in (await response.json())["loads"][0]
+    # Eleven tokens after the first one, each with its part of a verification's time.
+    itl = {
+        line.rsplit(" ", 1)[0].partition("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("sglang:inter_token_latency_seconds_")
+    }
+    assert itl["sglang:inter_token_latency_seconds_count"] == 11
+    took_s = last["e2e_latency"] - chunks[0].get("e2e_latency", 0.0)
+    assert 0 < itl["sglang:inter_token_latency_seconds_sum"] < took_s
+
+
+async def test_loads_say_nothing_of_drafts_before_there_are_any(
+    mock_cluster: StartCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "drafting.yaml").write_text(SGLANG)
+    cluster = await mock_cluster(str(tmp_path / "drafting.yaml"))
+    async with cluster.aiohttp().get("/v1/loads") as response:
+        assert "speculative" not in (await response.json())["loads"][0]

@@ -34,6 +34,8 @@ class RankLoad(NamedTuple):
     prefill_busy_us: int = 0
     paused: int = 0
     retracted: int = 0
+    accepted_steps: tuple[int, ...] = ()
+    """How many verifications accepted 0, 1, 2, ... drafts so far."""
 
 
 SECTIONS = ("core", "disagg", "lora", "memory", "queues", "spec", "all")
@@ -202,6 +204,14 @@ def rank_load(
             "kv_cache_gb": round(front.kv_cache_gb, 3),
             "graph_gb": round(front.graph_gb, 3),
             "token_capacity": total,
+        }
+    calls = sum(load.accepted_steps)
+    if calls and (sections is None or "spec" in sections):
+        # SGLang's rate is that of the steps since its last line in the log.
+        correct = sum(drafts * times for drafts, times in enumerate(load.accepted_steps))
+        entry["speculative"] = {
+            "accept_length": 1 + correct / calls,
+            "accept_rate": correct / (calls * max(1, front.verified_tokens - 1)),
         }
     if front.enable_lora and (sections is None or "lora" in sections):
         entry["lora"] = {"slots_used": 0, "slots_total": 8, "utilization": 0.0}

@@ -5,9 +5,12 @@ of the last 15 seconds, how long prompts have been computed, and the rate of gen
 """
 
 from collections import deque
+from collections.abc import Iterable
+from operator import add
 from typing import NamedTuple
 
 from frontier_mock.core.events import (
+    Drafted,
     Event,
     Finished,
     FirstToken,
@@ -47,6 +50,11 @@ class _Sample(NamedTuple):
     tokens: int
 
 
+def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """Counts of accepted drafts, put together."""
+    return tuple(map(add, one, other)) if one else other
+
+
 class LoadFold:
     """The books of one worker. `fold` takes only that worker's events, in order."""
 
@@ -58,6 +66,7 @@ class LoadFold:
         "_samples",
         "_window_hits",
         "_window_tokens",
+        "accepted_steps",
         "finished_tokens",
         "prefill_busy_ns",
         "prefilled_tokens",
@@ -74,6 +83,7 @@ class LoadFold:
         self._samples: deque[_Sample] = deque([_Sample(0, 0)], maxlen=_SAMPLES)
         self._computing = 0
         self._computing_since_ns: SimTime = 0
+        self.accepted_steps: tuple[int, ...] = ()
         self.finished_tokens = 0
         self.prefill_busy_ns = 0
         self.prefilled_tokens = 0
@@ -85,6 +95,9 @@ class LoadFold:
         """Take one event into account."""
         if isinstance(event, Submitted):
             self._open[event.rid] = _Open(event.prompt_tokens)
+            return
+        if isinstance(event, Drafted):
+            self.accepted_steps = added(self.accepted_steps, event.accepted_steps)
             return
         state = self._open.get(event.rid)
         if state is None:
@@ -179,8 +192,21 @@ class LoadFold:
         span_ns = now_ns - base.t_ns
         return (total - base.tokens) * NS_PER_S / span_ns if span_ns > 0 else 0.0
 
-    def load(self, gauges: Gauges, now_ns: SimTime, running_tokens: int) -> RankLoad:
-        """The worker's load at `now_ns`; `running_tokens` were produced by unfinished sequences."""
+    def load(
+        self,
+        gauges: Gauges,
+        now_ns: SimTime,
+        running_tokens: int,
+        live: Iterable[tuple[int, ...]] = (),
+    ) -> RankLoad:
+        """The worker's load at `now_ns`.
+
+        `running_tokens` were produced by unfinished sequences, `live` is what became of their
+        drafts.
+        """
+        steps = self.accepted_steps
+        for accepted in live:
+            steps = added(steps, accepted)
         hit_rate = self.hit_rate(now_ns)
         idle = not gauges.running and not gauges.waiting
         return RankLoad(
@@ -192,4 +218,5 @@ class LoadFold:
             prefilled_tokens=self.prefilled_tokens,
             prefill_busy_us=self.prefill_busy_ns // NS_PER_US,
             retracted=self.retracted,
+            accepted_steps=steps,
         )

@@ -7,7 +7,6 @@ Durations are virtual.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +29,7 @@ from frontier_mock.wire.compat import CACHE_CONFIG_INFO
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, Labels
 from frontier_mock.wire.sglang.host_metrics import HostMetrics
 from frontier_mock.wire.sglang.info import RankLoad
+from frontier_mock.wire.sglang.load import added
 from frontier_mock.wire.sglang.metrics_table import (
     E2E_BUCKETS_S,
     GAUGES,
@@ -147,7 +147,7 @@ class SglangMetrics:
             del self._open[event.rid]
             self._finished(event, state)
         elif isinstance(event, Drafted):
-            self._accepted_steps = _added(self._accepted_steps, event.accepted_steps)
+            self._accepted_steps = added(self._accepted_steps, event.accepted_steps)
         elif isinstance(event, Rejected):
             del self._open[event.rid]
 
@@ -238,7 +238,7 @@ class SglangMetrics:
         """
         steps = self._accepted_steps
         for accepted in live:
-            steps = _added(steps, accepted)
+            steps = added(steps, accepted)
         seen = self._accepted_seen + (0,) * (len(steps) - len(self._accepted_seen))
         fresh = [now - before for now, before in zip(steps, seen, strict=True)]
         calls = sum(fresh)
@@ -457,10 +457,6 @@ def _seconds(durations_ns: Sequence[SimTime]) -> NDArray[np.float64]:
 
 def _children(own: Labels, name: str, values: Sequence[str]) -> list[Labels]:
     return [{**own, name: value} for value in values]
-
-
-def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(map(add, one, other)) if one else other
 
 
 def _counter(name: str, help_text: str, children: Sequence[Labels]) -> Counter:
