@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from heapq import heappop
 
 from frontier_mock.serving.sequence import RECEIVING
+from frontier_mock.serving.tiers.storage import StoragePool
+from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
 from frontier_mock.serving.worker import Worker
 from frontier_mock.simtime import SimTime
 
 
 class Tiers:
-    """Tells engines of what has come from their tiers.
+    """Tells engines of what has come from their tiers, and lets them share storage.
 
     `touched` collects the engines whose next wake-up may have moved, for the cluster to look at.
     """
@@ -22,6 +24,16 @@ class Tiers:
             tier = worker.scheduler.offload
             if tier is not None:
                 tier.alarms, tier.owner = self._due, worker.index
+        self._share_storage()
+
+    def _share_storage(self) -> None:
+        """Give one pool to the engines that name the same."""
+        pools: dict[str, StoragePool] = {}
+        for worker in self._workers:
+            tier = worker.scheduler.offload
+            if isinstance(tier, StoredRadixCache):
+                tier.pool = pools.setdefault(tier.storage.pool, tier.pool)
+                tier.pool.capacity += tier.storage.contributed_pages
 
     def next_time(self) -> SimTime | None:
         """When something ends that a sequence waits for."""

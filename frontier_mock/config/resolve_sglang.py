@@ -9,7 +9,7 @@ from dataclasses import replace
 from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.config.afd import afd_spec
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.config.hicache import host_tier
+from frontier_mock.config.hicache import host_tier, storage_args, storage_spec
 from frontier_mock.config.kv_events import read_kv_events
 from frontier_mock.config.kv_transfer import sglang_connector
 from frontier_mock.config.pipelines import checked_stages
@@ -93,7 +93,7 @@ def resolve_sglang_worker(
         "colocated" if mode == "null" else mode,
         args.served_model_name or args.model_path,
         step,
-        _scheduler(args, step, memory, chunk, classic),
+        _scheduler(args, step, memory, chunk, classic, name),
         dp_size=ranks,
         rank_policy="round_robin" if policy == "auto" else policy,
         afd=afd,
@@ -192,7 +192,7 @@ def _plan_memory(
 
 
 def _scheduler(
-    args: SglangArgs, step: StepSpec, memory: MemoryPlan, chunk: int, classic: bool
+    args: SglangArgs, step: StepSpec, memory: MemoryPlan, chunk: int, classic: bool, server: str
 ) -> SglangSchedulerSpec:
     page = args.page_size or 1
     dp = step.parallel.dp
@@ -243,7 +243,7 @@ def _scheduler(
         pipeline_stages=step.parallel.pp,
         pp_max_micro_batch_size=args.pp_max_micro_batch_size or 0,
         pp_async_batch_depth=args.pp_async_batch_depth if step.parallel.pp > 1 else 0,
-        host_tier=_host_tier(args, step, memory) if caching else None,
+        host_tier=_host_tier(args, step, memory, server) if caching else None,
     )
 
 
@@ -256,7 +256,9 @@ def _cached_image_tokens(model: ModelSpec) -> int:
     return 0 if model.vision is None else _VISION_CACHE_BYTES // (2 * model.vision.out_size)
 
 
-def _host_tier(args: SglangArgs, step: StepSpec, memory: MemoryPlan) -> HostTierSpec | None:
+def _host_tier(
+    args: SglangArgs, step: StepSpec, memory: MemoryPlan, server: str
+) -> HostTierSpec | None:
     if not args.enable_hierarchical_cache:
         return None
     if step.parallel.pp > 1:
@@ -264,7 +266,17 @@ def _host_tier(args: SglangArgs, step: StepSpec, memory: MemoryPlan) -> HostTier
     if _publishes(args):
         raise ConfigError("enable-hierarchical-cache: not simulated together with kv-events-config")
     policy = args.hicache_write_policy
-    return host_tier(args.hicache_ratio, args.hicache_size, policy, step, memory)
+    storage = None
+    if args.hicache_storage_backend is not None:
+        asked = storage_args(
+            args.hicache_storage_backend,
+            args.hicache_storage_prefetch_policy,
+            args.hicache_storage_backend_extra_config,
+            args.file_storage_path,
+            server,
+        )
+        storage = storage_spec(asked, step, memory, args.page_size or 1)
+    return host_tier(args.hicache_ratio, args.hicache_size, policy, step, memory, storage)
 
 
 def _publishes(args: SglangArgs) -> bool:

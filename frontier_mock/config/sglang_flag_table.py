@@ -234,9 +234,11 @@ what goes there: all, or what is used twice; write_back is refused
 --hicache-mem-layout | choice:layer_first,page_first,page_first_direct,page_first_kv_split,\
 page_head | page_first |
 --hicache-storage-backend | choice:file,sim,mooncake,npu_memcache,hf3fs,nixl,aibrix,dynamic,eic,\
-simm,mori,shm,tensorcast,seaweedfs | - |
---hicache-storage-prefetch-policy | choice:best_effort,wait_complete,timeout | timeout |
---hicache-storage-backend-extra-config | text | - |
+simm,mori,shm,tensorcast,seaweedfs | - | storage behind the host; dynamic is refused
+--hicache-storage-prefetch-policy | choice:best_effort,wait_complete,timeout | timeout | \
+until when a request waits for it
+--hicache-storage-backend-extra-config | text | - | prefetch_threshold and _timeout_*, \
+global_segment_size, extra_backend_tag
 --hicache-storage-prefetch-retry-poll-interval | int | 8 |
 --hicache-storage-prefetch-retry-max-attempts | int | 8 |
 --enable-unified-cache-external-linker | flag | False |

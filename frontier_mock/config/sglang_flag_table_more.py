@@ -204,7 +204,7 @@ is used
 --trust-request-chat-template | flag | False | accept a chat template from a request
 --hf-chat-template-name | text | - |
 --completion-template | text | - |
---file-storage-path | text | - |
+--file-storage-path | text | - | servers that name one share its files
 --enable-cache-report | flag | False | usage tells cached tokens
 --return-input-ids | flag | False |
 --return-output-ids | flag | False |

@@ -7,7 +7,7 @@ from typing import Any
 from frontier_mock.config.afd import AfdArgs, afd_of_sglang, on_hardware
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag, expand_config_file, parse, read_table
-from frontier_mock.config.hicache import WRITE_POLICIES
+from frontier_mock.config.hicache import STORAGE_CLASSES, WRITE_POLICIES
 from frontier_mock.config.pipelines import read_partition
 from frontier_mock.config.sglang_flag_table import FIRST_FLAGS
 from frontier_mock.config.sglang_flag_table_more import AFD_FLAGS, MORE_FLAGS
@@ -98,6 +98,10 @@ class SglangArgs:
     hicache_ratio: float | None = None
     hicache_size: int = 0
     hicache_write_policy: str = "write_through"
+    hicache_storage_backend: str | None = None
+    hicache_storage_prefetch_policy: str = "timeout"
+    hicache_storage_backend_extra_config: str | None = None
+    file_storage_path: str | None = None
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 
@@ -247,6 +251,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule_policy": POLICIES,
     "radix_eviction_policy": EVICTION_POLICIES,
     "hicache_write_policy": WRITE_POLICIES,
+    "hicache_storage_backend": tuple(STORAGE_CLASSES),
 }
 
 _RANGES: tuple[tuple[str, float, float], ...] = (

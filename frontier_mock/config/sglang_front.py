@@ -7,6 +7,7 @@ from typing import Any
 
 from frontier_mock.config.errors import ConfigError, shown
 from frontier_mock.config.flags import Flag
+from frontier_mock.config.hicache import STORAGE_CLASSES
 from frontier_mock.config.resolve import ResolvedWorker
 from frontier_mock.config.sglang_flags import SglangArgs, sglang_flags
 from frontier_mock.config.sglang_speculative import shown_drafts
@@ -44,6 +45,8 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         max_req_input_len=max_req_len - _INPUT_MARGIN_TOKENS,
         num_pages=scheduler.num_pages,
         host_tier=scheduler.host_tier is not None,
+        storage_backend=_storage_backend(scheduler),
+        storage_class=STORAGE_CLASSES.get(_storage_backend(scheduler), ""),
         page_size=scheduler.page_size,
         max_running_requests=scheduler.max_running_requests,
         chunked_prefill_size=scheduler.chunked_prefill_size,
@@ -283,3 +286,9 @@ def _seconds(environment: Mapping[str, str], name: str, default: int) -> int:
     if not value.isascii() or not value.isdecimal():
         raise ConfigError(f"environment variable {name}: {shown(value)}; allowed: whole seconds")
     return int(value)
+
+
+def _storage_backend(scheduler: SglangSchedulerSpec) -> str:
+    """The kind of storage behind the host tier; empty without one."""
+    tier = scheduler.host_tier
+    return "" if tier is None or tier.storage is None else tier.storage.backend

@@ -159,7 +159,10 @@ class Delivery:
             elif isinstance(event, Fetched):
                 flight = flights.get(event.rid)
                 if flight is not None and not flight.preemptions:
-                    flight.fetched_tokens = event.tokens
+                    if event.tier == "storage":
+                        flight.stored_tokens = event.tokens
+                    else:
+                        flight.fetched_tokens = event.tokens
             elif isinstance(event, Preempted):
                 flight = flights.get(event.rid)
                 if flight is not None:

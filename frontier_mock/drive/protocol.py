@@ -95,7 +95,8 @@ class Subscriber(Protocol):
 class Flight:
     """One sequence on its way through the engine. `queued`: it waits, as it did at first.
 
-    `fetched_tokens` of its `cached_tokens` come from a tier under the GPU.
+    `fetched_tokens` of its `cached_tokens` come from a tier under the GPU, `stored_tokens` others
+    from storage behind that.
     """
 
     __slots__ = (
@@ -111,6 +112,7 @@ class Flight:
         "rid",
         "scheduled_ns",
         "sent",
+        "stored_tokens",
         "ticket",
         "worker",
     )
@@ -123,6 +125,7 @@ class Flight:
         self.sent = 0
         self.cached_tokens = 0
         self.fetched_tokens = 0
+        self.stored_tokens = 0
         self.output_tokens = 0
         self.preemptions = 0
         self.drafted: Drafted | None = None

@@ -65,6 +65,7 @@ class ServerState:
         front = front_of(served)
         self.disaggregation_mode = front.disaggregation_mode
         self.verified_tokens = front.verified_tokens
+        self.storage_class = front.storage_class
         self.status = STARTING
         self.exiting = False
         self.paused = False

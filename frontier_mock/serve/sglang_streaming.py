@@ -24,6 +24,8 @@ def ended(
         reason=reason,
         cached_tokens=flight.cached_tokens,
         host_tokens=flight.fetched_tokens,
+        stored_tokens=flight.stored_tokens,
+        storage=state.storage_class,
         retractions=flight.preemptions,
         queued=flight.queued,
         arrival_ns=entry.arrived_ns(ticket),
@@ -212,6 +214,8 @@ class Stream:
             time.time(),
             self._state.rank_of(flight),
             flight.fetched_tokens,
+            flight.stored_tokens,
+            self._state.storage_class,
         )
         data = self._renderer.delta(position, first, last, live)
         if data:

@@ -111,12 +111,12 @@ class Worker:
         """Put a sequence into the scheduler's queue."""
         scheduler = self.scheduler
         if self._executing is None:
-            scheduler.enqueue(seq)
+            scheduler.enqueue(seq, t_ns)
             if not self.hold.frozen:
                 self.wake_idle(t_ns + at_once if self.group is not None else t_ns)
             return
         step = self._reach(t_ns + at_once)
-        scheduler.enqueue(seq)
+        scheduler.enqueue(seq, t_ns)
         if not scheduler.blocked:
             self._cut(step)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from frontier_mock.cluster.cluster import Cluster
 from frontier_mock.core.commands import Submit
 from frontier_mock.core.prompt import KEY_BYTES
 from frontier_mock.drive.offline import run
 from frontier_mock.serving.specs import SchedulerSpec, SglangSchedulerSpec
-from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpec, StorageSpec
 from frontier_mock.workload.build import build_source
 from frontier_mock.workload.readers import TraceRows, read_trace
 from frontier_mock.workload.source import Source
@@ -154,3 +155,28 @@ def test_sglangs_host_tier_reaches_the_bound_as_well() -> None:
     gauges = cluster.workers[0].gauges(cluster.now_ns)
     assert gauges.hit_tokens == 54_097_440
     assert gauges.tiers[0].hit_tokens > 40_000_000
+
+
+def test_two_sglang_engines_with_one_storage_reach_the_bound_together() -> None:
+    storage = StorageSpec("mooncake", "shared", FAST, FAST, "wait_complete")
+    host = HostTierSpec(60_000, 1000, FAST, FAST, layers=32, storage=storage)
+    spec = SglangSchedulerSpec(
+        max_running_requests=256,
+        context_length=131_072,
+        num_pages=20_000,
+        page_size=16,
+        host_tier=host,
+    )
+    cluster = toy_cluster(spec, workers=2)
+    run(cluster, source_of(rows_of(1500)))
+    apart = toy_cluster(replace(spec, host_tier=replace(host, storage=None)), workers=2)
+    run(apart, source_of(rows_of(1500)))
+    alone = toy_cluster(replace(spec, num_pages=10**7, host_tier=None))
+    run(alone, source_of(rows_of(1500)))
+
+    def found(of: Cluster) -> int:
+        return sum(worker.gauges(of.now_ns).hit_tokens for worker in of.workers)
+
+    # Fewer than 256 tokens are computed rather than fetched.
+    assert found(alone) - 256 * 20 < found(cluster) <= found(alone)
+    assert found(apart) < found(alone) // 3

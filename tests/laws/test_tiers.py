@@ -12,7 +12,14 @@ from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
 from frontier_mock.serving.tiers.host_radix import HostRadixCache
 from frontier_mock.serving.tiers.offload import Offload
-from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, OffloadSpec
+from frontier_mock.serving.tiers.specs import (
+    PREFETCH_POLICIES,
+    HostTierSpec,
+    LaneSpec,
+    OffloadSpec,
+    StorageSpec,
+)
+from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
 from tests.engine import toy_cluster
 from tests.laws import test_macro_steps as vllm
 from tests.laws import test_sglang_macro_steps as sglang
@@ -80,6 +87,23 @@ def host_tiers(draw: st.DrawFn) -> HostTierSpec:
         store=LaneSpec(draw(st.sampled_from([1e4, 1e5, 1e7, 1e9])), 1e-5),
         layers=draw(st.sampled_from([1, 30])),
         threshold=draw(st.sampled_from([1, 1, 2])),
+        storage=draw(st.none() | storages()),
+    )
+
+
+def storages() -> st.SearchStrategy[StorageSpec]:
+    rates = st.sampled_from([1e4, 1e6, 1e9])
+    return st.builds(
+        StorageSpec,
+        backend=st.just("mooncake"),
+        pool=st.just("mooncake"),
+        load=st.builds(LaneSpec, rates, st.just(1e-5)),
+        store=st.builds(LaneSpec, rates, st.just(1e-5)),
+        policy=st.sampled_from(PREFETCH_POLICIES),
+        threshold_tokens=st.sampled_from([1, 32]),
+        timeout_base_s=st.sampled_from([0.001, 1.0]),
+        timeout_per_page_s=st.just(0.001),
+        contributed_pages=st.sampled_from([0, 0, 20]),
     )
 
 
@@ -109,5 +133,31 @@ def test_host_tiers_keep_every_law(data: st.DataObject) -> None:
         macro.workers[0].gauges(macro.now_ns).tiers == single.workers[0].gauges(macro.now_ns).tiers
     )
     again = toy_cluster(spec, frontend_s=frontend_s)
+    lines = [to_line(t_ns, command, spec.page_size) for t_ns, command in timed]
+    assert replay(again, from_lines(lines)) == macro.log.digest()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_engines_that_share_storage_keep_every_law(data: st.DataObject) -> None:
+    plain = data.draw(sglang.schedulers())
+    host = replace(data.draw(host_tiers()), storage=data.draw(storages()))
+    spec = replace(plain, enable_radix_cache=True, host_tier=host)
+    timed = data.draw(vllm.commands(spec.page_size, controls=data.draw(st.booleans())))
+    macro = toy_cluster(spec, workers=2)
+    single = toy_cluster(spec, workers=2, single_step=True)
+    vllm.play(macro, timed)
+    vllm.play(single, timed, check=True)
+    assert macro.log.events == single.log.events
+    ended = [e.rid for e in macro.log.events if isinstance(e, Finished | Rejected)]
+    assert sorted(ended) == list(range(sum(isinstance(c, Submit) for _, c in timed)))
+    for one, other in zip(macro.workers, single.workers, strict=True):
+        assert isinstance(one.kv, StoredRadixCache)
+        one.kv.check()
+        assert one.kv.num_free == one.kv.num_blocks
+        assert not one.kv.fetching
+        now_ns = macro.now_ns
+        assert one.gauges(now_ns).tiers == other.gauges(now_ns).tiers
+    again = toy_cluster(spec, workers=2)
     lines = [to_line(t_ns, command, spec.page_size) for t_ns, command in timed]
     assert replay(again, from_lines(lines)) == macro.log.digest()

@@ -15,6 +15,7 @@ from frontier_mock.client.actor import Actor
 from frontier_mock.core.events import Submitted
 from frontier_mock.drive.pace import ClockSpec
 from frontier_mock.serve.up import ClusterServer, ServeSpec
+from frontier_mock.serving.tiers.specs import HostTierSpec, LaneSpec, StorageSpec
 from tests.serve.live import WARP, live
 from tests.serve.sglang_live import SCHEDULER, sglang_spec
 
@@ -527,3 +528,35 @@ async def test_bodies_are_read_as_orjson_reads_them(number: str, offset: int, sa
             assert answer.status == 400
             assert said in text
             assert f"body.{body.rindex(number) + offset}'" in text
+
+
+async def test_storage_behind_the_host_serves_what_another_server_has_computed() -> None:
+    lane = LaneSpec(1e12, 0.0)
+    storage = StorageSpec("mooncake", "shared", lane, lane, "wait_complete", 1)
+    host = HostTierSpec(200_000, 1000, lane, lane, layers=1, storage=storage)
+    scheduler = replace(SCHEDULER, host_tier=host)
+    named = {"storage_backend": "mooncake", "storage_class": "MooncakeStore"}
+    front = {"host_tier": True, "enable_metrics": True, **named}
+    spec = sglang_spec(WARP, workers=2, scheduler=scheduler, **front)
+    body = {"input_ids": [*range(300)], "sampling_params": {"max_new_tokens": 5}}
+    async with live(spec) as server, aiohttp.ClientSession() as client:
+        first = await (await client.post(f"{server.urls[0]}/generate", json=body)).json()
+        assert first["meta_info"]["cached_tokens_details"] is None
+        # What it computes next ends the step after which the first prompt is written.
+        await client.post(f"{server.urls[0]}/generate", json=HELLO)
+        other = await (await client.post(f"{server.urls[1]}/generate", json=body)).json()
+        assert other["meta_info"]["cached_tokens"] == 299
+        assert other["meta_info"]["cached_tokens_details"] == {
+            "device": 0,
+            "host": 0,
+            "storage": 299,
+            "storage_backend": "MooncakeStore",
+        }
+        streamed = {**body, "stream": True}
+        chunks = await frames(await client.post(f"{server.urls[1]}/generate", json=streamed))
+        details = chunks[-1]["meta_info"]["cached_tokens_details"]
+        assert (details["device"], details["storage"]) == (299, 0)
+    async with live(spec) as server, aiohttp.ClientSession(server.urls[0]) as client:
+        found = await metrics(client)
+        for name in ("prefetched", "backuped", "storage_prefetch_hit"):
+            assert f"sglang:{name}_tokens_total" in found

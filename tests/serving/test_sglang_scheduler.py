@@ -73,7 +73,7 @@ class Engine:
         seq = Sequence(self.rids, Submit(keyed, output, cap, reason, priority=priority), 0)
         self.rids += 1
         self.seqs.append(seq)
-        self.scheduler.enqueue(seq)
+        self.scheduler.enqueue(seq, 0)
         return seq
 
     def step(self) -> Step | None:
@@ -523,7 +523,7 @@ def test_output_is_cached_save_for_its_last_token() -> None:
     keys = prompt(30, 1, 1).keys
     tail = prompt(20, 2, 1).keys
     seq = Sequence(0, Submit(KeyedPrompt(30, 1, keys), 6, 6, output_keys=tail), 0)
-    engine.scheduler.enqueue(seq)
+    engine.scheduler.enqueue(seq, 0)
     engine.drain()
     assert engine.kv.lookup(keys + tail, 50).num_blocks == 35
 

@@ -11,6 +11,7 @@ from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.schedulers.vllm_lanes import LanedVllmScheduler
 from frontier_mock.serving.specs import AnySchedulerSpec, SglangSchedulerSpec
 from frontier_mock.serving.tiers.host_radix import HostRadixCache
+from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
 
 
 def build_scheduler(spec: AnySchedulerSpec, log: EventLog, worker: int) -> tuple[Scheduler, Cache]:
@@ -52,7 +53,8 @@ def _radix(spec: SglangSchedulerSpec) -> RadixCache:
         if spec.enable_kv_cache_events or not spec.enable_radix_cache:
             raise ValueError("a host tier needs a radix cache, one without KV events")
         policy = spec.radix_eviction_policy
-        return HostRadixCache(spec.num_pages, spec.page_size, policy, spec.host_tier)
+        kind = HostRadixCache if spec.host_tier.storage is None else StoredRadixCache
+        return kind(spec.num_pages, spec.page_size, policy, spec.host_tier)
     radix_class = RecordingRadixCache if spec.enable_kv_cache_events else RadixCache
     return radix_class(
         spec.num_pages, spec.page_size, spec.enable_radix_cache, spec.radix_eviction_policy

@@ -150,8 +150,8 @@ class Scheduler(Protocol):
         """Sequences handed over and not ended, wherever they are."""
         ...
 
-    def enqueue(self, seq: Sequence) -> None:
-        """Put a new arrival in the waiting queue."""
+    def enqueue(self, seq: Sequence, t_ns: SimTime) -> None:
+        """Put an arrival of `t_ns` in the waiting queue."""
         ...
 
     def abort(self, seq: Sequence, step: int) -> bool:

@@ -58,6 +58,7 @@ from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.serving.speculation import drafted
 from frontier_mock.serving.steps import PREFILL_STEP
 from frontier_mock.serving.tiers.host_radix import HostRadixCache
+from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
 from frontier_mock.simtime import SimTime
 
 
@@ -90,6 +91,7 @@ class SglangScheduler:
         self._sending: dict[int, tuple[Sequence, int]] = {}
         self.exchange: Exchange | None = None
         self._host = kv if isinstance(kv, HostRadixCache) else None
+        self._stored = kv if isinstance(kv, StoredRadixCache) else None
         self.offload: Tier | None = self._host
         self._waiting: list[Sequence] = []
         self._chunked: Sequence | None = None
@@ -123,7 +125,7 @@ class SglangScheduler:
         computing += self._chunked is not None
         return self.num_waiting + len(self._batch.members) + computing
 
-    def enqueue(self, seq: Sequence) -> None:
+    def enqueue(self, seq: Sequence, t_ns: SimTime) -> None:
         """Put a new arrival at the end of the waiting queue.
 
         What it may generate is cut to what an empty pool can hold. (SGLang leaves one page and one
@@ -144,10 +146,13 @@ class SglangScheduler:
             self._inbound.add(seq)
             self.blocked = False
             return
-        self._queue(seq)
+        self._queue(seq, t_ns)
 
-    def _queue(self, seq: Sequence) -> None:
+    def _queue(self, seq: Sequence, t_ns: SimTime) -> None:
         seq.state = WAITING
+        if self._stored is not None:
+            limit = (seq.goal - 1) // self._page
+            self._stored.arrives(seq, self._holdings.content_keys(seq, limit), limit, t_ns)
         seq.entered = self._entered
         self._entered += 1
         self._waiting.append(seq)
@@ -164,7 +169,7 @@ class SglangScheduler:
             end = Finished(t_ns, self._worker, seq.rid, "abort", seq.base, tuple(seq.spans))
             self._log.append(end)
             return
-        self._queue(seq)
+        self._queue(seq, t_ns)
 
     # Output ----------------------------------------------------------------------------------
 
@@ -253,7 +258,7 @@ class SglangScheduler:
         """Its pages are free again, and it waits like any other."""
         self._inbound.drop(seq)
         seq.transfer = None
-        self._queue(seq)
+        self._queue(seq, t_ns)
 
     def layerwise(self, step: int) -> list[tuple[Sequence, int]]:
         """None: chunks are sent when they are computed."""
@@ -274,6 +279,8 @@ class SglangScheduler:
             self._inbound.drop(seq)
         elif seq.state == WAITING:
             self._waiting.remove(seq)
+            if self._stored is not None:
+                self._stored.leaves(seq)
         elif seq.state == PREFILL:
             self._holdings.release(seq, seq.computed)
             self._chunked = None
@@ -378,7 +385,7 @@ class SglangScheduler:
             elif not batch.grants:
                 return None
         preempted: list[Sequence] = []
-        taken = 0
+        taken, passed = 0, False
         for seq in waiting:
             if batch.verdict() is Verdict.OTHER:
                 break
@@ -388,6 +395,9 @@ class SglangScheduler:
                 self._preempts and self._preempt_for(seq, batch, preempted, t_ns, done)
             ):
                 break
+            if self._stored is not None and not self._stored.ready(seq, t_ns):
+                passed = True
+                continue
             granted = len(batch.grants)
             verdict = self._offer(seq, batch, done)
             taken += len(batch.grants) - granted
@@ -395,7 +405,11 @@ class SglangScheduler:
                 if verdict is Verdict.NO_TOKEN:
                     self._full = bool(batch.grants) or bool(self._batch.members)
                 break
-        del waiting[:taken]
+        if passed:
+            granted_rids = {seq.rid for seq, _ in batch.grants}
+            waiting[:] = [seq for seq in waiting if seq.rid not in granted_rids]
+        else:
+            del waiting[:taken]
         for seq in preempted:
             self._requeue(seq, t_ns)
         return self._form(batch, step, t_ns) if batch.grants else None
@@ -498,13 +512,19 @@ class SglangScheduler:
             self.exchange.computed(seq, hit, t_ns)
 
     def _tell_fetched(self, host: HostRadixCache, seq: Sequence, pages: int, t_ns: SimTime) -> None:
-        tokens = pages * self._page
+        tokens, page = pages * self._page, self._page
+        stored = 0
+        if self._stored is not None:
+            tokens, stored = self._stored.take_fetched(seq, seq.computed, tokens)
         if seq.cached_tokens < 0:
-            host.query_tokens += seq.goal - seq.computed + tokens
+            host.query_tokens += seq.goal - seq.computed + pages * page
             host.hit_tokens += tokens
-        if pages:
-            num_bytes = pages * host.page_bytes
-            self._log.append(Fetched(t_ns, self._worker, seq.rid, "cpu", tokens, num_bytes))
+        for tier, found in (("cpu", tokens), ("storage", stored)):
+            if found:
+                num_bytes = found // page * host.page_bytes
+                self._log.append(Fetched(t_ns, self._worker, seq.rid, tier, found, num_bytes))
+        if stored and seq.cached_tokens < 0 and self._stored is not None:
+            self._stored.storage_hit_tokens += stored
 
     def _decode(self, step: int, t_ns: SimTime, done: int) -> Step | None:
         """Tick `step` of the running batch, or None if it is empty or has to wait."""

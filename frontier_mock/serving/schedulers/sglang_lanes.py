@@ -135,8 +135,8 @@ class LanedSglangScheduler(Lanes, SglangScheduler):
     def _others_hold(self) -> bool:
         return self._num_running() > len(self._batch.members)
 
-    def _queue(self, seq: Sequence) -> None:
-        super()._queue(seq)
+    def _queue(self, seq: Sequence, t_ns: SimTime) -> None:
+        super()._queue(seq, t_ns)
         self.blocked = False
 
     def abort(self, seq: Sequence, step: int) -> bool:

@@ -121,7 +121,7 @@ class VllmScheduler:
         """Waiting and running sequences."""
         return self.num_waiting + len(self.running)
 
-    def enqueue(self, seq: Sequence) -> None:
+    def enqueue(self, seq: Sequence, t_ns: SimTime) -> None:
         """Put a new arrival at the end of the waiting queue."""
         # With more of them an adaptive threshold falls, and the head's first chunk may fit.
         adaptive = self.spec.long_prefill_token_threshold_adaptive

@@ -22,11 +22,11 @@ def chunk_keys(block_keys: bytes, per_chunk: int) -> bytes:
     )
 
 
-def path_names(keys: bytes, last: int) -> list[bytes]:
-    """A name for each of the first `last` chunks of `keys` that tells its whole path."""
-    path = hashlib.blake2b(digest_size=16)
+def path_names(keys: bytes, last: int, first: int = 0) -> list[bytes]:
+    """A name for each of chunks `first` to `last` of `keys` that tells its whole path."""
+    path = hashlib.blake2b(keys[: first * KEY_BYTES], digest_size=16)
     names = []
-    for at in range(0, last * KEY_BYTES, KEY_BYTES):
+    for at in range(first * KEY_BYTES, last * KEY_BYTES, KEY_BYTES):
         path.update(keys[at : at + KEY_BYTES])
         names.append(path.digest())
     return names

@@ -15,7 +15,7 @@ Theory of operation
    decision on. When they end, what they locked may go.
 
 Simplified: a load-back holds no lock of its own, since the request that caused it has one. Write
-back (`--hicache-write-policy write_back`) and storage behind the host are not simulated.
+back (`--hicache-write-policy write_back`) is not simulated. `stored_radix` puts storage behind it.
 
 Source: SGLang 0.5.23, mem_cache/unified_cache/unified_tree_core.py, unified_radix_cache.py.
 """
@@ -386,6 +386,10 @@ class HostRadixCache(RadixCache):
             ),
         )
 
+    def _reserved_pages(self) -> int:
+        """Pages of the host that are kept for what is not in the tree yet."""
+        return 0
+
     def check(self) -> None:
         """Assert page conservation in both tiers, and the laws of the tree; for tests."""
         evictable = protected = host = 0
@@ -416,7 +420,7 @@ class HostRadixCache(RadixCache):
                 assert node.queued or not self._is_leaf(node)
         assert self._in_host <= seen
         assert self._gone <= seen
-        assert host == self.host_used <= self._tier.num_pages
+        assert host + self._reserved_pages() == self.host_used <= self._tier.num_pages
         assert (evictable, protected) == (self.num_evictable, self.num_protected)
         assert min(self.num_available, self.num_private) >= 0
         counted = self.num_available + evictable + protected + self.num_private

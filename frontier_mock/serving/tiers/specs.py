@@ -41,6 +41,31 @@ class OffloadSpec:
     """Whether the engine stores what it computes; else others deposit here (LMCache's receiver)."""
 
 
+PREFETCH_POLICIES = ("best_effort", "wait_complete", "timeout")
+"""Until when SGLang waits for what it fetches from storage to host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpec:
+    """Storage behind an SGLang engine's host tier (`--hicache-storage-backend`).
+
+    Engines whose `pool` is the same share what is there. `contributed_pages` is how much of it this
+    engine lends, 0 where it is as large as need be. Fewer tokens than `threshold_tokens` are not
+    fetched. A request waits for `timeout_base_s`, and `timeout_per_page_s` for each page it asks
+    for, under the policy `timeout`.
+    """
+
+    backend: str
+    pool: str
+    load: LaneSpec
+    store: LaneSpec
+    policy: str = "timeout"
+    threshold_tokens: int = 256
+    timeout_base_s: float = 1.0
+    timeout_per_page_s: float = 0.25 / 1024
+    contributed_pages: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class HostTierSpec:
     """A host tier under an SGLang engine (HiCache, SGLang 0.5.23), written through.
@@ -55,3 +80,5 @@ class HostTierSpec:
     store: LaneSpec
     layers: int
     threshold: int = 1
+    storage: StorageSpec | None = None
+    """What lies behind the host, if anything does."""

@@ -24,3 +24,9 @@ class TierStats(NamedTuple):
     dropped_tokens: int
     held_tokens: int
     capacity_tokens: int
+    found_tokens: int = 0
+    """Of a storage: what lookups found there, fetched or not."""
+    fetched_tokens: int = 0
+    """And what of that came to the host."""
+    written_tokens: int = 0
+    """And what this engine has written there."""

@@ -1,4 +1,7 @@
-"""What /metrics shows of SGLang's host tier: only where there is one (`metrics_collector.py`)."""
+"""What /metrics shows of SGLang's host tier, and of storage behind it, where there is one.
+
+Source: SGLang 0.5.23, observability/metrics_collector.py.
+"""
 
 from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.wire.prometheus import Counter, Gauge, Labels
@@ -39,3 +42,36 @@ class HostMetrics:
         self._load_back.values[0] = stats.load_bytes
         families = (self._used, self._total, self._backup, self._load_back)
         return "".join([family.render() for family in families])
+
+
+class StorageMetrics:
+    """The counters of storage behind the host, which have labels of their own."""
+
+    def __init__(self, backend: str, rank: int, extra: Labels) -> None:
+        ranks = {"tp_rank": "0", "dp_rank": str(rank), "pp_rank": "0", "pp_size": "1"}
+        only = {"attn_cp_rank": "0", "attn_cp_size": "1"}
+        labels = [{"storage_backend": backend, **ranks, **only, **extra}]
+        self._fetched = Counter(
+            "sglang:prefetched_tokens",
+            "Prompt tokens successfully transferred from L3 storage into host memory, before "
+            "admission-time reuse or discard.",
+            labels,
+            None,
+        )
+        self._written = Counter(
+            "sglang:backuped_tokens", "Number of backuped tokens.", labels, None
+        )
+        self._found = Counter(
+            "sglang:storage_prefetch_hit_tokens",
+            "Storage-hit tokens returned by an L3 query before host allocation, transfer, or "
+            "cache insertion.",
+            labels,
+            None,
+        )
+
+    def render(self, stats: TierStats) -> str:
+        """Their lines at present."""
+        self._fetched.values[0] = stats.fetched_tokens
+        self._written.values[0] = stats.written_tokens
+        self._found.values[0] = stats.found_tokens
+        return "".join([family.render() for family in (self._fetched, self._written, self._found)])

@@ -140,7 +140,7 @@ def live_meta(sequence: SglangSequence, live: Live, triples: str, completion: in
         f'"weight_version":{dumps(live.weight_version)},'
         f'"num_retractions":{live.retractions},{triples}'
         f'"reasoning_tokens":0,"completion_tokens":{completion},"cached_tokens":{cached},'
-        f'"cached_tokens_details":{cached_details(cached, live.host_tokens)},'
+        f'"cached_tokens_details":{cached_details(live)},'
         f'"dp_rank":{_rank(live.dp_rank)}'
     )
 
@@ -167,7 +167,7 @@ def ended_meta(request: SglangRequest, sequence: SglangSequence, ended: Ended, t
         f"{_queue_fields(request, ended)}{triples}"
         f'"reasoning_tokens":0,"completion_tokens":{completion},"cached_tokens":{cached},'
         f"{spans + ',' if spans else ''}"
-        f'"cached_tokens_details":{cached_details(cached, ended.host_tokens)},'
+        f'"cached_tokens_details":{cached_details(ended)},'
         f'"dp_rank":{_rank(ended.dp_rank)},"e2e_latency":{latency_s!r},'
         f"{_draft_fields(ended, completion)}{_time_fields(request, ended)}"
         f'"response_sent_to_client_ts":{ended.now_s!r}}}'
@@ -198,9 +198,19 @@ def _rank(dp_rank: int) -> str:
     return str(dp_rank) if dp_rank >= 0 else "null"
 
 
-def cached_details(cached: int, host: int = 0) -> str:
-    """`cached_tokens_details`, `host` of them from there: null where nothing was cached."""
-    return f'{{"device":{cached - host},"host":{host}}}' if cached else "null"
+def cached_details(of: Live | Ended) -> str:
+    """`cached_tokens_details`: null where nothing was cached."""
+    return dumps(cached_by_tier(of)) if of.cached_tokens else "null"
+
+
+def cached_by_tier(of: Live | Ended) -> dict[str, Json]:
+    """Where cached tokens came from; storage is named only where there is one."""
+    host, stored = of.host_tokens, of.stored_tokens
+    found: dict[str, Json] = {"device": of.cached_tokens - host - stored, "host": host}
+    if of.storage:
+        found["storage"] = stored
+        found["storage_backend"] = of.storage
+    return found
 
 
 def weight_metadata(ended: Ended) -> str:

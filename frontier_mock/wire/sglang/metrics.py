@@ -27,7 +27,7 @@ from frontier_mock.core.events import (
 from frontier_mock.simtime import NS_PER_S, SimTime
 from frontier_mock.wire.compat import CACHE_CONFIG_INFO
 from frontier_mock.wire.prometheus import Counter, Gauge, Histogram, Labels
-from frontier_mock.wire.sglang.host_metrics import HostMetrics
+from frontier_mock.wire.sglang.host_metrics import HostMetrics, StorageMetrics
 from frontier_mock.wire.sglang.info import RankLoad
 from frontier_mock.wire.sglang.load import added
 from frontier_mock.wire.sglang.metrics_table import (
@@ -65,6 +65,7 @@ class _Sequence:
         "prompt_tokens",
         "queued_ns",
         "scheduled_ns",
+        "stored_tokens",
         "streams",
         "told_first",
     )
@@ -77,6 +78,7 @@ class _Sequence:
         self.first_ns: SimTime = -1
         self.cached_tokens = 0
         self.fetched_tokens = 0
+        self.stored_tokens = 0
         self.streams = False
         self.told_first = False
 
@@ -104,6 +106,11 @@ class SglangMetrics:
         self._waits: list[SimTime] = []
         self._prefills: list[SimTime] = []
         self._host = HostMetrics(own) if front.host_tier else None
+        self._storage = (
+            StorageMetrics(front.storage_backend, rank, front.extra_metric_labels)
+            if front.storage_backend
+            else None
+        )
         self._make_scheduler(own, pid)
         self._make_front(front_labels)
         self._accepted_steps: tuple[int, ...] = ()
@@ -130,7 +137,10 @@ class SglangMetrics:
             state.queued_ns = event.t_ns
         elif isinstance(event, Fetched):
             if state.scheduled_ns < 0:
-                state.fetched_tokens = event.tokens
+                if event.tier == "storage":
+                    state.stored_tokens = event.tokens
+                else:
+                    state.fetched_tokens = event.tokens
         elif isinstance(event, Scheduled):
             self._scheduled(event, state)
         elif isinstance(event, FirstToken):
@@ -179,9 +189,12 @@ class SglangMetrics:
         self._prompt_tokens.values[column] += state.prompt_tokens
         self._generated.values[column] += generated
         self._requests.values[column] += 1
-        self._cached.values[0] += state.cached_tokens - state.fetched_tokens
+        below = state.fetched_tokens + state.stored_tokens
+        self._cached.values[0] += state.cached_tokens - below
         if state.fetched_tokens and self._host is not None:
             self._cached.values[1] += state.fetched_tokens
+        if state.stored_tokens and self._storage is not None:
+            self._cached.values[2] += state.stored_tokens
         told = event.reason in ("stop", "length") and generated > 1
         self._ended.append(
             (
@@ -270,6 +283,8 @@ class SglangMetrics:
         self._realtime.values[2] = before
         if self._host is not None and load.gauges.tiers:
             text += self._host.render(load.gauges.tiers[0])
+        if self._storage is not None and load.gauges.tiers:
+            text += self._storage.render(load.gauges.tiers[1])
         text += "".join(_joined(histograms) for histograms in self._histograms)
         return text.encode()
 
@@ -378,6 +393,11 @@ class SglangMetrics:
             STAGE_BUCKETS_S,
         )
 
+    def _cache_sources(self) -> tuple[str, ...]:
+        if self._storage is not None:
+            return ("device", "host", "storage")
+        return ("device", "host") if self._host is not None else ("device",)
+
     def _make_front(self, labels: Labels) -> None:
         streaming = _children(labels, "is_streaming", _STREAMING)
         count = _counter
@@ -390,7 +410,7 @@ class SglangMetrics:
         self._cached = count(
             "cached_tokens",
             "Number of cached prompt tokens by source (device/host/storage).",
-            _children(labels, "cache_source", ("device", "host") if self._host else ("device",)),
+            _children(labels, "cache_source", self._cache_sources()),
         )
         self._requests = count("num_requests", "Number of requests processed.", streaming)
         self._aborted = count("num_aborted_requests", "Number of requests aborted.", [labels])

@@ -12,7 +12,7 @@ from frontier_mock.wire.logprobs import candidates
 from frontier_mock.wire.render import dumps, frontier_json
 from frontier_mock.wire.sglang.calls import arguments_of, call_deltas, call_json, progress
 from frontier_mock.wire.sglang.errors import SglangError, openai_stream_error_frame
-from frontier_mock.wire.sglang.meta import Triples, ended_meta, weight_metadata
+from frontier_mock.wire.sglang.meta import Triples, cached_by_tier, ended_meta, weight_metadata
 from frontier_mock.wire.sglang.request import (
     CHAT,
     Ended,
@@ -77,10 +77,8 @@ def _sglext(request: SglangRequest, endings: Sequence[Ended]) -> dict[str, Json]
     """SGLang's own additions, which belong to the answer as a whole."""
     wishes = request.wishes
     found: dict[str, Json] = {}
-    cached = endings[0].cached_tokens
-    if wishes.return_cached_tokens_details and cached:
-        host = endings[0].host_tokens
-        found["cached_tokens_details"] = {"device": cached - host, "host": host}
+    if wishes.return_cached_tokens_details and endings[0].cached_tokens:
+        found["cached_tokens_details"] = cached_by_tier(endings[0])
     if wishes.return_input_ids_in_sglext:
         found["input_ids"] = _prompt_ids(request, request.sequences[0])
     if wishes.return_output_ids_in_sglext:

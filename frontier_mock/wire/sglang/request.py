@@ -148,7 +148,8 @@ class SglangRequest:
 class Live(NamedTuple):
     """What the engine says of a sequence that goes on. `now_s` is unix time.
 
-    `host_tokens` of the cached tokens came from the host.
+    `host_tokens` of the cached tokens came from the host, `stored_tokens` from the storage behind
+    it, whose kind is `storage`.
     """
 
     cached_tokens: int
@@ -157,6 +158,8 @@ class Live(NamedTuple):
     now_s: float
     dp_rank: int = -1
     host_tokens: int = 0
+    stored_tokens: int = 0
+    storage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,8 @@ class Ended:
     reason: str
     cached_tokens: int = 0
     host_tokens: int = 0
+    stored_tokens: int = 0
+    storage: str = ""
     retractions: int = 0
     queued: bool = False
     arrival_ns: int = -1

@@ -71,6 +71,8 @@ class SglangFront:
     disaggregation: Disaggregation | None = None
     takes_images: bool = False
     host_tier: bool = False
+    storage_backend: str = ""
+    storage_class: str = ""
     tokenizer_path: str = ""
     weight_version: str = "default"
     load_format: str = "auto"

@@ -179,3 +179,27 @@ def test_a_host_tier_has_families_of_its_own() -> None:
         assert re.search(rf"sglang:{name}{{[^}}]*}} {value}.0", text), name
     plain = SglangMetrics("m", FRONT, 0, 7).render(RankLoad(IDLE), PoolState(0, 0), 0, 0)
     assert b"hicache" not in plain
+
+
+def test_storage_behind_the_host_has_counters_with_labels_of_their_own() -> None:
+    front = replace(FRONT, host_tier=True, storage_backend="mooncake")
+    metrics = SglangMetrics("m", front, 0, 7)
+    fetched = (Fetched(S, 0, 0, "cpu", 10, 300), Fetched(S, 0, 0, "storage", 20, 600))
+    for event in (LIFE[0], *fetched, *LIFE[1:]):
+        metrics.fold(event)
+    host = TierStats("cpu", 60, 30, 1, 900, 5, 2, 4000, 9, 0, 800, 5000)
+    storage = TierStats("storage", 90, 20, 1, 600, 5, 2, 4000, 9, 0, 800, 0, 70, 50, 40)
+    load = RankLoad(IDLE._replace(tiers=(host, storage)))
+    text = metrics.render(load, PoolState(0, 0), 0, 0).decode()
+    for source, tokens in (("device", 10), ("host", 10), ("storage", 20)):
+        assert re.search(
+            rf'cached_tokens_total{{[^}}]*cache_source="{source}"[^}}]*}} {tokens}.0', text
+        )
+    for name, value in (
+        ("storage_prefetch_hit_tokens_total", 70),
+        ("prefetched_tokens_total", 50),
+        ("backuped_tokens_total", 40),
+    ):
+        assert re.search(
+            rf'sglang:{name}{{[^}}]*storage_backend="mooncake"[^}}]*}} {value}.0', text
+        ), name
