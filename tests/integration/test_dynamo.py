@@ -1,4 +1,4 @@
-"""NVIDIA Dynamo's frontend and sidecars before mock vLLMs. Needs ai-dynamo: nightly."""
+"""NVIDIA Dynamo's frontend and sidecars before mock vLLMs. Needs ai-dynamo: marked slow."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""TRL's own clients against the launch line of its adapter. Needs trl, and so torch: nightly."""
+"""TRL's own clients against the launch line of its adapter. Needs trl, and torch: marked slow."""
 
 import importlib.util
 import json
