@@ -179,7 +179,7 @@ class Cluster:
     def _encodes_first(self, seq: Sequence, t_ns: SimTime) -> bool:
         """Whether a sequence waits for encoders elsewhere, or for embeddings in a store."""
         if any(item.stored for item in seq.submit.media):
-            took_ns = read_stored(seq, self.spec.workers[seq.worker].step)
+            took_ns = read_stored(seq, self.spec.workers[seq.worker])
             self._calendar.deliver_at(t_ns + took_ns, seq.rid)
             return True
         pairing = self.pairing

@@ -23,12 +23,13 @@ from heapq import heappop, heappush
 from typing import Final
 
 from frontier_mock.cluster.carrying import Carrier
+from frontier_mock.cluster.specs import WorkerSpec
 from frontier_mock.core.commands import Media
 from frontier_mock.core.events import EventLog, MediaReceived
 from frontier_mock.cost.protocol import EncodingCost
-from frontier_mock.cost.specs import StepSpec
 from frontier_mock.serving.sequence import DONE
 from frontier_mock.serving.sequence import Sequence as Seq
+from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.simtime import SimTime, from_seconds
 
 _REMEMBERED_BYTES: Final = 4096 << 20
@@ -95,20 +96,22 @@ class _Waiting:
         self.num_bytes = 0
 
 
-def read_stored(seq: Seq, step: StepSpec) -> SimTime:
-    """Take a sequence's embeddings out of the store they are in; how long that takes, at least 1.
+def read_stored(seq: Seq, worker: WorkerSpec) -> SimTime:
+    """Take a sequence's embeddings from where they are; how long that takes, at least 1.
 
-    Over PCIe: the store is files, which whoever has just written them left in the host's memory.
-    That is an inference.
+    SGLang's come from an encoder server over the NIC. vLLM's store is files, which whoever has just
+    written them left in the host's memory, so they come over PCIe. Both are inferences.
     """
-    vision = step.model.vision
+    vision, hardware = worker.step.model.vision, worker.step.hardware
+    sglang = isinstance(worker.scheduler, SglangSchedulerSpec)
+    bytes_per_s = (sglang and hardware.nic_bytes_per_s) or hardware.pcie_bytes_per_s
     assert vision is not None
     media = seq.submit.media
     sizes = {
         item.key: item.tokens * vision.out_size * _NUMBER_BYTES for item in media if item.stored
     }
     seq.submit = replace(seq.submit, media=tuple([replace(item, stored=False) for item in media]))
-    return 1 + from_seconds(sum(sizes.values()) / step.hardware.pcie_bytes_per_s)
+    return 1 + from_seconds(sum(sizes.values()) / bytes_per_s)
 
 
 class Encoders:

@@ -86,6 +86,8 @@ def resolve_sglang_worker(
         # From here on sizes are tokens: a graph of so many sequences verifies as many of each.
         sizes = tuple(size * args.drafts.verified for size in graphs)
         step = replace(step, cudagraph_sizes=sizes)
+    if args.encoder_only:
+        step = _encoding_only(args, step)
     mode, policy = args.disaggregation_mode, args.load_balance_method
     worker = WorkerSpec(
         name,
@@ -100,6 +102,23 @@ def resolve_sglang_worker(
         connector=sglang_connector(mode, args.disaggregation_transfer_backend),
     )
     return worker, memory
+
+
+def _encoding_only(args: SglangArgs, step: StepSpec) -> StepSpec:
+    """An encoder server's steps. Raises ConfigError."""
+    if args.language_only:
+        raise ConfigError("Cannot set --encoder-only and --language-only together")
+    if args.disaggregation_mode != "null":
+        raise ConfigError(
+            "Cannot set --encoder-only and --disaggregation-mode prefill/decode together"
+        )
+    if step.model.vision is None:
+        raise ConfigError(f"argument --encoder-only: {step.model.name} has no encoder")
+    if step.draft is not None or step.parallel.pp > 1 or step.parallel.dp > 1:
+        raise ConfigError(
+            "argument --encoder-only: not with drafts, pipeline stages or attention ranks"
+        )
+    return replace(step, encodes_only=True)
 
 
 def _drafting(args: SglangArgs) -> SglangArgs:
@@ -213,6 +232,8 @@ def _scheduler(
     caching = not args.disable_radix_cache
     if args.disaggregation_mode == "decode" and not args.disaggregation_decode_enable_radix_cache:
         caching = False
+    # An encoder server has no KV; what it remembers are embeddings.
+    caching = caching and not args.encoder_only
     return SglangSchedulerSpec(
         max_running_requests=max(1, min(running, total // 2)),
         context_length=longest,

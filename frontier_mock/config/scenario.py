@@ -263,13 +263,25 @@ def read_scenario(document: Value, search: TraceSearch) -> ScenarioSpec:
 
 def _read_cluster(value: Value) -> tuple[tuple[WorkerGroup, ...], str]:
     section = open_section(value, CLUSTER_KEYS)
-    groups = tuple(_read_worker(entry) for entry in section.get(WORKERS))
+    groups = _beside_encoders(tuple(_read_worker(entry) for entry in section.get(WORKERS)))
     total = sum(group.count for group in groups)
     if total > MAX_WORKERS:
         raise section.at("workers").error(f"{total} workers; at most {MAX_WORKERS}")
     router = section.get(ROUTER)
     policy = "round_robin" if router is None else open_section(router, ROUTER_KEYS).get(POLICY)
     return groups, policy
+
+
+def _beside_encoders(groups: tuple[WorkerGroup, ...]) -> tuple[WorkerGroup, ...]:
+    """SGLang's workers as the others' encoders make them: they have a language model only."""
+    if all(group.role != "encoder" for group in groups):
+        return groups
+    return tuple(
+        group
+        if group.sglang is None or group.role == "encoder"
+        else replace(group, sglang=replace(group.sglang, language_only=True))
+        for group in groups
+    )
 
 
 def _read_pools(cluster: Value | None, groups: tuple[WorkerGroup, ...]) -> tuple[str, FabricSpec]:
@@ -327,6 +339,8 @@ def _read_worker(value: Value) -> WorkerGroup:
         sglang, idle = _read_sglang_args(section, parallel)
         if role in ("prefill", "decode"):
             sglang = replace(sglang, disaggregation_mode=role)
+        if role == "encoder":
+            sglang = replace(sglang, encoder_only=True)
         args = VllmArgs(
             model=sglang.model_path,
             quantization=sglang.quantization,

@@ -35,11 +35,11 @@ FIRST_FLAGS = """
 --disaggregation-decode-polling-interval | int | 1 |
 --enable-pd-role-switch | flag | False |
 --optimistic-prefill-attempts | int | 0 |
---encoder-only | flag | False |
---language-only | flag | False |
+--encoder-only | flag | False | an encoder server (docs/tutorial-images.md)
+--language-only | flag | False | asks --encoder-urls for images
 --language-model-only | flag | False |
---encoder-transfer-backend | choice:auto,zmq_to_scheduler,zmq_to_tokenizer,mooncake | auto |
---encoder-urls | texts | - |
+--encoder-transfer-backend | choice:auto,zmq_to_scheduler,zmq_to_tokenizer,mooncake | auto | acts
+--encoder-urls | texts | - | encoder servers
 --encoder-bootstrap-port | int | 8997 |
 --encoder-register-urls | texts | - |
 --enable-adaptive-dispatch-to-encoder | flag | False |

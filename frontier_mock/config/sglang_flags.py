@@ -102,6 +102,9 @@ class SglangArgs:
     hicache_storage_prefetch_policy: str = "timeout"
     hicache_storage_backend_extra_config: str | None = None
     file_storage_path: str | None = None
+    encoder_only: bool = False
+    language_only: bool = False
+    encoder_urls: tuple[str, ...] = ()
     given: tuple[tuple[str, object], ...] = field(default=(), compare=False)
     """Every flag given and its value, keys apart: what /server_info shows, and front-end flags."""
 

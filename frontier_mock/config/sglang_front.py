@@ -14,7 +14,7 @@ from frontier_mock.config.sglang_speculative import shown_drafts
 from frontier_mock.serving.specs import SglangSchedulerSpec
 from frontier_mock.simtime import from_seconds
 from frontier_mock.wire.sglang.disaggregation import Disaggregation
-from frontier_mock.wire.sglang.served import Http2, RouteNames, SglangFront
+from frontier_mock.wire.sglang.served import EncoderFront, Http2, RouteNames, SglangFront
 from frontier_mock.wire.tokenizer import Json
 
 _INPUT_MARGIN_TOKENS = 5
@@ -71,6 +71,11 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         disaggregation_mode=args.disaggregation_mode,
         takes_images=model.vision is not None,
         disaggregation=_disaggregation(worker, environment),
+        encoder=EncoderFront(
+            args.encoder_only,
+            args.encoder_urls if args.language_only else (),
+            _encoder_backend(given),
+        ),
         tokenizer_path=args.tokenizer_path or args.model_path,
         weight_version=str(given.get("weight_version", "default")),
         load_format=str(given.get("load_format", "auto")),
@@ -94,6 +99,12 @@ def sglang_front(worker: ResolvedWorker, environment: Mapping[str, str]) -> Sgla
         compat=worker.compat,
         http2=_http2(given),
     )
+
+
+def _encoder_backend(given: Mapping[str, object]) -> str:
+    """`auto` is what SGLang takes for every model that is known here."""
+    asked = str(given.get("encoder_transfer_backend", "auto"))
+    return "zmq_to_scheduler" if asked == "auto" else asked
 
 
 def _disaggregation(
@@ -158,6 +169,8 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         "admin_api_key": args.admin_api_key,
         "tp_size": args.tp_size,
         "disaggregation_mode": args.disaggregation_mode,
+        "encoder_only": args.encoder_only,
+        "language_only": args.language_only,
         "disaggregation_bootstrap_port": args.disaggregation_bootstrap_port + worker.place,
         "dp_size": spec.dp_size if attention_ranks == 1 else 1,
         "attn_dp_size": attention_ranks,
@@ -172,6 +185,8 @@ def server_args(worker: ResolvedWorker) -> dict[str, Json]:
         "cuda_graph_max_bs_decode": max(graphs, default=0),
         "launch_command": _launch_command(args),
     }
+    if args.encoder_only or args.language_only:
+        fields["encoder_transfer_backend"] = _encoder_backend(given)
     return fields
 
 

@@ -4,10 +4,12 @@ One `SglangApp` serves one port (specs/sglang_and_routers.md sections 1.1 to 1.4
 running server (pauses, weights, sessions, adapters) comes from routes that are handed in.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from uuid import uuid4
 
 from frontier_mock.core.commands import AUTO_WORKER, Submit
 from frontier_mock.drive.driver import Driver
@@ -18,6 +20,7 @@ from frontier_mock.serve.cors import Cors
 from frontier_mock.serve.entrance import Accepted, enter
 from frontier_mock.serve.http1 import Request
 from frontier_mock.serve.routing import Handler, Routes, RouteTable, Table
+from frontier_mock.serve.sglang_encoders import ENCODE, RemoteEncoders
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_keys import Keys
 from frontier_mock.serve.sglang_responses import StoredResponses
@@ -28,12 +31,14 @@ from frontier_mock.serve.sglang_streaming import (
     Whole,
     engine_gone,
 )
+from frontier_mock.simtime import SimTime
 from frontier_mock.wire.served import ServedModel
 from frontier_mock.wire.sglang.anthropic import NOT_JSON, count_tokens_body, parse_messages
 from frontier_mock.wire.sglang.chat import parse_chat
 from frontier_mock.wire.sglang.completions import parse_completion
 from frontier_mock.wire.sglang.dialects import in_envelope
 from frontier_mock.wire.sglang.disaggregation import legs
+from frontier_mock.wire.sglang.encoding import image_urls, received
 from frontier_mock.wire.sglang.errors import (
     CrashError,
     SettledError,
@@ -124,8 +129,16 @@ class SglangApp:
                 names.ollama_generate: parse_ollama_generate,
                 names.vertex: parse_vertex,
             }
+        encoder = None if front is None else front.encoder
+        self._encoders = RemoteEncoders(encoder.urls) if encoder and encoder.urls else None
         every = [self._responses, *more]
-        self._routes = RouteTable([self._own_routes(), *(routes.table() for routes in every)])
+        self._waits_for = {*self._generators}
+        own = self._own_routes()
+        if encoder is not None and encoder.encodes_only:
+            every, own = [*more], {}
+            self._waits_for = {ENCODE}
+        self._routes = RouteTable([own, *(routes.table() for routes in every)])
+        self._asking: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Warm-up is over: the server says that it is ready, and /health agrees."""
@@ -153,19 +166,26 @@ class SglangApp:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request, now or later. Never raises."""
+        self._try(self._route, exchange)
+
+    def _route(self, exchange: Exchange) -> Answer | None:
         request = exchange.request
-        answer: Answer | None
+        answer = self._before(request)
+        if answer is not None:
+            return answer
+        exchange.began_ns = self._driver.now_ns()
+        self._http.began(request)
+        found = self._routes.find(request.path, request.method)
+        if isinstance(found, Answer):
+            moved = self._routes.redirection(request, request.path)
+            return moved if moved is not None and found.status == 404 else found
+        return found(exchange)
+
+    def _try(self, handler: Handler, exchange: Exchange) -> None:
+        """The handler's answer, or that of the error it raises."""
+        request = exchange.request
         try:
-            answer = self._before(request)
-            if answer is None:
-                exchange.began_ns = self._driver.now_ns()
-                self._http.began(request)
-                found = self._routes.find(request.path, request.method)
-                if isinstance(found, Answer):
-                    moved = self._routes.redirection(request, request.path)
-                    answer = moved if moved is not None and found.status == 404 else found
-                else:
-                    answer = found(exchange)
+            answer = handler(exchange)
         except SglangError as error:
             answer = Answer(error.status, error.body())
         except Exception as error:
@@ -186,12 +206,12 @@ class SglangApp:
 
     def arriving(self, request: Request) -> None:
         """Time stands still while a prompt is on its way in."""
-        if request.path in self._generators:
+        if request.path in self._waits_for:
             self._driver.keeper.arriving()
 
     def received(self, request: Request) -> None:
         """The end of `arriving`."""
-        if request.path in self._generators:
+        if request.path in self._waits_for:
             self._driver.keeper.received()
             self._driver.poke()
 
@@ -207,12 +227,54 @@ class SglangApp:
     # Generation
 
     def _generate(self, exchange: Exchange) -> Answer | None:
+        encoders, request = self._encoders, exchange.request
+        if encoders is None or not (images := self._images(request)):
+            return self._enter(exchange)
+        asked_ns = self._driver.now_ns()
+
+        async def ask() -> None:
+            failed: SglangError | None = None
+            try:
+                await encoders.encode(images, uuid4().hex, request)
+            except SglangError as error:
+                failed = error
+
+            def go_on(exchange: Exchange) -> Answer | None:
+                if failed is not None:
+                    raise failed
+                return self._enter(exchange, asked_ns)
+
+            if not exchange.is_lost():
+                self._try(go_on, exchange)
+
+        task = asyncio.get_running_loop().create_task(ask())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return None
+
+    def _images(self, request: Request) -> list[str]:
+        """The images of a request for which others have encoders.
+
+        A request that is refused or crashes has none: it need not wait to be told.
+        """
+        try:
+            self._check_json(request)
+            parsed = self._generators[request.path](request.body, request.headers, self._served)
+        except (SglangError, LateError, SettledError, CrashError):
+            return []
+        seen = any(one.plan.submit.media for one in parsed.sequences)
+        return image_urls(request.body) if seen else []
+
+    def _enter(self, exchange: Exchange, asked_ns: SimTime = -1) -> Answer | None:
+        """Parse and submit; with `asked_ns` images have been encoded since then."""
         request = exchange.request
         state = self.state
 
         def read() -> Accepted:
             self._check_json(request)
             parsed = self._generators[request.path](request.body, request.headers, self._served)
+            if asked_ns >= 0:
+                parsed = received(parsed)
             try:
                 submits = legs(self._part, parsed.sequences, state.peer_of)
                 entry = state.enter(parsed)
@@ -222,6 +284,7 @@ class SglangApp:
                 entry.body = request.body
                 state.request_log.received(parsed, request.body)
             kind = Stream if parsed.stream else Whole
+            entry.arrival_ns = asked_ns
             entries.append(entry)
             behind = parsed.record is not None and parsed.record.background
             # Nobody waits for what is made in the background.

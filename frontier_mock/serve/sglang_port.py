@@ -9,6 +9,7 @@ from frontier_mock.serve.routing import Routes
 from frontier_mock.serve.sglang_app import SglangApp
 from frontier_mock.serve.sglang_control import ControlRoutes
 from frontier_mock.serve.sglang_edges import EdgeRoutes
+from frontier_mock.serve.sglang_encoders import EncoderRoutes
 from frontier_mock.serve.sglang_http_counts import HttpCounts
 from frontier_mock.serve.sglang_info import InfoRoutes
 from frontier_mock.serve.sglang_keys import Keys
@@ -46,12 +47,16 @@ def sglang_app(
     if front.enable_metrics:
         state.streams = streams
     http = HttpCounts()
-    routes: list[Routes] = [
-        InfoRoutes(served, driver, state, ranks, http),
-        ControlRoutes(served, driver, state, ranks),
-        EdgeRoutes(served, state),
-        *more,
-    ]
+    routes: list[Routes]
+    if front.encoder.encodes_only:
+        routes = [EncoderRoutes(served, driver, state), *more]
+    else:
+        routes = [
+            InfoRoutes(served, driver, state, ranks, http),
+            ControlRoutes(served, driver, state, ranks),
+            EdgeRoutes(served, state),
+            *more,
+        ]
     keys = Keys(front.api_key, front.admin_api_key)
     return SglangApp(served, driver, state, keys, http, routes)
 

@@ -249,7 +249,9 @@ async def open_cluster(spec: MockSpec | None = None) -> AsyncIterator[MockCluste
     await server.start()
     front, url, listening = server.webs[0], server.urls[0], None
     if len(server.webs) > 1:
-        app = server.app(AUTO_WORKER, models[0])
+        # An encoder server has no routes that generate.
+        fronts = [one for one in models if not (one.sglang and one.sglang.encoder.encodes_only)]
+        app = server.app(AUTO_WORKER, fronts[0] if fronts else models[0])
         front = Http1Server(app, 0.0)
         listening = await loop.create_server(front, _HOST, 0)
         url = f"http://{_HOST}:{listening.sockets[0].getsockname()[1]}"

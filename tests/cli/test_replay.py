@@ -1,5 +1,6 @@
 """`up` and `replay` together: the command line against real ports."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -41,16 +42,16 @@ def url(scenario: str) -> Iterator[str]:
 
 
 @contextmanager
-def served(scenario: str) -> Iterator[str]:
+def served(scenario: str, ports: tuple[str, ...] = ("--port", "0")) -> Iterator[str]:
     """The URL of the scenario's first worker, of an `up` in virtual time."""
     argv = [sys.executable, "-m", "frontier_mock", "up", scenario, "--clock", "warp"]
-    argv += ["--host", "127.0.0.1", "--port", "0"]
+    argv += ["--host", "127.0.0.1", *ports]
     server = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         found = ""
         for line in server.stderr:
-            if not found and "Starting vLLM server on " in line:
+            if not found and " server on http" in line:
                 found = line.split()[-1]
             if "Application startup complete." in line:
                 break
@@ -195,3 +196,41 @@ def test_prompts_with_images_are_sent_to_who_encodes_them(tmp_path: Path) -> Non
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["requests"]["completed"] == 8
     assert (result["encoding"]["images"], result["encoding"]["encoded"]) == (16, 5)
+
+
+ENCODERS = """
+name: language-only
+cluster:
+  workers:
+    - {{name: w, engine: sglang-0.5.23, model: Qwen/Qwen2.5-VL-7B-Instruct, port: {ports[0]},
+       engine_args: {args}}}
+    - {{name: e0, engine: sglang-0.5.23, model: Qwen/Qwen2.5-VL-7B-Instruct, port: {ports[1]},
+       engine_args: {{encoder-only: true}}}}
+    - {{name: e1, engine: sglang-0.5.23, model: Qwen/Qwen2.5-VL-7B-Instruct, port: {ports[2]},
+       engine_args: {{encoder-only: true}}}}
+workload: {{kind: closed_loop, concurrency: 1, num_requests: 4, input_tokens: 3000,
+           output_tokens: 9, images: {{count: 2}}}}
+"""
+
+
+def test_a_language_only_server_asks_its_encoders(tmp_path: Path) -> None:
+    """Over HTTP, to itself as to any other process: their time is in the time to first token."""
+    ttft_ms = []
+    for asks in (True, False):
+        with contextlib.ExitStack() as held:
+            socks = [held.enter_context(closing(socket.socket())) for _ in range(3)]
+            for sock in socks:
+                sock.bind(("127.0.0.1", 0))
+            ports = [sock.getsockname()[1] for sock in socks]
+        urls = ", ".join(f"'http://127.0.0.1:{port}'" for port in ports[1:])
+        args = f"{{language-only: true, encoder-urls: [{urls}]}}" if asks else "{}"
+        path = tmp_path / "language-only.yaml"
+        path.write_text(ENCODERS.format(ports=ports, args=args))
+        with served(str(path), ()) as url:
+            argv = ["replay", str(path), "--url", url, "--api", "chat", "--out", str(tmp_path)]
+            assert main(argv) == 0
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert result["requests"]["completed"] == 4
+        ttft_ms.append(result["ttft_ms"]["p50"])
+    # Two encoders side by side take 13 ms where one's own takes 26, and their front ends some.
+    assert 1 < ttft_ms[1] - ttft_ms[0] < 14, ttft_ms

@@ -32,6 +32,15 @@ class RouteNames:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderFront:
+    """A server's part in encoder disaggregation: it encodes only, or asks those at `urls`."""
+
+    encodes_only: bool = False
+    urls: tuple[str, ...] = ()
+    backend: str = "zmq_to_scheduler"
+
+
+@dataclass(frozen=True, slots=True)
 class SglangFront:
     """SGLang's own settings under its names (SGLang 0.5.23 ServerArgs), lengths in tokens.
 
@@ -69,6 +78,7 @@ class SglangFront:
     trust_request_chat_template: bool = False
     disaggregation_mode: str = "null"
     disaggregation: Disaggregation | None = None
+    encoder: EncoderFront = EncoderFront()
     takes_images: bool = False
     host_tier: bool = False
     storage_backend: str = ""
