@@ -28,7 +28,7 @@ workload:
   trace: synthetic:conversation
   pacing: timestamps
 """
-REQUESTS = 250
+REQUESTS = 1000
 
 
 def replayed(name: str, policy: str, path: Path, directory: Path) -> tuple[dict[str, Any], str]:

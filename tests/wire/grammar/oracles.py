@@ -1,7 +1,7 @@
 """The compilers and matchers that engines use, as far as they are installed here.
 
 llguidance comes with the dev extra. xgrammar asks for torch, which it needs for masks on a GPU and
-not to match text: `pip install --no-deps xgrammar==0.2.8 apache-tvm-ffi` is enough here.
+not to match text: `pip install --no-deps xgrammar==0.2.8 apache-tvm-ffi`, which scripts/test does.
 """
 
 import importlib
