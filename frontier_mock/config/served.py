@@ -104,6 +104,14 @@ def _kv_port(worker: ResolvedWorker, number: int, environment: Mapping[str, str]
     )
 
 
+def _told_drafts(worker: ResolvedWorker) -> int:
+    """How many drafts a step verifies, if answers are to say what became of them."""
+    drafting = worker.spec.scheduler.speculation
+    if worker.args.per_request_spec_decode_metrics == "none" or drafting is None:
+        return 0
+    return drafting.num_drafts
+
+
 def tokenizer_source(args: VllmArgs) -> str | None:
     """Directory of the tokenizer: --tokenizer, or the model if it is one; None for our own."""
     if args.tokenizer is not None:
@@ -144,6 +152,7 @@ def _served(
         new_id=_random_id,
         stream_interval=args.stream_interval,
         max_logprobs=args.max_logprobs,
+        told_drafts=_told_drafts(worker),
         max_new_tokens=args.max_new_tokens,
         max_stop_strings=limit("VLLM_MAX_STOP_STRINGS", 4),
         max_n_sequences=limit("VLLM_MAX_N_SEQUENCES", 16384),

@@ -200,7 +200,7 @@ allgather_reducescatter | how tokens reach experts when data-parallel
 --show-hidden-metrics-for-version | text | - |
 --otlp-traces-endpoint | text | - |
 --collect-detailed-traces | texts | - |
---per-request-spec-decode-metrics | choice:none,summary,detailed | none |
+--per-request-spec-decode-metrics | choice:none,summary,detailed | none | answers tell of drafts
 --kv-cache-metrics | switch | False |
 --kv-cache-metrics-sample | float>0<=1 | 0.01 |
 --custom-histogram-buckets | json | - |

@@ -154,6 +154,7 @@ class VllmArgs:
     disable_access_log_for_endpoints: str | None = None
     kv_offload: OffloadArgs | None = None
     max_images: int = 999
+    per_request_spec_decode_metrics: str = "none"
     ec_transfer_config: EcTransferArgs | None = None
 
 
@@ -276,6 +277,11 @@ def to_vllm_args(given: Mapping[str, Any]) -> VllmArgs:
     values |= _eplb(given.get("eplb_config"), values.get("enable_eplb", False))
     ranks = values.get("tensor_parallel_size", 1) * values.get("data_parallel_size", 1)
     values["speculative_config"] = read_speculative(given)
+    told = given.get("per_request_spec_decode_metrics")
+    if told in ("summary", "detailed") and values["speculative_config"] is None:
+        raise ConfigError(
+            f"argument --per-request-spec-decode-metrics: {told} needs --speculative-config"
+        )
     transfer = given.get("kv_transfer_config")
     values["kv_transfer_config"] = read_kv_transfer(transfer_section(transfer))
     values["ec_transfer_config"] = read_ec_transfer(given.get("ec_transfer_config"))

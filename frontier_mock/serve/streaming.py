@@ -23,6 +23,7 @@ from frontier_mock.wire.errors import (
     queue_full,
 )
 from frontier_mock.wire.generation import Generation, Outcome, WeightSpan
+from frontier_mock.wire.request_metrics import with_metrics
 from frontier_mock.wire.sse import EVENT_STREAM, KEEP_ALIVE
 
 Keep = Callable[[Sequence[Outcome], int], None]
@@ -263,7 +264,7 @@ def _outcome(
     if generation.is_silent:
         reason = "stop" if reason == "length" else reason
         spans = () if spans else spans
-    return generation.sequences[flight.position].outcome(
+    outcome = generation.sequences[flight.position].outcome(
         0 if generation.is_silent else flight.output_tokens,
         reason,
         flight.cached_tokens,
@@ -272,6 +273,7 @@ def _outcome(
         flight.finish_ns,
         spans,
     )
+    return with_metrics(generation, outcome, flight.drafted)
 
 
 def _failed(outcomes: Sequence[Outcome]) -> bool:

@@ -257,6 +257,8 @@ class VllmApp:
             _check_json(request)
             parse: Parse = self._generators[self._path(request)]
             generation = parse(request.body, request.headers, self._part.served)
+            if self._part.served.told_drafts:
+                generation = generation._replace(told_drafts=self._part.served.told_drafts)
             if generation.model in self._part.served.adapters:
                 adapters.append(generation.model)
             if self._settings.enable_log_requests:

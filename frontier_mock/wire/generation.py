@@ -1,6 +1,7 @@
 """What a request became: the sequences to submit, and what is needed to render their output."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -29,7 +30,8 @@ class WeightSpan(NamedTuple):
 class Outcome:
     """How one choice ended. Times are virtual nanoseconds, -1 for "never happened".
 
-    `weight_versions` is None unless the client asked for it.
+    `weight_versions` is None unless the client asked for it, and `drafts` unless the server tells
+    what became of a request's drafts.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Outcome:
     first_token_ns: int = -1
     finish_ns: int = -1
     weight_versions: tuple[WeightSpan, ...] | None = None
+    drafts: Mapping[str, Json] | None = None
 
 
 class ToolCall(NamedTuple):
@@ -147,7 +150,8 @@ class Generation(NamedTuple):
     route shows, and `detail` what the answer of another dialect repeats of the request.
     `handed_over` is what the answer says of a prompt that is to be decoded elsewhere, `encoded`
     what it says of images that are encoded for others. `record` is what a server that keeps
-    responses keeps of the request.
+    responses keeps of the request. `told_drafts` is how many drafts a step verifies, if the answer
+    says what became of them, else 0.
     """
 
     id: str
@@ -180,6 +184,7 @@ class Generation(NamedTuple):
     handed_over: HandedOver | None = None
     encoded: Encoded | None = None
     record: Record | None = None
+    told_drafts: int = 0
 
     @property
     def is_silent(self) -> bool:

@@ -18,6 +18,7 @@ from frontier_mock.wire.render import (
     usage_json,
     weight_spans,
 )
+from frontier_mock.wire.request_metrics import last_metrics, whole_metrics
 from frontier_mock.wire.tokenizer import Json
 
 _DONE = b"data: [DONE]\n\n"
@@ -39,7 +40,8 @@ def render_inference(generation: Generation, outcomes: Sequence[Outcome], create
         f'{{"request_id":{dumps(generation.id)},"model":{dumps(generation.model)},'
         f'"created":{created_s},"usage":{usage_json(generation, ordered)},'
         f'"prompt_logprobs":{figures},"prompt_token_id_logprobs":null,'
-        f'"prompt_token_ids":{ids_json},"mm_placeholders":null,"metrics":null,'
+        f'"prompt_token_ids":{ids_json},"mm_placeholders":null,'
+        f'"metrics":{whole_metrics(ordered)},'
         f'"kv_transfer_params":{handed_over(generation, ordered)},"ec_transfer_params":null,'
         f'"output_mode":"{generation.output_mode}","choices":[{choices}]{frontier}}}'
     )
@@ -80,7 +82,10 @@ class InferenceStream:
             usage += f',"prompt_tokens_details":{{"cached_tokens":{ordered[0].cached_tokens}}}'
         frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
         mode = generation.output_mode
-        text = f'{self._head}{{{usage}}},"output_mode":"{mode}","choices":[]{frontier}}}\n\n'
+        metrics = last_metrics(ordered)
+        text = (
+            f'{self._head}{{{usage}}},"output_mode":"{mode}","choices":[]{metrics}{frontier}}}\n\n'
+        )
         return text.encode() + _DONE
 
     def error(self, error: ApiError) -> bytes:

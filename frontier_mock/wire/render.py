@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from frontier_mock.wire.generation import CHAT, Generation, LogprobsPlan, Outcome, SequencePlan
 from frontier_mock.wire.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
+from frontier_mock.wire.request_metrics import whole_metrics
 from frontier_mock.wire.tokenizer import Json
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -33,7 +34,7 @@ def render_response(generation: Generation, outcomes: Sequence[Outcome], created
     tail = (
         f'"kv_transfer_params":{handed_over(generation, ordered)},'
         f'"ec_transfer_params":{_encoded(generation)},'
-        f'"metrics":null{frontier}}}'
+        f'"metrics":{whole_metrics(ordered)}{frontier}}}'
     )
     return (head + own + tail).encode()
 

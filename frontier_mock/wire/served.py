@@ -39,6 +39,7 @@ class ServedModel:
     `old_metric_names` adds families that vLLM gave up to /metrics. `sglang` has SGLang's own
     settings if that is the engine, `kv` what its connector tells other engines, if it has one.
     `media` is what images the model takes, None for a model of text alone.
+    `told_drafts` is how many drafts a step verifies, if answers say what became of them, else 0.
     """
 
     names: tuple[str, ...]
@@ -73,6 +74,7 @@ class ServedModel:
     sglang: SglangFront | None = None
     kv: KvPort | None = None
     media: MediaPort | None = None
+    told_drafts: int = 0
 
     @property
     def block_tokens(self) -> int:

@@ -25,6 +25,7 @@ from frontier_mock.wire.render import (
     prompt_ids,
     weight_spans,
 )
+from frontier_mock.wire.request_metrics import last_metrics
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 """The media type of what this module writes."""
@@ -150,7 +151,8 @@ class StreamRenderer:
         if generation.system_fingerprint is not None:
             fingerprint = f',"system_fingerprint":{dumps(generation.system_fingerprint)}'
         frontier = f',"frontier":{frontier_json(ordered)}' if generation.frontier else ""
-        text = f'{self._head}],"usage":{{{usage}}}{fingerprint}{frontier}}}\n\n'
+        metrics = last_metrics(ordered)
+        text = f'{self._head}],"usage":{{{usage}}}{fingerprint}{metrics}{frontier}}}\n\n'
         return text.encode() + DONE
 
     def error(self, error: ApiError) -> bytes:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from frontier_mock.config.errors import ConfigError
+from frontier_mock.config.vllm_flags import parse_serve
 from frontier_mock.core.events import Drafted
 from frontier_mock.pytest_plugin import StartCluster
 from frontier_mock.testing import MockCluster
@@ -69,6 +71,54 @@ async def test_metrics_count_drafts_by_position(mock_cluster: StartCluster) -> N
         f'vllm:spec_decode_num_accepted_tokens_per_pos_total{labels},position="1"}}': 4,
         f'vllm:spec_decode_num_accepted_tokens_per_pos_total{labels},position="2"}}': 0,
     }
+
+
+TOLD = {
+    "mean_acceptance_length": 3.0,
+    "draft_acceptance_rate": pytest.approx(2 / 3),
+    "acceptance_histogram": [0, 0, 4, 0],
+    "num_spec_steps": 4,
+    "num_accepted_draft_tokens": 8,
+    "num_draft_tokens": 12,
+    "num_spec_tokens": 3,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_an_answer_says_what_became_of_its_drafts(
+    mock_cluster: StartCluster, path: str
+) -> None:
+    flags = (*DRAFTING, "--per-request-spec-decode-metrics", "summary")
+    client = (await mock_cluster(flags=flags)).aiohttp()
+    asked: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True}
+    if "chat" in path:
+        asked["messages"] = [{"role": "user", "content": "time"}]
+    else:
+        asked["prompt"] = "time"
+    async with client.post(path, json=asked) as response:
+        metrics = (await response.json())["metrics"]
+    assert metrics["time_to_first_token_ms"] is None
+    nulls = {"per_step_accepted": None, "per_step_drafted": None}
+    assert metrics["speculative_decoding"] == TOLD | nulls
+    async with client.post(path, json={**asked, "n": 2}) as response:
+        assert (await response.json())["metrics"] is None
+    streamed = {**asked, "stream": True, "stream_options": {"include_usage": True}}
+    async with client.post(path, json=streamed) as response:
+        lines = [line async for line in response.content if line.startswith(b"data: {")]
+    assert json.loads(lines[-1][6:])["metrics"] == {"speculative_decoding": TOLD}
+    assert all(b'"metrics"' not in line for line in lines[:-1])
+
+
+async def test_answers_are_silent_unless_that_is_asked_for(mock_cluster: StartCluster) -> None:
+    cluster = await mock_cluster(flags=DRAFTING)
+    body = {"prompt": "time", "max_tokens": 12, "ignore_eos": True}
+    async with cluster.aiohttp().post("/v1/completions", json=body) as response:
+        assert (await response.json())["metrics"] is None
+
+
+def test_without_drafts_there_is_nothing_to_tell_of() -> None:
+    with pytest.raises(ConfigError, match="summary needs --speculative-config"):
+        parse_serve(["m", "--per-request-spec-decode-metrics", "summary"], {})
 
 
 async def test_a_server_without_drafts_has_none_of_it(mock_cluster: StartCluster) -> None:
