@@ -155,6 +155,7 @@ def _worker(one: dict[str, Any]) -> ResolvedWorker:
         values["kv_offload"] = OffloadArgs(**values["kv_offload"])
     hardware, engine, name = one["hardware"], one["engine"], str(one["name"])
     if engine.startswith("sglang"):
-        return resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)
-    worker = resolve_worker(VllmArgs(**values), hardware, engine, name, 0)
+        worker = resolve_sglang(SglangArgs(**values), hardware, engine, name, 0)
+    else:
+        worker = resolve_worker(VllmArgs(**values), hardware, engine, name, 0)
     return replace(worker, spec=replace(worker.spec, role=one.get("role", worker.spec.role)))

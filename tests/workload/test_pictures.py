@@ -1,9 +1,11 @@
 """Images at the beginning of synthetic prompts, played offline."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from frontier_mock.cli.main import main
 from frontier_mock.cli.replay import run as replay
 from frontier_mock.cli.simulate import scenario_source, simulate
 from frontier_mock.config.errors import ConfigError
@@ -78,6 +80,19 @@ def test_encoders_are_in_the_report(tmp_path: Path) -> None:
     assert result["encoding"]["gigabytes"] == pytest.approx(80 * 1369 * 3584 * 2 / 1e9)
     busy = {role["role"]: role["utilization"] for role in result["roles"]}
     assert 0 < busy["encoder"] < 1
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.33", "sglang-0.5.23"])
+def test_a_journal_remembers_who_encodes(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ENCODERS.replace("{name: e,", f"{{name: e, engine: {engine},")
+    path = written(tmp_path, "{count: 2}", engine=engine, more=more)
+    journal, result = tmp_path / "journal.jsonl", tmp_path / "result.json"
+    assert main(["simulate", path, "--journal", str(journal), "--json", str(result)]) == 0
+    capsys.readouterr()
+    assert main(["journal", "replay", str(journal)]) == 0
+    assert capsys.readouterr().out.strip() == json.loads(result.read_text())["digest"]
 
 
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
