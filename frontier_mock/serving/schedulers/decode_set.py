@@ -49,7 +49,8 @@ class DecodeSet:
         """(tokens, new blocks) that `seq` needs in `step`."""
         if not seq.counted:
             return 0, 0
-        return 1, int((seq.offset + step) % self._block == 1 % self._block)
+        block = self._block
+        return 1, 1 if (seq.offset + step) % block == 1 % block else 0
 
     def tokens_of(self, step: int) -> int:
         """Tokens that `step` takes from its budget for them."""

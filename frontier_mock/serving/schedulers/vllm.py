@@ -18,6 +18,8 @@ Rule 6. What a tier under the GPU has of a prompt comes the same way (`serving.t
 Source of every rule: vLLM 0.33.0, v1/core/sched/scheduler.py, as specs/vllm.md section 8 has it.
 """
 
+from collections.abc import Callable
+
 from frontier_mock.core.events import EventLog, FirstToken, Preempted, Scheduled
 from frontier_mock.cost.protocol import Chunk
 from frontier_mock.serving.encoder_cache import EncoderCache
@@ -434,12 +436,19 @@ class VllmScheduler:
         spent: dict[int, int] = {}
         starved: list[Sequence] = []
         preempted = False
+        extra, wants = self._extra, self._decode_wants()
         i = 0
         while i < len(order):
             seq = order[i]
-            tokens, blocks = self._wants(seq, step, cap, budget)
+            left = budget - extra
+            if seq.state == PREFILL:
+                tokens, blocks = self._prefill_wants(seq, step, min(cap, left))
+            else:
+                tokens, blocks = wants(seq, step)
+                if tokens > left or tokens > cap:
+                    tokens, blocks = self._cut_short(seq, step, min(cap, left))
             if tokens <= 0:
-                if self._decode_wants(seq, step)[0]:
+                if wants(seq, step)[0]:
                     starved.append(seq)
                 i += 1
                 continue
@@ -455,8 +464,8 @@ class VllmScheduler:
                 preempted = True
             if i == len(order) or order[i] is not seq:
                 continue
-            spent[seq.rid] = tokens + self._extra
-            budget -= spent[seq.rid]
+            spent[seq.rid] = taken = tokens + extra
+            budget -= taken
             if seq.state == PREFILL:
                 self._grant(seq, tokens, step)
             elif blocks:
@@ -467,24 +476,24 @@ class VllmScheduler:
                 self._hold_back(seq, step)
         return budget, preempted
 
-    def _wants(self, seq: Sequence, step: int, cap: int, budget: int) -> tuple[int, int]:
-        """(tokens, new blocks) that a running sequence can use in `step` under `budget`."""
-        if seq.state == PREFILL:
-            if self._pace.deferring:
-                return 0, 0
-            tokens = min(seq.goal - seq.computed, cap, budget - self._extra)
-            if seq.submit.media and tokens > 0:
-                tokens = self.encoder.within(seq, seq.computed, tokens, step)
-            return tokens, self._holdings.blocks_for(seq.computed + tokens) - seq.held_blocks
-        tokens, blocks = self._decode_wants(seq, step)
-        affordable = min(cap, budget - self._extra)
-        if 0 < affordable < tokens:
-            self._decodes.narrow(seq, step, affordable)
-            return self._decodes.wants(seq, step)
-        return min(tokens, affordable), blocks
+    def _prefill_wants(self, seq: Sequence, step: int, most: int) -> tuple[int, int]:
+        """(tokens, new blocks) that a running prefill can use in `step`, at most `most` tokens."""
+        if self._pace.deferring:
+            return 0, 0
+        tokens = min(seq.goal - seq.computed, most)
+        if seq.submit.media and tokens > 0:
+            tokens = self.encoder.within(seq, seq.computed, tokens, step)
+        return tokens, self._holdings.blocks_for(seq.computed + tokens) - seq.held_blocks
 
-    def _decode_wants(self, seq: Sequence, step: int) -> tuple[int, int]:
-        """(tokens, new blocks) that a decode needs in `step`."""
+    def _decode_wants(self) -> Callable[[Sequence, int], tuple[int, int]]:
+        """What says how many (tokens, new blocks) a decode needs in a step."""
+        return self._decodes.wants
+
+    def _cut_short(self, seq: Sequence, step: int, most: int) -> tuple[int, int]:
+        """(tokens, new blocks) of a decode in `step` that needs more than `most` tokens."""
+        if most <= 0:
+            return 0, 0
+        self._decodes.narrow(seq, step, most)
         return self._decodes.wants(seq, step)
 
     def _hold_back(self, seq: Sequence, step: int) -> None:

@@ -21,6 +21,8 @@ Source: vLLM 0.33.0, v1/engine/core.py (`step_with_batch_queue`), config/vllm.py
 (`max_concurrent_batches`), v1/core/sched/{scheduler,async_scheduler}.py.
 """
 
+from collections.abc import Callable
+
 from frontier_mock.core.events import EventLog
 from frontier_mock.serving.kv_cache import KvCache
 from frontier_mock.serving.schedulers.lanes import Lanes
@@ -66,7 +68,10 @@ class LanedVllmScheduler(Lanes, VllmScheduler):
     def _lane_of(self, seq: Sequence) -> Decodes:
         return self._lanes[lane_of(seq.finish_step)]
 
-    def _decode_wants(self, seq: Sequence, step: int) -> tuple[int, int]:
+    def _decode_wants(self) -> Callable[[Sequence, int], tuple[int, int]]:
+        return self._lane_wants
+
+    def _lane_wants(self, seq: Sequence, step: int) -> tuple[int, int]:
         lane = self._lane_of(seq)
         return lane.wants(seq, step) if lane is self._decodes else (0, 0)
 
