@@ -71,17 +71,18 @@ def _recorded_args(worker: ResolvedWorker) -> dict[str, Any]:
     return asdict(replace(worker.args, api_key=()))
 
 
-def entry_line(cluster: ResolvedCluster, stamp_ns: SimTime, command: Command) -> str:
-    """One command as a line, its prompt cut into blocks of the worker it is for."""
-    index = 0
+def entry_line(cluster: ClusterSpec, stamp_ns: SimTime, command: Command) -> str:
+    """One command as a line, its prompt cut into blocks of the worker it is for, or of any."""
+    workers = cluster.workers
     if isinstance(command, Submit) and command.worker != AUTO_WORKER:
-        index = command.worker
-    return to_line(stamp_ns, command, cluster.spec.workers[index].scheduler.block_size)
+        return to_line(stamp_ns, command, workers[command.worker].scheduler.block_size)
+    sizes = dict.fromkeys(worker.scheduler.block_size for worker in workers)
+    return to_line(stamp_ns, command, *sizes)
 
 
 def journal_lines(cluster: ResolvedCluster, journal: Journal) -> Iterator[str]:
     """A whole journal file, line by line, newlines included."""
-    entries = (entry_line(cluster, stamp, command) for stamp, command in journal.entries)
+    entries = (entry_line(cluster.spec, stamp, command) for stamp, command in journal.entries)
     return (line + "\n" for line in chain([journal_head(cluster)], entries))
 
 

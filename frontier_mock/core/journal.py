@@ -24,7 +24,7 @@ from frontier_mock.core.commands import (
     Submit,
     Transfer,
 )
-from frontier_mock.core.prompt import KeyedPrompt
+from frontier_mock.core.prompt import CutPrompt, KeyedPrompt, Prompt
 from frontier_mock.core.words import Over, Ready, Sent, Word, word_of, word_to_list
 from frontier_mock.simtime import SimTime
 
@@ -46,14 +46,19 @@ class Journal:
         self.entries.append((stamp_ns, command))
 
 
-def to_line(stamp_ns: SimTime, command: Command, block_tokens: int) -> str:
-    """One entry as JSON without a newline; prompts are cut into blocks of `block_tokens`."""
+def to_line(stamp_ns: SimTime, command: Command, block_tokens: int, *others: int) -> str:
+    """One entry as JSON without a newline; prompts are cut into blocks of `block_tokens`.
+
+    `others` are further sizes to cut them into, where the engine is not chosen yet.
+    """
     if not isinstance(command, Submit):
         return json.dumps({"t": stamp_ns, **_control_fields(command)})
     keys = command.prompt.block_keys(block_tokens)
     rare: dict[str, object] = {} if command.rank < 0 else {"rank": command.rank}
     if not command.reads_cache:
         rare["reads_cache"] = False
+    if others:
+        rare["cuts"] = [[size, _pack(command.prompt.block_keys(size))] for size in others]
     if command.media:
         rare["media"] = [_media_line(one) for one in command.media]
     return json.dumps(
@@ -120,10 +125,10 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
     prompt, output = fields["prompt"], fields["output"]
     if not isinstance(prompt, list) or not isinstance(output, list):
         raise ValueError("prompt and output must be lists")
-    num_tokens, block_tokens, keys = prompt
+    num_tokens, *cut = prompt
     output_tokens, max_tokens, reason = output
     return stamp_ns, Submit(
-        prompt=KeyedPrompt(_int(num_tokens), _int(block_tokens), _unpack(keys)),
+        prompt=_prompt(_int(num_tokens), [cut, *_cuts(fields)]),
         output_tokens=_int(output_tokens),
         max_tokens=_int(max_tokens),
         finish_reason=str(reason),
@@ -142,6 +147,19 @@ def _entry(fields: dict[str, object]) -> tuple[SimTime, Command]:
 def _media_line(one: Media) -> list[int]:
     line = [one.key, one.start, one.tokens, one.patches]
     return [*line, 1] if one.stored else line
+
+
+def _cuts(fields: dict[str, object]) -> list[list[object]]:
+    """(block size, keys) of a prompt beyond the first."""
+    cuts = fields.get("cuts", [])
+    if not isinstance(cuts, list) or not all(isinstance(one, list) for one in cuts):
+        raise ValueError("cuts must be a list of lists")
+    return cuts
+
+
+def _prompt(num_tokens: int, cuts: list[list[object]]) -> Prompt:
+    made = [KeyedPrompt(num_tokens, _int(size), _unpack(keys)) for size, keys in cuts]
+    return made[0] if len(made) == 1 else CutPrompt(tuple(made))
 
 
 def _media(value: object) -> tuple[Media, ...]:

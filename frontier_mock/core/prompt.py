@@ -42,3 +42,22 @@ class KeyedPrompt:
         if block_tokens != self.block_tokens:
             raise ValueError(f"keys are for blocks of {self.block_tokens}, not {block_tokens}")
         return self.keys
+
+
+@dataclass(frozen=True, slots=True)
+class CutPrompt:
+    """A prompt cut in several ways, for whichever engine its cluster's router will choose."""
+
+    cuts: tuple[KeyedPrompt, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt length in tokens."""
+        return self.cuts[0].num_tokens
+
+    def block_keys(self, block_tokens: int) -> bytes:
+        """The keys stored for blocks of that size. Raises ValueError if there are none."""
+        for cut in self.cuts:
+            if cut.block_tokens == block_tokens:
+                return cut.keys
+        return self.cuts[0].block_keys(block_tokens)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frontier_mock.config.errors import ConfigError
-from frontier_mock.core.commands import Command, Submit
-from frontier_mock.core.journal import to_line
+from frontier_mock.config.journals import entry_line
+from frontier_mock.core.commands import Command
 from frontier_mock.drive.driver import Driver
 from frontier_mock.serve.bootstrap import BootstrapServer, MooncakeRegistry, SglangRooms
 from frontier_mock.serve.clock_routes import Clockwork
@@ -103,15 +103,13 @@ def open_journal(spec: ServeSpec) -> Iterator[Callable[[SimTime, Command], None]
     if path is None:
         yield None
         return
-    blocks = [worker.scheduler.block_size for worker in spec.cluster.workers]
     try:
         with Path(path).open("w", encoding="utf-8") as file:
             if spec.journal_head:
                 file.write(spec.journal_head + "\n")
 
             def write(stamp: SimTime, command: Command) -> None:
-                worker = command.worker if isinstance(command, Submit) else 0
-                file.write(to_line(stamp, command, blocks[worker]) + "\n")
+                file.write(entry_line(spec.cluster, stamp, command) + "\n")
 
             yield write
     except OSError as error:
