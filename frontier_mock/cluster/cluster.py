@@ -19,7 +19,7 @@ from frontier_mock.cluster.pairing import Pairing
 from frontier_mock.cluster.ranks import Ranks
 from frontier_mock.cluster.routing import Router
 from frontier_mock.cluster.specs import ClusterSpec
-from frontier_mock.cluster.tiers import Tiers
+from frontier_mock.cluster.tiers import Tiers, change_storage
 from frontier_mock.core.calendar import RANK_DELIVER, RANK_EXCHANGE, Calendar
 from frontier_mock.core.commands import (
     AUTO_WORKER,
@@ -30,6 +30,7 @@ from frontier_mock.core.commands import (
     Flush,
     Resume,
     Slow,
+    Storage,
     Submit,
     Transfer,
 )
@@ -461,6 +462,8 @@ class Cluster:
             worker.hold.resume(now)
         elif isinstance(command, Slow):
             worker.slow(command.extra_ns, now)
+        elif isinstance(command, Storage):
+            result = int(change_storage(worker, command, now))
         else:
             if command.mode == "abort":
                 for seq in self._live.values():

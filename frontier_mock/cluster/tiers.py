@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from heapq import heappop
 
+from frontier_mock.core.commands import Storage
 from frontier_mock.serving.sequence import RECEIVING
 from frontier_mock.serving.tiers.storage import StoragePool
 from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
@@ -55,3 +56,13 @@ class Tiers:
                     worker.received(seq, t_ns)
             worker.ask_again(again, t_ns)
             self.touched.append(index)
+
+
+def change_storage(worker: Worker, command: Storage, t_ns: SimTime) -> bool:
+    """Do what `command` says at `t_ns`; False if `worker` has nothing behind a host tier."""
+    worker.settle(t_ns)
+    tier = worker.scheduler.offload
+    if not isinstance(tier, StoredRadixCache):
+        return False
+    tier.change(command.verb, command.policy)
+    return True

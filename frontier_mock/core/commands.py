@@ -158,7 +158,20 @@ class Slow:
     extra_ns: int
 
 
-Control = Pause | Resume | Flush | Slow
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Change what lies behind an SGLang engine's host tier; `feed` returns 1, 0 if it has none.
+
+    `verb` is "attach", "detach" or "clear"; `policy` is the prefetch policy from now on, if not
+    empty (SGLang's `/hicache/storage-backend`). Nothing waits or runs when one is attached.
+    """
+
+    worker: int
+    verb: str
+    policy: str = ""
+
+
+Control = Pause | Resume | Flush | Slow | Storage
 """What is asked of a server, and so of every rank of it."""
 
 CHANGES = ("fail", "recover", "leave", "join", "prefill", "decode", "link", "cut")

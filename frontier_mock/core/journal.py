@@ -21,6 +21,7 @@ from frontier_mock.core.commands import (
     Pause,
     Resume,
     Slow,
+    Storage,
     Submit,
     Transfer,
 )
@@ -102,6 +103,8 @@ def _control_fields(command: Abort | Control | Change | Word) -> dict[str, objec
         return {"resume": command.worker}
     if isinstance(command, Slow):
         return {"slow": command.worker, "extra_ns": command.extra_ns}
+    if isinstance(command, Storage):
+        return {"storage": command.worker, "verb": command.verb, "policy": command.policy}
     below = {"below": True} if command.below else {}
     return {"flush": command.worker, "retract": command.retract, **below}
 
@@ -213,6 +216,8 @@ def _control(fields: dict[str, object]) -> Command | None:
         return word_of(fields["word"])
     if "slow" in fields:
         return Slow(_int(fields["slow"]), _int(fields["extra_ns"]))
+    if "storage" in fields:
+        return Storage(_int(fields["storage"]), str(fields["verb"]), str(fields["policy"]))
     return None
 
 

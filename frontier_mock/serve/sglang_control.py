@@ -25,6 +25,7 @@ from frontier_mock.serve.operating import Operating, Verb
 from frontier_mock.serve.routing import Handler, Table
 from frontier_mock.serve.sglang_metrics import SglangWorkerMetrics
 from frontier_mock.serve.sglang_state import ServerState
+from frontier_mock.serve.sglang_storage import StorageRoutes
 from frontier_mock.serve.sglang_streaming import engine_gone
 from frontier_mock.serve.weight_versions import WeightVersions
 from frontier_mock.wire.compat import SLIME_ROUTES, WEIGHT_SESSIONS
@@ -116,6 +117,9 @@ class ControlRoutes:
             (both, "/configure_logging", _says("")),
         ]
         table |= {(method, path): handler for methods, path, handler in plain for method in methods}
+        table |= StorageRoutes(
+            self._front, self._driver, self._operating, self._state, self._ranks, self._worker
+        ).table()
         if SLIME_ROUTES in self._front.compat:
             table["POST", "/pull_weights"] = self._operating.handler(self._pull)
             table["POST", "/post_process_weights"] = self._operating.handler(self._post_process)

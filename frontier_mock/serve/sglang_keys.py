@@ -22,6 +22,7 @@ ADMIN_OPTIONAL = frozenset(
         *("/release_memory_occupation", "/resume_memory_occupation", "/continue_generation"),
         *("/load_lora_adapter", "/load_lora_adapter_from_tensors", "/unload_lora_adapter"),
         *("/open_session", "/close_session", "/hicache/storage-backend/clear"),
+        "/hicache/storage-backend",
         *("/get_hicache_l3_cache_layout", "/scale_elastic_ep", "/is_scaling_elastic_ep"),
     )
 )

@@ -16,6 +16,7 @@ from frontier_mock.core.commands import (
     Pause,
     Resume,
     Slow,
+    Storage,
     Submit,
 )
 from frontier_mock.core.events import Finished, FirstToken, Rejected
@@ -97,6 +98,12 @@ def control_commands() -> st.SearchStrategy[Command]:
         st.builds(Resume, st.just(0)),
         st.builds(Flush, st.just(0), st.booleans(), st.booleans()),
         st.builds(Slow, st.just(0), st.sampled_from([0, 1_000, 7_000_000])),
+        st.builds(
+            Storage,
+            st.just(0),
+            st.sampled_from(["attach", "detach", "clear"]),
+            st.sampled_from(["", "wait_complete"]),
+        ),
     )
 
 

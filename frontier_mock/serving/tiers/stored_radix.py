@@ -55,11 +55,13 @@ class StoredRadixCache(HostRadixCache):
         "_seen_ns",
         "_write_lane",
         "asked_tokens",
+        "attached",
         "fetched_pages",
         "found_pages",
         "lost_pages",
         "num_fetches",
         "num_writes",
+        "policy",
         "pool",
         "storage",
         "storage_hit_tokens",
@@ -72,6 +74,8 @@ class StoredRadixCache(HostRadixCache):
             raise ValueError("a host tier without storage is a HostRadixCache")
         self.storage: StorageSpec = tier.storage
         self.pool = StoragePool()
+        self.attached = True
+        self.policy = tier.storage.policy
         self._read_lane = ReadLane(tier.storage.load, tier.page_bytes)
         self._write_lane = Lane(tier.storage.store)
         self._fetches: dict[int, Prefetch] = {}
@@ -116,7 +120,7 @@ class StoredRadixCache(HostRadixCache):
         super().end_copies(t_ns)
         for _ in range(before - len(self._copies)):
             names = self.pool.missing(self._names.pop(0))
-            if names:
+            if names and self.attached:
                 num_bytes = len(names) * self.page_bytes
                 self.pool.put(names, self._write_lane.book(t_ns, num_bytes))
                 self.num_writes += 1
@@ -130,7 +134,7 @@ class StoredRadixCache(HostRadixCache):
         first = pages + below.pages
         asked = limit - first
         anchor, spec = below.node, self.storage
-        if asked * self.block_tokens < spec.threshold_tokens:
+        if asked * self.block_tokens < spec.threshold_tokens or not self.attached:
             return
         if anchor is not self.root and anchor not in self._in_host:
             return
@@ -170,9 +174,9 @@ class StoredRadixCache(HostRadixCache):
             return True
         spec = self.storage
         if t_ns < fetch.end_ns:
-            if spec.policy == "wait_complete":
+            if self.policy == "wait_complete":
                 return False
-            if spec.policy == "timeout":
+            if self.policy == "timeout":
                 if fetch.deadline_ns < 0:
                     wait_s = spec.timeout_base_s + fetch.requested * spec.timeout_per_page_s
                     fetch.deadline_ns = t_ns + from_seconds(wait_s)
@@ -282,6 +286,14 @@ class StoredRadixCache(HostRadixCache):
         self._pins.clear()
         self.host_used = 0
         return True
+
+    def change(self, verb: str, policy: str) -> None:
+        """What `core.commands.Storage` says."""
+        if verb == "clear":
+            self.pool.clear()
+        else:
+            self.attached = verb == "attach"
+        self.policy = policy or self.policy
 
     # For the cluster and for reports -----------------------------------------------------------
 

@@ -168,7 +168,7 @@ class UpdateGroup:
     world_size: int
 
 
-def _read(
+def read_fields(
     body: bytes, table: Mapping[str, Check], *required: str, empty_ok: bool = False
 ) -> Fields:
     """The fields of a body. Raises SglangError as FastAPI's handler in SGLang answers."""
@@ -182,17 +182,17 @@ def _read(
 
 def read_pause(body: bytes) -> str:
     """The mode of /pause_generation; a body is needed, if an empty object."""
-    return text_field(_read(body, _PAUSE), "mode") or "abort"
+    return text_field(read_fields(body, _PAUSE), "mode") or "abort"
 
 
 def read_continue(body: bytes) -> None:
     """Check the body of /continue_generation."""
-    _read(body, _CONTINUE)
+    read_fields(body, _CONTINUE)
 
 
 def read_disk_update(body: bytes) -> WeightUpdate:
     """A body of /update_weights_from_disk."""
-    fields = _read(body, _DISK, "model_path")
+    fields = read_fields(body, _DISK, "model_path")
     return WeightUpdate(
         flush_cache=flag_field(fields, "flush_cache", True),
         abort_all_requests=flag_field(fields, "abort_all_requests"),
@@ -205,7 +205,7 @@ def read_disk_update(body: bytes) -> WeightUpdate:
 
 def read_distributed_update(body: bytes) -> WeightUpdate:
     """A body of /update_weights_from_distributed: the tensors that a trainer broadcasts."""
-    fields = _read(body, _DISTRIBUTED, "names", "dtypes", "shapes")
+    fields = read_fields(body, _DISTRIBUTED, "names", "dtypes", "shapes")
     shapes = cast(list[list[int]], fields["shapes"])
     dtypes = strings_field(fields, "dtypes")
     widths = [_DTYPE_BYTES.get(name.rpartition(".")[2], 2) for name in dtypes]
@@ -221,7 +221,7 @@ def read_distributed_update(body: bytes) -> WeightUpdate:
 
 def read_tensor_update(body: bytes) -> WeightUpdate:
     """A body of /update_weights_from_tensor; what is pickled in it is never opened."""
-    fields = _read(body, _TENSOR, "serialized_named_tensors")
+    fields = read_fields(body, _TENSOR, "serialized_named_tensors")
     return WeightUpdate(
         flush_cache=flag_field(fields, "flush_cache", True),
         abort_all_requests=flag_field(fields, "abort_all_requests"),
@@ -231,7 +231,7 @@ def read_tensor_update(body: bytes) -> WeightUpdate:
 
 def read_ipc_update(body: bytes) -> WeightUpdate:
     """A body of /update_weights_from_ipc."""
-    fields = _read(body, _IPC, "zmq_handles")
+    fields = read_fields(body, _IPC, "zmq_handles")
     return WeightUpdate(
         flush_cache=flag_field(fields, "flush_cache", True),
         weight_version=text_field(fields, "weight_version"),
@@ -240,14 +240,14 @@ def read_ipc_update(body: bytes) -> WeightUpdate:
 
 def read_version(body: bytes) -> tuple[str, bool]:
     """(new version, whether everything is aborted first) of /update_weight_version."""
-    fields = _read(body, _VERSION, "new_version")
+    fields = read_fields(body, _VERSION, "new_version")
     return text_field(fields, "new_version") or "", flag_field(fields, "abort_all_requests", True)
 
 
 def read_group(body: bytes) -> UpdateGroup:
     """A body of /init_weights_update_group. Some trainers send the port as a string."""
     required = ("master_address", "master_port", "rank_offset", "world_size")
-    fields = _read(body, _GROUP, *required)
+    fields = read_fields(body, _GROUP, *required)
     name = text_field(fields, "group_name")
     return UpdateGroup(
         "weight_update_group" if name is None else name,
@@ -257,41 +257,41 @@ def read_group(body: bytes) -> UpdateGroup:
 
 def read_group_name(body: bytes) -> str:
     """The group of /destroy_weights_update_group."""
-    return text_field(_read(body, _GROUP), "group_name") or "weight_update_group"
+    return text_field(read_fields(body, _GROUP), "group_name") or "weight_update_group"
 
 
 def read_selector(body: bytes) -> None:
     """Check the body of /begin_weight_update or /end_weight_update."""
-    _read(body, _SELECT)
+    read_fields(body, _SELECT)
 
 
 def read_tags(body: bytes) -> tuple[str, ...]:
     """Tags of memory to release or resume; none mean all."""
-    tags = strings_field(_read(body, _TAGS), "tags")
+    tags = strings_field(read_fields(body, _TAGS), "tags")
     return tags or MEMORY_TAGS
 
 
 def read_lora(body: bytes, *, loading: bool) -> tuple[str, str]:
     """(name, path) of an adapter to load, or to unload."""
     required = ("lora_name", "lora_path") if loading else ("lora_name",)
-    fields = _read(body, _LORA, *required)
+    fields = read_fields(body, _LORA, *required)
     return text_field(fields, "lora_name") or "", text_field(fields, "lora_path") or ""
 
 
 def read_open_session(body: bytes) -> tuple[str | None, bool]:
     """(id asked for, whether it is a streaming one) of /open_session."""
-    fields = _read(body, _OPEN, "capacity_of_str_len")
+    fields = read_fields(body, _OPEN, "capacity_of_str_len")
     return text_field(fields, "session_id"), flag_field(fields, "streaming")
 
 
 def read_close_session(body: bytes) -> str:
     """The id of /close_session."""
-    return text_field(_read(body, _CLOSE, "session_id"), "session_id") or ""
+    return text_field(read_fields(body, _CLOSE, "session_id"), "session_id") or ""
 
 
 def read_weight(body: bytes) -> tuple[str, int]:
     """(name, values to show) of /get_weights_by_name."""
-    fields = _read(body, _WEIGHT, "name")
+    fields = read_fields(body, _WEIGHT, "name")
     size = optional_int_field(fields, "truncate_size")
     return text_field(fields, "name") or "", 100 if size is None else size
 
@@ -302,7 +302,7 @@ def read_slow_down(body: bytes) -> float:
     A real one would sleep for as long as it is told to; more than a day is refused here.
     """
     name = "forward_sleep_time"
-    extra_s = float_field(_read(body, _SLOW, name), name, 0.0)
+    extra_s = float_field(read_fields(body, _SLOW, name), name, 0.0)
     if extra_s > _LONGEST_SLEEP_S:
         raise native_error(f"{name}: {extra_s:g} is more than {_LONGEST_SLEEP_S:g} seconds")
     return max(0.0, extra_s)
@@ -310,7 +310,7 @@ def read_slow_down(body: bytes) -> float:
 
 def read_action(body: bytes) -> str:
     """What /weights_checker is to do; no body means the checksum."""
-    return text_field(_read(body, _CHECKER, empty_ok=True), "action") or "checksum"
+    return text_field(read_fields(body, _CHECKER, empty_ok=True), "action") or "checksum"
 
 
 def outcome(success: bool, message: str, **more: Json) -> dict[str, Json]:
