@@ -20,7 +20,7 @@ from frontier_mock.serving.tiers.specs import (
     StorageSpec,
 )
 from frontier_mock.serving.tiers.stored_radix import StoredRadixCache
-from tests.engine import toy_cluster
+from tests.engine import ranked_cluster, toy_cluster
 from tests.laws import test_macro_steps as vllm
 from tests.laws import test_sglang_macro_steps as sglang
 from tests.laws.test_drafted_macro_steps import drafted_schedulers, drafted_sglang
@@ -144,8 +144,14 @@ def test_engines_that_share_storage_keep_every_law(data: st.DataObject) -> None:
     host = replace(data.draw(host_tiers()), storage=data.draw(storages()))
     spec = replace(plain, enable_radix_cache=True, host_tier=host)
     timed = data.draw(vllm.commands(spec.page_size, controls=data.draw(st.booleans())))
-    macro = toy_cluster(spec, workers=2)
-    single = toy_cluster(spec, workers=2, single_step=True)
+    ranked = data.draw(st.booleans())
+
+    def two_engines(single_step: bool = False) -> Cluster:
+        if ranked:
+            return ranked_cluster(spec, ranks=2, single_step=single_step)
+        return toy_cluster(spec, workers=2, single_step=single_step)
+
+    macro, single = two_engines(), two_engines(single_step=True)
     vllm.play(macro, timed)
     vllm.play(single, timed, check=True)
     assert macro.log.events == single.log.events
@@ -158,6 +164,6 @@ def test_engines_that_share_storage_keep_every_law(data: st.DataObject) -> None:
         assert not one.kv.fetching
         now_ns = macro.now_ns
         assert one.gauges(now_ns).tiers == other.gauges(now_ns).tiers
-    again = toy_cluster(spec, workers=2)
+    again = two_engines()
     lines = [to_line(t_ns, command, spec.page_size) for t_ns, command in timed]
     assert replay(again, from_lines(lines)) == macro.log.digest()

@@ -150,6 +150,8 @@ def test_a_fetch_that_is_given_up_lets_the_next_one_move_up() -> None:
     lane = tree(cluster, 1).stats()[1]
     assert (lane.load_bytes, lane.load_ns) == (128_000, 128 * MS)
     assert lane.dropped_tokens == (312 + 24) * 16
+    assert lane.lost_tokens is not None
+    assert lane.lost_tokens["deadline"] == lane.dropped_tokens
 
 
 def test_what_is_fetched_for_an_aborted_request_is_thrown_away() -> None:

@@ -1,5 +1,6 @@
 """What a tier under a GPU has done, for reports and metrics."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from frontier_mock.simtime import SimTime
@@ -30,3 +31,5 @@ class TierStats(NamedTuple):
     """And what of that came to the host."""
     written_tokens: int = 0
     """And what this engine has written there."""
+    lost_tokens: Mapping[str, int] | None = None
+    """Of what lookups found, what did not come to the host, by SGLang's word for the reason."""

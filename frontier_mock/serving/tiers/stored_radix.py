@@ -58,13 +58,14 @@ class StoredRadixCache(HostRadixCache):
         "attached",
         "fetched_pages",
         "found_pages",
-        "lost_pages",
+        "lost",
         "num_fetches",
         "num_writes",
         "policy",
         "pool",
         "storage",
         "storage_hit_tokens",
+        "unwanted_pages",
         "written_pages",
     )
 
@@ -88,7 +89,8 @@ class StoredRadixCache(HostRadixCache):
         self._seen_ns: SimTime = 0
         self.asked_tokens = 0
         self.found_pages = 0
-        self.lost_pages = 0
+        self.lost = {"below_threshold": 0, "host_capacity": 0, "deadline": 0, "storage_transfer": 0}
+        self.unwanted_pages = 0
         self.fetched_pages = 0
         self.written_pages = 0
         self.num_fetches = 0
@@ -145,7 +147,7 @@ class StoredRadixCache(HostRadixCache):
         found = self.pool.reach(path_names(keys, limit, first), t_ns)
         self.found_pages += found
         if found * self.block_tokens < spec.threshold_tokens:
-            self.lost_pages += found
+            self.lost["below_threshold"] += found
             return
         self._pin(anchor)
         short = found - (self._tier.num_pages - self.host_used)
@@ -153,10 +155,10 @@ class StoredRadixCache(HostRadixCache):
             self._evict_host(short)
         room = min(found, self._tier.num_pages - self.host_used)
         if room * self.block_tokens < spec.threshold_tokens:
-            self.lost_pages += found
+            self.lost["host_capacity"] += found
             self._unpin(anchor)
             return
-        self.lost_pages += found - room
+        self.lost["host_capacity"] += found - room
         self.host_used += room
         self._fetching += room
         self._asked_pages += asked
@@ -188,7 +190,9 @@ class StoredRadixCache(HostRadixCache):
         for end_ns in self._read_lane.give_up(fetch, t_ns):
             heappush(self.alarms, (end_ns, self.owner))
         self._return_room(fetch)
-        self.lost_pages += fetch.pages - done
+        self.lost["deadline" if self.policy == "timeout" else "storage_transfer"] += (
+            fetch.pages - done
+        )
         self.fetched_pages += done
         there = self._insert_host(fetch.anchor, fetch.keys[: done * KEY_BYTES]) if done else 0
         self._unpin(fetch.anchor)
@@ -223,7 +227,7 @@ class StoredRadixCache(HostRadixCache):
                 continue
             self._return_room(fetch)
             self._unpin(fetch.anchor)
-            self.lost_pages += fetch.pages
+            self.unwanted_pages += fetch.pages
         self._abandoned = left
 
     def _return_room(self, fetch: Prefetch) -> None:
@@ -318,12 +322,13 @@ class StoredRadixCache(HostRadixCache):
                 self.num_writes,
                 self._write_lane.num_bytes,
                 self._write_lane.busy_ns,
-                self.lost_pages * page,
+                (sum(self.lost.values()) + self.unwanted_pages) * page,
                 len(self.pool) * page,
                 self.pool.capacity * page,
                 self.found_pages * page,
                 self.fetched_pages * page,
                 self.written_pages * page,
+                {reason: pages * page for reason, pages in self.lost.items()},
             ),
         )
 

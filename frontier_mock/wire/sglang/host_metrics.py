@@ -3,8 +3,17 @@
 Source: SGLang 0.5.23, observability/metrics_collector.py.
 """
 
+from typing import Final
+
 from frontier_mock.serving.tiers.stats import TierStats
 from frontier_mock.wire.prometheus import Counter, Gauge, Labels
+
+_REASONS: Final = (
+    *("below_threshold", "host_capacity", "device_capacity", "device_covered"),
+    *("storage_transfer", "deadline", "anchor_lost", "aux_window_trim", "device_overlap"),
+    *("cache_admission_shortfall", "dropped"),
+)
+"""Why what storage has is not used; every one is shown from the start."""
 
 
 class HostMetrics:
@@ -68,10 +77,20 @@ class StorageMetrics:
             labels,
             None,
         )
+        self._lost = Counter(
+            "sglang:storage_prefetch_unfulfilled_tokens",
+            "Attempt-level storage-hit tokens that did not become a usable prefetch result, by "
+            "diagnostic reason.",
+            [{**labels[0], "reason": reason} for reason in _REASONS],
+            None,
+        )
 
     def render(self, stats: TierStats) -> str:
         """Their lines at present."""
         self._fetched.values[0] = stats.fetched_tokens
         self._written.values[0] = stats.written_tokens
         self._found.values[0] = stats.found_tokens
-        return "".join([family.render() for family in (self._fetched, self._written, self._found)])
+        for reason, tokens in (stats.lost_tokens or {}).items():
+            self._lost.values[_REASONS.index(reason)] = tokens
+        families = (self._fetched, self._written, self._found, self._lost)
+        return "".join([family.render() for family in families])

@@ -188,7 +188,9 @@ def test_storage_behind_the_host_has_counters_with_labels_of_their_own() -> None
     for event in (LIFE[0], *fetched, *LIFE[1:]):
         metrics.fold(event)
     host = TierStats("cpu", 60, 30, 1, 900, 5, 2, 4000, 9, 0, 800, 5000)
-    storage = TierStats("storage", 90, 20, 1, 600, 5, 2, 4000, 9, 0, 800, 0, 70, 50, 40)
+    storage = TierStats(
+        "storage", 90, 20, 1, 600, 5, 2, 4000, 9, 0, 800, 0, 70, 50, 40, {"deadline": 20}
+    )
     load = RankLoad(IDLE._replace(tiers=(host, storage)))
     text = metrics.render(load, PoolState(0, 0), 0, 0).decode()
     for source, tokens in (("device", 10), ("host", 10), ("storage", 20)):
@@ -203,3 +205,6 @@ def test_storage_behind_the_host_has_counters_with_labels_of_their_own() -> None
         assert re.search(
             rf'sglang:{name}{{[^}}]*storage_backend="mooncake"[^}}]*}} {value}.0', text
         ), name
+    name = "storage_prefetch_unfulfilled_tokens_total"
+    for reason, tokens in (("deadline", 20), ("host_capacity", 0)):
+        assert re.search(rf'{name}{{[^}}]*reason="{reason}"[^}}]*}} {tokens}.0', text)
