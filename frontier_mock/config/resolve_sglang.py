@@ -217,14 +217,21 @@ def _scheduler(
     dp = step.parallel.dp
     context = args.context_length or step.model.max_position_embeddings
     total = memory.num_blocks * page
-    speculation = None
+    speculation, reserve = None, 0
     if args.drafts is not None:
         reserve = reserve_tokens(args.drafts, page)
         speculation = speculation_of(args.drafts, ahead=False, lookahead=False, reserve=reserve)
         total -= reserve
-    longest = min(context - 2, total - _SPARE_PAGES * page)
+    if context < 3:
+        raise ConfigError(f"context-length: {context} is too short; allowed: at least 3")
+    spare = _SPARE_PAGES * page
+    longest = min(context - 2, total - spare)
     if longest < 1:
-        raise ConfigError(f"max-total-tokens: {total} tokens are too few to serve anything")
+        drafts = f" and the {reserve} that drafts reserve" if reserve else ""
+        raise ConfigError(
+            f"max-total-tokens: {memory.num_blocks * page} tokens are too few to serve anything; "
+            f"allowed: more than {_SPARE_PAGES} pages of {page}{drafts}"
+        )
     if args.max_running_requests is None:
         running = default_max_running_requests(total, context)
     else:

@@ -176,3 +176,21 @@ cluster:
     assert resolved.workers[0].sglang == SglangArgs(
         model_path=MODEL, schedule_policy="lpm", page_size=16
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--page-size", "16"], r"64 tokens are too few .* more than 4 pages of 16$"),
+        (
+            ["--page-size", "16", "--speculative-algorithm", "NGRAM"],
+            r"64 tokens are too few .* 4 pages of 16 and the \d+ that drafts reserve$",
+        ),
+        (["--context-length", "2"], "context-length: 2 is too short; allowed: at least 3"),
+    ],
+)
+def test_a_pool_that_serves_nothing_is_refused_as_it_was_written(
+    argv: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        scheduler_of("--max-total-tokens", "64", *argv)
