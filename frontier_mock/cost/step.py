@@ -212,12 +212,21 @@ class TabledStepCost:
             line = self.decode(num_decodes, decode_kv_tokens)
             return round(line.base_ns + line.slope_ns * decode_kv_tokens)
         rows = num_decodes + len(chunks)
-        batch = RankBatch(num_decodes, decode_kv_tokens, chunks)
-        return round(self.with_cpu(self.chunked_ns(batch, rows), rows))
+        gpu_ns = self._chunked_ns(num_decodes, decode_kv_tokens, chunks, 0, rows)
+        return round(self.with_cpu(gpu_ns, rows))
 
     def chunked_ns(self, batch: RankBatch, rows: int) -> float:
         """GPU time of a forward pass with prompt chunks in it, and `rows` rows of logits."""
-        num_decodes, decode_kv_tokens, chunks, drafts = batch[:4]
+        return self._chunked_ns(*batch[:4], rows)
+
+    def _chunked_ns(
+        self,
+        num_decodes: int,
+        decode_kv_tokens: int,
+        chunks: Sequence[Chunk],
+        drafts: int,
+        rows: int,
+    ) -> float:
         tokens = num_decodes + drafts
         for chunk in chunks:
             tokens += chunk[0]

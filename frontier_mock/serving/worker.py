@@ -413,7 +413,9 @@ class Worker:
             return
         if current.chunks:
             self._segment = (0, 0, 0)
-            mixed_ns = self._mixed_ns(current, step) + self._encode_ns(current)
+            mixed_ns = self._mixed_ns(current, step)
+            if current.images:
+                mixed_ns += self._encode_ns(current)
             if current.load is not None:
                 mixed_ns = current.load.stretched(mixed_ns)
             self.open(t_ns, mixed_ns, 0.0)

@@ -85,6 +85,8 @@ class VllmScheduler:
         # Whether a chunk's cap may be less than a verification needs, which it then narrows.
         threshold = spec.long_prefill_token_threshold
         self._narrows = drafts is not None and 0 < threshold <= drafts.num_drafts
+        # Whether steps without prompts are decided by decodes and blocks alone.
+        self._plain = drafts is None and self.offload is None and not self._pace.paced
         self.running: dict[int, Sequence] = {}
         self._streamed: dict[int, list[tuple[Sequence, int]]] = {}
         self._prefilling: list[Sequence] = []
@@ -116,7 +118,7 @@ class VllmScheduler:
     def num_waiting(self) -> int:
         """Sequences that wait for admission, preempted ones included."""
         deferred = 0 if self.offload is None else len(self.offload.deferred)
-        return len(self._queue) + len(self._inbound) + deferred
+        return len(self._queue.entries) + len(self._inbound.members) + deferred
 
     @property
     def num_live(self) -> int:
@@ -127,7 +129,7 @@ class VllmScheduler:
         """Put a new arrival at the end of the waiting queue."""
         # With more of them an adaptive threshold falls, and the head's first chunk may fit.
         adaptive = self.spec.long_prefill_token_threshold_adaptive
-        if self._priority or adaptive or not len(self._queue):
+        if self._priority or adaptive or not self._queue.entries:
             self.blocked = False
         self._queue.append(seq)
 
@@ -310,8 +312,15 @@ class VllmScheduler:
     def schedule(self, step: int, t_ns: SimTime) -> Step | None:
         """Decide what `step` computes; None if there is nothing to compute."""
         decodes = self._decodes
-        decodes.roll(step)
         inbound = self._inbound
+        if not self._plain or decodes.joining or step - 1 in decodes.leaving:
+            decodes.roll(step)
+        if self._plain and not (
+            self._prefilling or self._queue.entries or inbound.ready or inbound.arrived
+        ):
+            need = decodes.blocks_of(step)
+            if need <= self.kv.num_free and decodes.num_decodes <= self._token_budget:
+                return self._decode_alone(step, need)
         if inbound.arrived:
             inbound.notice(self._turn_of(step), t_ns, self._is_idle())
         self._grants = []
@@ -329,10 +338,10 @@ class VllmScheduler:
         else:
             budget, preempted = self._schedule_running(step, t_ns)
         self._prompts_run = bool(self._grants)
-        if self._prompts_run:
+        if self._prompts_run and pace.paced:
             pace.prefilled(self._count_to(step))
         cut_off = False
-        if not preempted and (len(self._queue) or inbound.ready):
+        if not preempted and (self._queue.entries or inbound.ready):
             cut_off = self._admit(step, t_ns, budget)
         decodes.decided = step
         grants = self._grants
@@ -357,9 +366,22 @@ class VllmScheduler:
             decodes.kv_offset,
             tuple([chunk for _, chunk in grants]),
             tuple([seq for seq, _ in grants if seq.first_step == step]),
-            load=None if self._below is None else self._below.take_load(),
-            images=self._images,
+            1,
+            None if self._below is None else self._below.take_load(),
+            self._images,
         )
+
+    def _decode_alone(self, step: int, need: int) -> Step | None:
+        """Decodes get their one token each, for which they begin `need` blocks: most steps."""
+        decodes = self._decodes
+        if need:
+            self.kv.take(need)
+        decodes.decided = step
+        self._grants = []
+        self._prompts_run = False
+        self.blocked = True
+        num_decodes = decodes.num_decodes
+        return Step(step, num_decodes, decodes.kv_offset, (), ()) if num_decodes else None
 
     def _count_to(self, step: int) -> int:
         """How many steps have something in them when `step`, being scheduled, has: differences
@@ -569,7 +591,7 @@ class VllmScheduler:
                 self._holdings.open(seq, match, whole)
                 below.fetch(seq, hit, found, t_ns)
                 return 0
-        if hit < seq.goal - 1:
+        if self._pace.paced and hit < seq.goal - 1:
             self._pace.prefilled(self._count_to(step))
         self._holdings.open(seq, match, match.num_blocks)
         seq.computed = hit
@@ -595,7 +617,7 @@ class VllmScheduler:
         self._admitted += 1
         self._prefilling.append(seq)
         self._log.append(Scheduled(t_ns, self._worker, seq.rid, hit, resumed))
-        if self.exchange is not None and sends(seq):
+        if seq.transfer is not None and sends(seq) and self.exchange is not None:
             self.exchange.scheduled(seq, t_ns)
 
     def _preempt(self, victim: Sequence, step: int, t_ns: SimTime, had_turn: bool) -> None:

@@ -13,18 +13,19 @@ from frontier_mock.serving.sequence import DECODE, DRAINING, Sequence
 
 
 class Decodes(DecodeSet):
-    """The sequences whose prompt is computed. `joining` decode from the next step on.
+    """The sequences whose prompt is computed. `joining` decode from the next step on, those in
+    `leaving` not after the step they stand under.
 
     `ends` is a heap of (step, place, sequence) over last tokens, outdated entries included.
     """
 
-    __slots__ = ("_foresees", "_leaving", "ends", "joining")
+    __slots__ = ("_foresees", "ends", "joining", "leaving")
 
     def __init__(self, block: int, foresees: bool) -> None:
         """`foresees`: a step is scheduled before the output of the one before it is seen."""
         super().__init__(block)
         self._foresees = foresees
-        self._leaving: dict[int, list[Sequence]] = {}
+        self.leaving: dict[int, list[Sequence]] = {}
         self.joining: list[Sequence] = []
         self.ends: list[tuple[int, int, Sequence]] = []
 
@@ -73,12 +74,12 @@ class Decodes(DecodeSet):
         seq.finish_step = step
         heappush(self.ends, (step, seq.place, seq))
         if not seq.stops_early and self._foresees:
-            self._leaving.setdefault(step, []).append(seq)
+            self.leaving.setdefault(step, []).append(seq)
 
     def roll(self, step: int) -> None:
         """Bring the set from `step - 1` to `step`."""
-        if self._leaving:
-            for seq in self._leaving.pop(step - 1, ()):
+        if self.leaving:
+            for seq in self.leaving.pop(step - 1, ()):
                 if seq.counted and seq.finish_step == step - 1:
                     self.uncount(seq)
         if self.joining:

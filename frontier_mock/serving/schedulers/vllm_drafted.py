@@ -71,7 +71,7 @@ class DraftedDecodes(Decodes):
         seq.finish_step = seq.first_step + course.finish
         heappush(self.ends, (seq.finish_step, seq.place, seq))
         if self._foresees and course.last == course.finish:
-            self._leaving.setdefault(seq.finish_step, []).append(seq)
+            self.leaving.setdefault(seq.finish_step, []).append(seq)
 
     def last_step(self, seq: Sequence) -> int:
         """The last step that computes a token for `seq`, wanted or not."""
@@ -170,7 +170,7 @@ class DraftedDecodes(Decodes):
         """Bring the set from `step - 1` to `step`."""
         self._sums.forget_before(step - _KEPT_STEPS)
         # A course that was narrowed may end with the same step and go on for another.
-        for seq in self._leaving.pop(step - 1, ()):
+        for seq in self.leaving.pop(step - 1, ()):
             if seq.counted and self.last_step(seq) == step - 1:
                 self.uncount(seq)
         super().roll(step)

@@ -37,9 +37,14 @@ class Holdings:
 
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Give `seq` blocks for its first `tokens` tokens, which are computed and cached now."""
-        self.widen(seq, tokens)
-        if self._caching:
-            self.commit(seq, tokens)
+        held = self.blocks_for(tokens) if self._lookahead else -(-tokens // self._block)
+        if held > seq.held_blocks:
+            self._kv.take(held - seq.held_blocks)
+            seq.held_blocks = held
+        if self._caching and seq.table is not None:
+            full = tokens // self._block
+            self._kv.writer = seq.submit
+            self._kv.commit(seq.table, self.content_keys(seq, full), full)
 
     def widen(self, seq: Sequence, tokens: int) -> None:
         """Give `seq` blocks for its first `tokens` tokens."""

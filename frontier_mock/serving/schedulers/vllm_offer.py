@@ -95,7 +95,7 @@ class Offers:
         if new > cap:
             new = cap
         whole = -(-goal // self._block)
-        if self._awaits_kv(seq, hit, t_ns):
+        if seq.transfer is not None and self._awaits_kv(seq, hit, t_ns):
             if not self._fits(match, whole + self._kept_free()):
                 return _no_room(new, left)
             return Offer(match, hit, remote=True)
@@ -108,7 +108,7 @@ class Offers:
             new = left
         if seq.submit.media and self._below is None:
             new = self._encoder.within(seq, hit, new, step)
-        padding = self._padding(goal, hit, step)
+        padding = 0 if self._spec.speculation is None else self._padding(goal, hit, step)
         if not new or (padding and padding >= left):
             return Refusal.BUDGET
         if not self._fits(match, self._blocks_of(whole, hit + new + padding)):
@@ -154,7 +154,7 @@ class Offers:
         engine at rest keeps none free, where vLLM would let a prompt of the whole cache starve.)
         """
         drafts = self._spec.speculation
-        if drafts is None or not (self._running or len(self._inbound)):
+        if drafts is None or not (self._running or self._inbound.members):
             return 0
         tokens = 1 + drafts.num_drafts + drafts.lookahead
         others = sum(

@@ -4,23 +4,22 @@ Source: vLLM 0.33.0, v1/core/sched/request_queue.py.
 """
 
 from collections import deque
+from collections.abc import Sized
 from heapq import heapify, heappop, heappush
 
 from frontier_mock.serving.sequence import WAITING, Sequence
 
 
 class WaitingQueue:
-    """Sequences that wait for admission, preempted ones included."""
+    """Sequences that wait for admission, preempted ones included: `entries`, in whatever form."""
 
-    __slots__ = ("_arrivals", "_by_priority", "_heap")
+    __slots__ = ("_arrivals", "_by_priority", "_heap", "entries")
 
     def __init__(self, by_priority: bool) -> None:
         self._by_priority = by_priority
         self._arrivals: deque[Sequence] = deque()
         self._heap: list[tuple[int, int, Sequence]] = []
-
-    def __len__(self) -> int:
-        return len(self._arrivals) + len(self._heap)
+        self.entries: Sized = self._heap if by_priority else self._arrivals
 
     def append(self, seq: Sequence) -> None:
         """Put a new arrival where it belongs: by its priority, or at the end."""
@@ -54,7 +53,7 @@ class WaitingQueue:
     def remove(self, seq: Sequence) -> None:
         """Take `seq` out, wherever it is."""
         if self._by_priority:
-            self._heap = [entry for entry in self._heap if entry[2] is not seq]
+            self._heap[:] = [entry for entry in self._heap if entry[2] is not seq]
             heapify(self._heap)
         else:
             self._arrivals.remove(seq)

@@ -39,36 +39,44 @@ class Receivers:
     `arrived` has the second kind, `ready` the third, in the order in which they became so.
     """
 
-    __slots__ = ("_all", "_holdings", "_loads", "_steps_to_know", "arrived", "exchange", "ready")
+    __slots__ = (
+        "_holdings",
+        "_loads",
+        "_steps_to_know",
+        "arrived",
+        "exchange",
+        "members",
+        "ready",
+    )
 
     def __init__(self, holdings: Holdings, steps_to_know: int) -> None:
         """The engine learns of what comes so many steps after the one being executed then."""
         self._holdings = holdings
         self._steps_to_know = steps_to_know
-        self._all: dict[int, Sequence] = {}
+        self.members: dict[int, Sequence] = {}
         self._loads: dict[int, int] = {}
         self.arrived: list[Sequence] = []
         self.ready: deque[Sequence] = deque()
         self.exchange: Exchange | None = None
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.members)
 
     def waiting(self) -> Iterable[Sequence]:
         """All of them."""
-        return self._all.values()
+        return self.members.values()
 
     def add(self, seq: Sequence, hit: int, t_ns: SimTime) -> None:
         """Take aside `seq`, which has its blocks, of which `hit` tokens are cached."""
         seq.state = RECEIVING
-        self._all[seq.rid] = seq
+        self.members[seq.rid] = seq
         assert self.exchange is not None
         self.exchange.allocated(seq, hit, t_ns)
 
     def load(self, seq: Sequence, tokens: int) -> None:
         """Take aside `seq`, whose first `tokens` tokens come from a tier or are cached."""
         seq.state = RECEIVING
-        self._all[seq.rid] = seq
+        self.members[seq.rid] = seq
         self._loads[seq.rid] = tokens
 
     def received(self, seq: Sequence, step: int) -> None:
@@ -98,7 +106,7 @@ class Receivers:
     def pop_ready(self) -> Sequence:
         """The first one that is ready, which goes on to run."""
         seq = self.ready.popleft()
-        del self._all[seq.rid]
+        del self.members[seq.rid]
         return seq
 
     def go_onward(self, seq: Sequence, t_ns: SimTime) -> None:
@@ -115,7 +123,7 @@ class Receivers:
 
     def part(self, seq: Sequence) -> None:
         """Let `seq` go, without its blocks."""
-        del self._all[seq.rid]
+        del self.members[seq.rid]
         self._loads.pop(seq.rid, None)
         if seq in self.ready:
             self.ready.remove(seq)
