@@ -122,9 +122,11 @@ def capacity_lines(cluster: ResolvedCluster) -> list[str]:
         names = " to ".join(dict.fromkeys((workers[0].spec.name, workers[-1].spec.name)))
         tokens = workers[0].memory.num_blocks * scheduler.block_size
         longest = scheduler.max_model_len
+        stages = step.parallel.pp
+        ranks = f"tp {step.parallel.tp}" + (f", pp {stages}" if stages > 1 else "")
         lines.append(
             f"frontier-mock: {names}: {step.model.name}, {step.precision.weights}, "
-            f"tp {step.parallel.tp} on {step.hardware.name}, {step.engine.name}. "
+            f"{ranks} on {step.hardware.name}, {step.engine.name}. "
             f"GPU KV cache size: {tokens:,} tokens, Maximum concurrency for {longest:,} tokens "
             f"per request: {tokens / longest:.2f}x"
         )

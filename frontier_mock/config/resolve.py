@@ -389,7 +389,7 @@ def _resolve_group(group: WorkerGroup) -> ResolvedWorker:
     if group.role != "encoder":
         return worker
     if worker.spec.step.model.vision is None:
-        raise ConfigError(f"{group.where}: role encoder: {group.model} has no encoder")
+        raise ConfigError(f"role encoder: {group.model} has no encoder")
     return replace(worker, spec=replace(worker.spec, role="encoder"))
 
 

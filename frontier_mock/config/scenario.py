@@ -293,6 +293,8 @@ def _read_pools(cluster: Value | None, groups: tuple[WorkerGroup, ...]) -> tuple
     if ("prefill" in roles) != ("decode" in roles):
         have, lack = ("prefill", "decode") if "prefill" in roles else ("decode", "prefill")
         raise section.at("workers").error(f"{have} workers, but no {lack} workers")
+    if set(roles) == {"encoder"}:
+        raise section.at("workers").error("encoder workers, but nobody to encode for")
     if "prefill" in roles:
         paired = [group for group in groups if group.role in ("prefill", "decode")]
         families = {group.sglang is not None for group in paired}

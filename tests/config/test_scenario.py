@@ -214,6 +214,10 @@ BAD = [
         "--kv-transfer-config: kv_connector: 'Nixl'; allowed: NixlConnector, ",
     ),
     (
+        "name: x\ncluster: {workers: [{model: Qwen/Qwen2.5-VL-7B-Instruct, role: encoder}]}",
+        "encoder workers, but nobody to encode for",
+    ),
+    (
         "name: x\ncluster: {workers: [{model: m, role: colocate}]}",
         "got 'colocate' (did you mean colocated?)",
     ),
