@@ -174,7 +174,7 @@ class VllmStats:
 
     def begin(self, run: StepRun) -> None:
         """As the protocol's."""
-        self._pass(run.t_ns, run.first_step - 1)
+        self._pass(run.t_ns, run.first_step - 1, over=True)
         kv, scheduler = self._worker.kv, self._worker.scheduler
         self._state = (
             len(scheduler.running),
@@ -191,18 +191,21 @@ class VllmStats:
 
     def catch_up(self, now_ns: SimTime) -> None:
         """As the protocol's."""
-        self._pass(now_ns, self._worker.step_ended_by(now_ns))
+        over = self._worker.executing is None
+        self._pass(now_ns, self._worker.step_ended_by(now_ns), over=over)
 
-    def _pass(self, now_ns: SimTime, last: int) -> None:
-        """Time passes until `now_ns`, by which step `last` has ended."""
+    def _pass(self, now_ns: SimTime, last: int, *, over: bool) -> None:
+        """Time passes until `now_ns`. Step `last` has ended by then; `over`: the run with it."""
         while self._due_ns <= now_ns:
             self._count(self._ended_by(self._due_ns, last))
-            self._line()
+            waits = self._worker.executing is None or self._due_ns < now_ns
+            idle = over and waits and self._told >= last
+            self._line(idle)
             self._due_ns += self._interval_ns
             if not any((*self._last, self._generated, self._computed)) and self._told >= last:
                 # Nobody hears of an engine that is idle: go straight to the last time before now.
-                idle = (now_ns - self._due_ns) // self._interval_ns
-                self._due_ns += max(0, idle) * self._interval_ns
+                skipped = (now_ns - self._due_ns) // self._interval_ns
+                self._due_ns += max(0, skipped) * self._interval_ns
         self._count(last)
 
     def _ended_by(self, t_ns: SimTime, last: int) -> int:
@@ -230,17 +233,16 @@ class VllmStats:
             self._generated += run.batch.num_decodes * (last - self._told)
             self._told = last
 
-    def _line(self) -> None:
+    def _line(self, idle: bool) -> None:
+        """The line that is due; `idle`: nothing is executing then."""
         interval_s = self._interval_ns / NS_PER_S
         rates = (self._computed / interval_s, self._generated / interval_s)
-        idle = not any((*rates, *self._last))
+        quiet = not any((*rates, *self._last))
         self._last, self._computed, self._generated = rates, 0, 0
-        if idle:
+        if quiet:
             return
         running, waiting, usage = self._state
-        if self._worker.executing is None and self._told >= self._worker.step_ended_by(
-            self._due_ns
-        ):
+        if idle:
             running = 0
         parts = [
             f"Avg prompt throughput: {rates[0]:.1f} tokens/s",

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from frontier_mock.serve.engine_logs import Sink, VllmStats
 from frontier_mock.serve.settings import HttpSettings, LogSettings
 from frontier_mock.serve.spec import ServeSpec
+from frontier_mock.simtime import SimTime
 from tests.serve.live import WARP, live, serve_spec
 from tests.serve.sglang_live import sglang_spec
 
@@ -103,6 +105,21 @@ async def test_vllm_tells_averages_while_something_happens(lines: list[str]) -> 
     assert 200 <= outputs <= 400
     assert found[-1] is not None
     assert float(found[-1][4]) == pytest.approx(48.0)
+
+
+async def test_vllm_runs_nothing_between_two_requests() -> None:
+    said: list[tuple[SimTime, str]] = []
+    async with live(serve_spec(WARP)) as server:
+        worker = server.cluster.workers[0]
+        stats = VllmStats(worker, 0, LogSettings(stats_s=0.05), lambda *line: said.append(line))
+        worker.step_log = Sink(stats)
+        async with httpx.AsyncClient(base_url=server.urls[0]) as client:
+            await client.post("/v1/completions", json={"prompt": "x", "max_tokens": 5})
+            # Nobody looks, and a request comes a second later: what was due is told as it was then.
+            server.driver.keeper.elapse(server.driver.now_ns() + 10**9)
+            await client.post("/v1/completions", json={"prompt": "y", "max_tokens": 5})
+    assert [line for _, line in said if "generation throughput: 0.0" in line]
+    assert all("Running: 0" in line for _, line in said)
 
 
 async def test_accesses_as_uvicorn_writes_them(lines: list[str]) -> None:
