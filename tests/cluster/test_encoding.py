@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
@@ -11,6 +12,7 @@ from frontier_mock.cluster.links import FabricSpec
 from frontier_mock.cluster.specs import ClusterSpec, ConnectorSpec, WorkerSpec
 from frontier_mock.core.commands import Abort, Media, Submit
 from frontier_mock.core.events import (
+    Event,
     Finished,
     FirstToken,
     MediaReceived,
@@ -23,6 +25,8 @@ from frontier_mock.report.summary import report_cluster
 from frontier_mock.serving.specs import SchedulerSpec
 from frontier_mock.simtime import NS_PER_MS
 from tests.engine import LinearCost, prompt, step_spec
+
+EventT = TypeVar("EventT", bound=Event)
 
 PATCH_NS = 10_000
 FRONT_END_NS = 1_100_000
@@ -78,7 +82,7 @@ def finish(cluster: Cluster) -> None:
         cluster.advance_to(due)
 
 
-def of(cluster: Cluster, kind: type) -> list:  # type: ignore[type-arg]
+def of(cluster: Cluster, kind: type[EventT]) -> list[EventT]:
     return [event for event in cluster.log.events if isinstance(event, kind)]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from heapq import heappop, heappush
+from typing import TypeVar
 
 import pytest
 
@@ -26,6 +27,8 @@ from frontier_mock.drive.offline import replay
 from frontier_mock.simtime import NS_PER_MS, NS_PER_S
 from tests.cluster.test_pairing import ROOM, SGLANG, check_rest, pools
 from tests.engine import LinearRankCost, prompt, step_spec
+
+EventT = TypeVar("EventT", bound=Event)
 
 PREFILL, DECODE = 0, 1
 
@@ -108,7 +111,7 @@ class Duo:
     def ends(self, side: int) -> list[tuple[str, int]]:
         return [(e.reason, e.output_tokens) for e in self.of(side, Finished)]
 
-    def of(self, side: int, kind: type[Event]) -> list:  # type: ignore[type-arg]
+    def of(self, side: int, kind: type[EventT]) -> list[EventT]:
         return [e for e in self.sides[side].log.events if isinstance(e, kind)]
 
     def check(self) -> None:

@@ -13,6 +13,8 @@ from frontier_mock.core.commands import Abort, Command, Media, Submit
 from frontier_mock.core.events import Finished, Rejected
 from frontier_mock.core.journal import from_lines, to_line
 from frontier_mock.drive.offline import replay
+from frontier_mock.serving.schedulers.sglang import SglangScheduler
+from frontier_mock.serving.schedulers.vllm import VllmScheduler
 from frontier_mock.serving.specs import AnySchedulerSpec, SchedulerSpec
 from tests.engine import LinearCost, step_spec
 from tests.laws import test_macro_steps as vllm
@@ -93,6 +95,7 @@ def play(
     while (due := cluster.next_time()) is not None:
         cluster.advance_to(due)
     worker = cluster.workers[0]
-    worker.scheduler.encoder.check()  # type: ignore[attr-defined]
+    assert isinstance(worker.scheduler, SglangScheduler | VllmScheduler)
+    worker.scheduler.encoder.check()
     worker.kv.check()
     return cluster

@@ -5,15 +5,10 @@ total context of `kv_offset + num_decodes * s`, and a histogram of `offset mod b
 of them begin a block in it: those whose context is 1 modulo the block size.
 """
 
-from typing import Final
-
 import numpy as np
 
-from frontier_mock.serving.schedulers.drafted_set import StepLoads
+from frontier_mock.serving.schedulers.drafted_set import UNBOUNDED, StepLoads
 from frontier_mock.serving.sequence import Sequence
-
-UNBOUNDED: Final = 1 << 60
-"""More tokens than any step has."""
 
 
 class DecodeSet:

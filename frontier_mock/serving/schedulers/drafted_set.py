@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+UNBOUNDED: Final = 1 << 60
+"""More tokens than any step has."""
+
 _LEAST: Final = 1024
 """Steps that there is room for at first."""
+
+_KEPT_STEPS: Final = 4
+"""Steps decided already whose sums somebody may ask for: those executing and behind it."""
 
 
 class StepLoads(NamedTuple):
@@ -100,3 +106,38 @@ class DraftedSet:
             more = max(size, at + count - size)
             self._sums = np.pad(self._sums, ((0, 0), (0, more)))
         return at
+
+
+class BySums:
+    """The part of a set of decodes that says what steps need: read off `_sums`.
+
+    Stands before `decode_set.DecodeSet` among the bases of a set with drafts.
+    """
+
+    __slots__ = ()
+
+    _sums: DraftedSet
+
+    def tokens_of(self, step: int) -> int:
+        """Tokens that `step` takes from its budget for them."""
+        return self._sums.tokens_of(step)
+
+    def loads(self, first: int, last: int) -> StepLoads:
+        """What steps `first` to `last` compute for them."""
+        return self._sums.loads(first, last)
+
+    def blocks_of(self, step: int) -> int:
+        """Blocks that `step` needs beyond those there are."""
+        return self._sums.blocks_of(step)
+
+    def blocks_of_run(self, first: int, last: int) -> int:
+        """The same of steps `first` to `last` together."""
+        return self._sums.blocks_of_run(first, last)
+
+    def last_within(self, first: int, limit: int, blocks: int, tokens: int = UNBOUNDED) -> int:
+        """Largest step <= `limit` such that `blocks` and `tokens` suffice from `first` to there."""
+        return self._sums.last_within(first, limit, blocks, tokens)
+
+    def forget_seen(self, step: int) -> None:
+        """`step` is about to be decided: nobody asks for steps long before it."""
+        self._sums.forget_before(step - _KEPT_STEPS)

@@ -11,8 +11,7 @@ Source: SGLang 0.5.23, mem_cache/allocation_sizing.py, managers/scheduler.py
 (_reqs_finishing_inflight) and scheduler_components/batch_result_processor.py.
 """
 
-from frontier_mock.serving.schedulers.decode_set import UNBOUNDED
-from frontier_mock.serving.schedulers.drafted_set import DraftedSet, Ints, StepLoads
+from frontier_mock.serving.schedulers.drafted_set import UNBOUNDED, BySums, DraftedSet, Ints
 from frontier_mock.serving.schedulers.sglang_admission import CLIP_MAX_NEW_TOKENS
 from frontier_mock.serving.schedulers.sglang_batch import RunningBatch
 from frontier_mock.serving.sequence import DECODE, Sequence
@@ -24,11 +23,8 @@ from frontier_mock.serving.speculation import (
     sglang_course,
 )
 
-_KEPT_TICKS = 4
-"""Ticks decided already whose sums somebody may ask for: those executing and behind it."""
 
-
-class DraftedBatch(RunningBatch):
+class DraftedBatch(BySums, RunningBatch):
     """Members, each with its course.
 
     `kv_offset` is no sum here but a number that changes whenever the set does.
@@ -138,29 +134,9 @@ class DraftedBatch(RunningBatch):
                 open_ended += owed
         return fixed + open_ended * ratio
 
-    def tokens_of(self, step: int) -> int:
-        """Tokens that tick `step` computes."""
-        return self._sums.tokens_of(step)
-
-    def loads(self, first: int, last: int) -> StepLoads:
-        """What ticks `first` to `last` compute for them."""
-        return self._sums.loads(first, last)
-
-    def blocks_of(self, step: int) -> int:
-        """Pages that tick `step` needs beyond those there are."""
-        return self._sums.blocks_of(step)
-
-    def blocks_of_run(self, first: int, last: int) -> int:
-        """The same of ticks `first` to `last` together."""
-        return self._sums.blocks_of_run(first, last)
-
-    def last_within(self, first: int, limit: int, blocks: int, tokens: int = UNBOUNDED) -> int:
-        """Largest tick <= `limit` such that `blocks` suffice for ticks `first` to there."""
-        return self._sums.last_within(first, limit, blocks, tokens)
-
     def roll(self, step: int) -> bool:
         """Bring the batch from the step decided last to the one about to be decided."""
-        self._sums.forget_before(step - _KEPT_TICKS)
+        self.forget_seen(step)
         return super().roll(step)
 
 

@@ -11,8 +11,7 @@ Source: vLLM 0.33.0, v1/core/sched/scheduler.py and async_scheduler.py.
 
 from heapq import heappush
 
-from frontier_mock.serving.schedulers.decode_set import UNBOUNDED
-from frontier_mock.serving.schedulers.drafted_set import DraftedSet, Ints, StepLoads
+from frontier_mock.serving.schedulers.drafted_set import BySums, DraftedSet, Ints
 from frontier_mock.serving.schedulers.vllm_decodes import Decodes
 from frontier_mock.serving.sequence import DECODE, Sequence
 from frontier_mock.serving.speculation import (
@@ -24,7 +23,7 @@ from frontier_mock.serving.speculation import (
 )
 
 
-class DraftedDecodes(Decodes):
+class DraftedDecodes(BySums, Decodes):
     """The sequences whose prompt is computed, each with its course.
 
     `kv_offset` is no sum here but a number that changes whenever the set does.
@@ -146,38 +145,14 @@ class DraftedDecodes(Decodes):
         course = _course(seq)
         return int(course.known[course.finish])
 
-    def tokens_of(self, step: int) -> int:
-        """Tokens that `step` takes from its budget for them."""
-        return self._sums.tokens_of(step)
-
-    def loads(self, first: int, last: int) -> StepLoads:
-        """What steps `first` to `last` compute for them."""
-        return self._sums.loads(first, last)
-
-    def blocks_of(self, step: int) -> int:
-        """Blocks that `step` needs beyond those there are."""
-        return self._sums.blocks_of(step)
-
-    def blocks_of_run(self, first: int, last: int) -> int:
-        """The same of steps `first` to `last` together."""
-        return self._sums.blocks_of_run(first, last)
-
-    def last_within(self, first: int, limit: int, blocks: int, tokens: int = UNBOUNDED) -> int:
-        """Largest step <= `limit` such that `blocks` and `tokens` suffice from `first` to there."""
-        return self._sums.last_within(first, limit, blocks, tokens)
-
     def roll(self, step: int) -> None:
         """Bring the set from `step - 1` to `step`."""
-        self._sums.forget_before(step - _KEPT_STEPS)
+        self.forget_seen(step)
         # A course that was narrowed may end with the same step and go on for another.
         for seq in self.leaving.pop(step - 1, ()):
             if seq.counted and self.last_step(seq) == step - 1:
                 self.uncount(seq)
         super().roll(step)
-
-
-_KEPT_STEPS = 4
-"""Steps decided already whose sums somebody may ask for: those executing and behind it."""
 
 
 def _course(seq: Sequence) -> Course:
