@@ -211,10 +211,14 @@ class PrefillPrice:
         group, tile_rows = self._group, self._rows
         per_row = tile_rows / group
         open_us, block_us, launch_us = self._tile_us, self._block_us, self._launch_us
-        if self._narrow_work and max(chunk[0] for chunk in chunks) * group <= NARROW_ROWS:
-            # Half the rows, so half of what a block costs once the tile is open.
-            open_us = self._narrow_work * (open_us + block_us) - 0.5 * block_us
-            block_us, launch_us = 0.5 * block_us, self._narrow_launch_us
+        if self._narrow_work:
+            for chunk in chunks:
+                if chunk[0] * group > NARROW_ROWS:
+                    break
+            else:
+                # Half the rows, so half of what a block costs once the tile is open.
+                open_us = self._narrow_work * (open_us + block_us) - 0.5 * block_us
+                block_us, launch_us = 0.5 * block_us, self._narrow_launch_us
         work = 0.0
         longest = float(_TILE)
         for new, past in chunks:

@@ -313,20 +313,26 @@ class VllmScheduler:
         """Decide what `step` computes; None if there is nothing to compute."""
         decodes = self._decodes
         inbound = self._inbound
-        if not self._plain or decodes.joining or step - 1 in decodes.leaving:
+        plain = self._plain
+        if not plain or decodes.joining or step - 1 in decodes.leaving:
             decodes.roll(step)
-        if self._plain and not (
-            self._prefilling or self._queue.entries or inbound.ready or inbound.arrived
-        ):
-            need = decodes.blocks_of(step)
-            if need <= self.kv.num_free and decodes.num_decodes <= self._token_budget:
-                return self._decode_alone(step, need)
+        need = decodes.blocks_of(step)
+        tokens = decodes.num_decodes if plain else decodes.tokens_of(step)
+        budget = self._token_budget - tokens
+        waits = self._prefilling or self._queue.entries or inbound.ready or inbound.arrived
+        if plain and not waits and budget >= 0 and need <= self.kv.num_free:
+            # Decodes get their one token each, and nothing else happens: most steps are so.
+            if need:
+                self.kv.take(need)
+            decodes.decided = step
+            self._grants = []
+            self._prompts_run = False
+            self.blocked = True
+            return Step(step, tokens, decodes.kv_offset, (), ()) if tokens else None
         if inbound.arrived:
             inbound.notice(self._turn_of(step), t_ns, self._is_idle())
         self._grants = []
         self._images = ()
-        budget = self._token_budget - decodes.tokens_of(step)
-        need = decodes.blocks_of(step)
         preempted = False
         pace = self._pace
         if pace.paced:
@@ -370,18 +376,6 @@ class VllmScheduler:
             None if self._below is None else self._below.take_load(),
             self._images,
         )
-
-    def _decode_alone(self, step: int, need: int) -> Step | None:
-        """Decodes get their one token each, for which they begin `need` blocks: most steps."""
-        decodes = self._decodes
-        if need:
-            self.kv.take(need)
-        decodes.decided = step
-        self._grants = []
-        self._prompts_run = False
-        self.blocked = True
-        num_decodes = decodes.num_decodes
-        return Step(step, num_decodes, decodes.kv_offset, (), ()) if num_decodes else None
 
     def _count_to(self, step: int) -> int:
         """How many steps have something in them when `step`, being scheduled, has: differences
