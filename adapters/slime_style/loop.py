@@ -6,6 +6,7 @@ Needs httpx. The workers are those the router lists. Fails if a token or a logpr
 prints what was done, as JSON.
 """
 
+import argparse
 import asyncio
 import json
 import sys
@@ -154,8 +155,15 @@ async def train(url: str, steps: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the loop; returns the exit code."""
-    steps = int(argv[1]) if len(argv) > 1 else 3
-    sys.stdout.write(json.dumps(asyncio.run(train(argv[0], steps))) + "\n")
+    parser = argparse.ArgumentParser(description="Train in slime's manner through a router.")
+    parser.add_argument("router", help="its URL")
+    parser.add_argument("steps", type=int, nargs="?", default=3)
+    options = parser.parse_args(argv)
+    try:
+        done = asyncio.run(train(options.router, options.steps))
+    except httpx.ConnectError as error:
+        parser.error(f"cannot reach {options.router}: {error}")
+    sys.stdout.write(json.dumps(done) + "\n")
     return 0
 
 
